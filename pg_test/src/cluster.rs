@@ -1,0 +1,234 @@
+//! A throwaway cluster: its own data directory, socket and port, gone when it is dropped, and when the bench dies.
+
+use crate::client::{Endpoint, Session, Target};
+use crate::server::Server;
+use crate::{PATIENCE, place, run, wait_for};
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs;
+use std::io::Write;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+/// Runs a server until its input ends, that is until it is told to or the bench is no more; then it leaves nothing behind.
+/// Ctrl-C reaches the server, too, and must not end this first.
+const KEEPER: &str = r#"
+trap '' INT
+"$1" -D "$2/data" </dev/null >>"$2/log" 2>&1 &
+read -r answer
+kill -INT $! 2>/dev/null
+wait $!
+[ "$answer" = keep ] || rm -rf "$2"
+"#;
+
+pub struct Cluster {
+    pub server: Server,
+    /// Holds the data directory, the socket and the log.
+    pub dir: PathBuf,
+    pub port: u16,
+    keeper: Option<Child>,
+}
+
+/// How a server is stopped: the signal that it is sent.
+#[derive(Clone, Copy)]
+pub enum Stop {
+    Fast,
+    Immediate,
+}
+
+impl Cluster {
+    /// A cluster with the extension preloaded and these settings besides.
+    pub fn start(server: &Server, settings: &[(&str, &str)]) -> Cluster {
+        let mut all = vec![("shared_preload_libraries", "session_limit")];
+        all.extend(settings);
+        Cluster::plain(server, &all)
+    }
+
+    /// A cluster with these settings only.
+    pub fn plain(server: &Server, settings: &[(&str, &str)]) -> Cluster {
+        let mut cluster = Cluster::new(server);
+        let mut configuration: Vec<(&str, &str)> = vec![
+            ("listen_addresses", "127.0.0.1"),
+            ("fsync", "off"),
+            ("shared_buffers", "16MB"),
+            ("max_connections", "80"),
+            ("log_line_prefix", "%m [%p] "),
+        ];
+        let (port, dir) = (cluster.port.to_string(), cluster.dir.display().to_string());
+        configuration.extend([("port", port.as_str()), ("unix_socket_directories", dir.as_str())]);
+        configuration.extend(settings);
+        let quote = |value: &str| value.replace('\'', "''");
+        let lines = configuration.iter().map(|(name, value)| format!("{name} = '{}'\n", quote(value)));
+        cluster.append("postgresql.conf", &lines.collect::<String>());
+        cluster.start_again();
+        cluster
+    }
+
+    fn new(server: &Server) -> Cluster {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let runs = place::servers().join("run");
+        place::server_dir(&runs);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        if number == 0 {
+            remove_leftovers(&runs);
+        }
+        let dir = runs.join(format!("{}-{number}", std::process::id()));
+        place::server_dir(&dir);
+        run(Command::new("cp").arg("-a").arg(&server.template).arg(dir.join("data")));
+        let free = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
+        let port = free.expect("a free port").port();
+        Cluster { server: server.clone(), dir, port, keeper: None }
+    }
+
+    /// Starts the server and returns when it accepts connections, without having made one.
+    pub fn start_again(&mut self) {
+        let mut keeper = Command::new("sh");
+        keeper.args(["-c", KEEPER, "sh"]).arg(self.server.bin.join("postgres")).arg(&self.dir);
+        if let Some(libraries) = self.server.command("postgres").get_envs().find(|(name, _)| *name == "LD_LIBRARY_PATH") {
+            keeper.env(libraries.0, libraries.1.unwrap_or_default());
+        }
+        place::as_server_user(&mut keeper).stdin(Stdio::piped());
+        self.keeper = Some(keeper.spawn().expect("run sh"));
+        let start = Instant::now();
+        while self.pid_file().is_none_or(|lines| lines.get(7).is_none_or(|status| status.trim() != "ready")) {
+            let ended = self.log().contains("is shut down") && self.pid_file().is_none();
+            assert!(!ended && start.elapsed() < PATIENCE, "the server does not start:\n{}", self.log());
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+    }
+
+    /// Stops the server and keeps its data.
+    pub fn stop(&mut self, how: Stop) {
+        let Some(mut keeper) = self.keeper.take() else { return };
+        if let Stop::Immediate = how {
+            self.signal(Signal::QUIT);
+        }
+        // Told to keep, the keeper stops the server the fast way; one that is stopping already stays on its way.
+        let told = keeper.stdin.take().expect("the keeper's input").write_all(b"keep\n");
+        told.and_then(|()| keeper.wait()).expect("wait for the keeper");
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let _ = kill_process(self.pid(), signal);
+    }
+
+    /// The postmaster's process ID.
+    pub fn pid(&self) -> Pid {
+        let lines = self.pid_file().expect("a running server");
+        let pid = lines.first().and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
+        pid.expect("a process ID in postmaster.pid")
+    }
+
+    fn pid_file(&self) -> Option<Vec<String>> {
+        let text = fs::read_to_string(self.dir.join("data/postmaster.pid")).ok()?;
+        Some(text.lines().map(String::from).collect())
+    }
+
+    /// What the server has logged.
+    pub fn log(&self) -> String {
+        let log = fs::read(self.dir.join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
+    /// Adds to a file of the data directory.
+    pub fn append(&self, file: &str, text: &str) {
+        let file = fs::OpenOptions::new().append(true).open(self.dir.join("data").join(file));
+        file.and_then(|mut file| file.write_all(text.as_bytes())).expect("write a configuration file");
+    }
+
+    /// Replaces a file of the data directory.
+    pub fn write(&self, file: &str, text: &str) {
+        fs::write(self.dir.join("data").join(file), text).expect("write a configuration file");
+    }
+
+    /// A login of this role to the database `postgres` over the Unix-domain socket.
+    pub fn login_of(&self, user: &str) -> Target {
+        Target {
+            endpoint: Endpoint::Unix(self.dir.join(format!(".s.PGSQL.{}", self.port))),
+            user: user.to_string(),
+            database: Some("postgres".to_string()),
+            options: Vec::new(),
+        }
+    }
+
+    /// The same over TCP.
+    pub fn tcp_login_of(&self, user: &str) -> Target {
+        Target { endpoint: Endpoint::Tcp(self.port), ..self.login_of(user) }
+    }
+
+    /// A session of the superuser.
+    pub fn superuser(&self) -> Session {
+        self.login_of("postgres").login().unwrap_or_else(|refusal| panic!("superuser: {refusal:?}"))
+    }
+
+    /// Runs SQL as the superuser, each statement in its own transaction.
+    pub fn sql(&self, statements: &[&str]) {
+        let mut session = self.superuser();
+        for statement in statements {
+            session.query(statement);
+        }
+    }
+
+    /// Changes settings and returns when new sessions have them.
+    pub fn set(&self, settings: &[(&str, &str)]) {
+        let mut session = self.superuser();
+        for (name, value) in settings {
+            session.query(&format!("ALTER SYSTEM SET {name} = '{value}'"));
+        }
+        self.reload();
+    }
+
+    /// Reloads the configuration and returns when new sessions have it.
+    pub fn reload(&self) {
+        let loaded = || self.superuser().value("SELECT pg_conf_load_time()");
+        let before = loaded();
+        self.signal(Signal::HUP);
+        wait_for("the reload", || (loaded() != before).then_some(()));
+    }
+
+    /// One of the server's client programs, told where the server is.
+    pub fn client(&self, program: &str) -> Command {
+        let mut command = self.server.command(program);
+        command.env("PGHOST", &self.dir).env("PGPORT", self.port.to_string());
+        command.env("PGUSER", "postgres").env("PGDATABASE", "postgres");
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// What psql prints of a query, with its errors, as this role over the Unix-domain socket.
+    pub fn psql(&self, user: &str, sql: &str) -> String {
+        let mut psql = self.client("psql");
+        let Output { stdout, stderr, .. } =
+            psql.env("PGUSER", user).args(["-X", "-c", sql]).output().expect("run psql");
+        let text = [stderr, stdout].concat();
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// Waits until no session of this role is left in `pg_stat_activity`, nor in the slot table.
+    pub fn wait_until_gone(&self, user: &str) {
+        let mut session = self.superuser();
+        let sql = format!("SELECT count(*) FROM pg_stat_activity WHERE usename = '{user}'");
+        wait_for("sessions to end", || (session.value(&sql) == "0").then_some(()));
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.stop(Stop::Fast);
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Removes what runs left behind that were killed together with their keepers.
+fn remove_leftovers(runs: &std::path::Path) {
+    for dir in fs::read_dir(runs).into_iter().flatten().flatten() {
+        let name = dir.file_name().to_string_lossy().into_owned();
+        let pid = name.split('-').next().and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
+        let dead = pid.is_some_and(|pid| rustix::process::test_kill_process(pid).is_err());
+        if dead && !dir.path().join("data/postmaster.pid").exists() {
+            let _ = fs::remove_dir_all(dir.path());
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Every difference between the supported versions of the server.
+
+use pgrx::pg_sys;
+use std::ffi::CStr;
+
+/// The index of this process's PGPROC, below `MaxBackends` for any that a client can talk to.
+pub fn my_slot() -> usize {
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    // SAFETY: MyProc is set before a backend authenticates its client and until it has left the process array; `shmem`
+    // asks once, in between.
+    let index = unsafe { (*pg_sys::MyProc).pgprocno };
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    // SAFETY: a plain variable of this process.
+    let index = unsafe { pg_sys::MyProcNumber };
+    index as usize
+}
+
+/// Whether the connections reserved for superusers, and on 16+ for `pg_use_reserved_connections`, are free.
+pub fn reserved_connections_are_free() -> bool {
+    // SAFETY: settings that no backend changes; HaveNFreeProcs takes and gives back a spinlock and needs nothing else.
+    #[cfg(feature = "pg15")]
+    unsafe {
+        pg_sys::HaveNFreeProcs(pg_sys::ReservedBackends)
+    }
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: as above; the count of free ones is written to a local variable.
+    unsafe {
+        let mut free = 0;
+        let reserved = pg_sys::SuperuserReservedConnections + pg_sys::ReservedConnections;
+        pg_sys::HaveNFreeProcs(reserved, &mut free)
+    }
+}
+
+/// The timeouts that end a login while it is in the hook: `STATEMENT_TIMEOUT`, which stands for `authentication_timeout`
+/// until authentication is done, and `TRANSACTION_TIMEOUT` (`src/include/utils/timeout.h`).
+#[cfg(any(feature = "pg15", feature = "pg16"))]
+pub const LOGIN_TIMEOUTS: &[u32] = &[3];
+#[cfg(any(feature = "pg17", feature = "pg18"))]
+pub const LOGIN_TIMEOUTS: &[u32] = &[3, 8];
+
+/// The server's message, and DETAIL, for a walsender whose role may not be one (`InitPostgres`).
+#[cfg(feature = "pg15")]
+pub const NOT_A_WALSENDER: (&CStr, Option<&CStr>) =
+    (c"must be superuser or replication role to start walsender", None);
+#[cfg(not(feature = "pg15"))]
+pub const NOT_A_WALSENDER: (&CStr, Option<&CStr>) = (
+    c"permission denied to start WAL sender",
+    Some(c"Only roles with the REPLICATION attribute may start a WAL sender process."),
+);

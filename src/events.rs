@@ -1,0 +1,63 @@
+//! What the server log says of decisions: `session_limit: ` and one JSON object a line.
+
+use crate::decide::Excess;
+use crate::limit::Scope;
+use crate::login::Client;
+use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys::panic::ErrorReport};
+use serde::Serialize;
+use std::ffi::CStr;
+use std::net::IpAddr;
+
+#[derive(Serialize)]
+struct WouldRefuse<'a> {
+    event: &'static str,
+    role: String,
+    database: Option<String>,
+    client_addr: Option<IpAddr>,
+    pid: u32,
+    source: &'a str,
+    in_use: u32,
+    max: u32,
+}
+
+/// A login that is admitted only because nothing is enforced.
+pub fn would_refuse(client: &Client, excess: &Excess) {
+    let name = match excess.limit.scope {
+        Scope::Role(_) => client.role,
+        Scope::Database(_) => client.database.unwrap_or_default(),
+    };
+    log(&WouldRefuse {
+        event: "would_refuse",
+        role: text(client.role),
+        database: client.database.map(text),
+        client_addr: client.address,
+        pid: std::process::id(),
+        source: &String::from_utf8_lossy(&excess.limit.source_name(name.to_bytes())),
+        in_use: excess.in_use,
+        max: excess.limit.max,
+    });
+}
+
+#[derive(Serialize)]
+struct Reclaimed {
+    event: &'static str,
+    /// The worker has no catalogs to look its name up in.
+    role_oid: u32,
+    pid: u32,
+}
+
+/// A slot was freed for a process that is gone and did not free it: never expected.
+pub fn reclaimed(pid: u32, role: u32) {
+    log(&Reclaimed { event: "reclaimed", role_oid: role, pid });
+}
+
+/// JSON is Unicode; names are bytes, usually UTF-8.
+fn text(name: &CStr) -> String {
+    name.to_string_lossy().into_owned()
+}
+
+fn log(event: &impl Serialize) {
+    let json = serde_json::to_string(event).unwrap_or_else(|error| error.to_string());
+    let code = PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION;
+    ErrorReport::new(code, format!("session_limit: {json}"), "").report(PgLogLevel::LOG);
+}

@@ -1,0 +1,104 @@
+//! What a login does that found no room: it waits, until it is woken to try again or its patience is over.
+//!
+//! A waiter is a backend in the middle of its start: it holds one of `max_connections`, so nobody waits unless the reserved
+//! connections stay free; it holds no snapshot; and it must be done before the server's own timeouts would end it with
+//! nothing but an EOF for its client.
+
+use crate::settings::Settings;
+use crate::{compat, error, login::Client};
+use pgrx::pg_sys;
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+/// A refusal takes a moment too.
+const BEFORE_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// Nothing wakes a waiter when a limit is raised or a database is dropped: it looks.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// How long a login may wait, counted from its arrival.
+pub struct Patience {
+    arrived: Instant,
+    /// When the server would end the login.
+    deadline: Option<Instant>,
+    lost: Cell<bool>,
+}
+
+impl Patience {
+    pub fn begin() -> Patience {
+        let arrived = Instant::now();
+        Patience { arrived, deadline: deadline(arrived), lost: Cell::new(false) }
+    }
+
+    pub fn may_wait(&self, settings: &Settings) -> bool {
+        !self.lost.get() && !self.left(settings).is_zero() && compat::reserved_connections_are_free()
+    }
+
+    pub fn waited(&self) -> Duration {
+        self.arrived.elapsed()
+    }
+
+    fn left(&self, settings: &Settings) -> Duration {
+        let end = self.arrived + settings.max_wait;
+        let end = self.deadline.map_or(end, |deadline| end.min(deadline));
+        end.saturating_duration_since(Instant::now())
+    }
+
+    /// Returns when there may be room, or when it is time to give up. Takes in what has changed meanwhile.
+    pub fn sleep(&self, client: &Client, settings: &Settings) {
+        let at_most = self.left(settings).min(LOOK_EVERY);
+        let wake = pg_sys::WL_LATCH_SET | pg_sys::WL_SOCKET_CLOSED | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+        // SAFETY: a backend waits on its own latch and its client's socket; the catalogs' rows have been copied, so that no
+        // snapshot is needed.
+        let woken = unsafe {
+            pg_sys::InvalidateCatalogSnapshot();
+            let woken = pg_sys::WaitLatchOrSocket(
+                pg_sys::MyLatch,
+                wake as i32,
+                client.socket,
+                at_most.as_micros().div_ceil(1000) as i64,
+                pg_sys::PG_WAIT_EXTENSION,
+            );
+            pg_sys::ResetLatch(pg_sys::MyLatch);
+            woken as u32
+        };
+        if woken & pg_sys::WL_SOCKET_CLOSED != 0 {
+            error::client_is_gone();
+        }
+        self.heed_signals();
+    }
+
+    fn heed_signals(&self) {
+        // SAFETY: plain variables of this process, set by its signal handlers. The file is read as in the server's main loop.
+        unsafe {
+            if pg_sys::ProcDiePending != 0 {
+                error::terminated();
+            }
+            if pg_sys::QueryCancelPending != 0 {
+                pg_sys::QueryCancelPending = 0;
+                self.lost.set(true);
+            }
+            if pg_sys::ConfigReloadPending != 0 {
+                pg_sys::ConfigReloadPending = 0;
+                pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+            }
+        }
+        // Others wait for this backend to take part in barriers.
+        pgrx::check_for_interrupts!();
+    }
+}
+
+unsafe extern "C-unwind" {
+    fn get_timeout_active(id: u32) -> bool;
+    fn get_timeout_finish_time(id: u32) -> pg_sys::TimestampTz;
+}
+
+fn deadline(now: Instant) -> Option<Instant> {
+    // SAFETY: both only read variables of this process, and raise nothing.
+    let finish = |id: &u32| unsafe { get_timeout_active(*id).then(|| get_timeout_finish_time(*id)) };
+    let finish = compat::LOGIN_TIMEOUTS.iter().filter_map(finish).min()?;
+    // SAFETY: reads the clock.
+    let left = finish - unsafe { pg_sys::GetCurrentTimestamp() };
+    let left = Duration::from_micros(u64::try_from(left).unwrap_or(0));
+    Some(now + left.saturating_sub(BEFORE_TIMEOUT))
+}

@@ -1,0 +1,188 @@
+//! The hook: runs in a backend whose client has just been authenticated, before it is told so. The only file that
+//! touches `Port`.
+//!
+//! Each way out is a decision:
+//! - authentication failed, or `pg_upgrade` runs: not a login; the server goes on.
+//! - the server is about to refuse (no such role or database, …): refused here with its words. To let the server do
+//!   it would let in, uncounted, whoever becomes admissible between our look and its own.
+//! - an exempt superuser: counted and admitted, whatever else is set.
+//! - everyone else: `decide`; over a limit: `excess`.
+//! - an error of ours, or of the catalogs: this one login fails with it. What was claimed or queued is given up on exit.
+
+use crate::catalog::{Database, Role};
+use crate::decide::{Attempt, Rules, Verdict};
+use crate::excess::Patience;
+use crate::limit;
+use crate::sessions::Session;
+use crate::settings::{self, Enforcement, ExemptSuperusers, Settings};
+use crate::{error, events, shmem};
+use pgrx::pg_sys::{self, libpq};
+use pgrx::prelude::*;
+use std::cell::Cell;
+use std::ffi::CStr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+type Hook = unsafe extern "C-unwind" fn(*mut libpq::be::Port, i32);
+
+struct Previous(Cell<Option<Hook>>);
+
+// SAFETY: PostgreSQL runs this library in single-threaded processes.
+unsafe impl Sync for Previous {}
+
+static PREVIOUS: Previous = Previous(Cell::new(None));
+
+/// `STATUS_OK` of the server (`src/include/c.h`).
+const STATUS_OK: i32 = 0;
+
+pub fn install_hook() {
+    // SAFETY: the postmaster is loading the library; the hook is a plain variable, and the previous one is called.
+    unsafe {
+        PREVIOUS.0.set(libpq::ClientAuthentication_hook);
+        libpq::ClientAuthentication_hook = Some(session_limit_client_authentication);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn session_limit_client_authentication(
+    port: *mut libpq::be::Port,
+    status: i32,
+) {
+    if let Some(previous) = PREVIOUS.0.get() {
+        // SAFETY: the arguments are the server's own, and what the previous hook raises is passed on.
+        unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| previous(port, status)) };
+    }
+    // SAFETY: a plain variable of this process.
+    let upgrading = unsafe { pg_sys::IsBinaryUpgrade };
+    if status == STATUS_OK && !upgrading {
+        // SAFETY: the server passes its own Port, which lives as long as the process.
+        admit(&Client::of(unsafe { &*port }));
+    }
+}
+
+/// Whoever asks to be let in.
+pub struct Client<'a> {
+    pub role: &'a CStr,
+    /// None for a walsender without a database.
+    pub database: Option<&'a CStr>,
+    /// None over a Unix-domain socket.
+    pub address: Option<IpAddr>,
+    pub socket: pg_sys::pgsocket,
+    pub walsender: bool,
+}
+
+impl<'a> Client<'a> {
+    fn of(port: &'a libpq::be::Port) -> Client<'a> {
+        // SAFETY: the server has filled these in, and ends its strings with a zero byte.
+        unsafe {
+            let walsender = pg_sys::am_walsender;
+            let without_database = walsender && !pg_sys::am_db_walsender;
+            Client {
+                role: CStr::from_ptr(port.user_name),
+                database: (!without_database).then(|| CStr::from_ptr(port.database_name)),
+                address: address(&port.raddr),
+                socket: port.sock,
+                walsender,
+            }
+        }
+    }
+}
+
+/// The client's address as the socket has it: `remote_host` is text that reverse DNS chooses under `log_hostname`.
+fn address(peer: &pg_sys::SockAddr) -> Option<IpAddr> {
+    let family = libc::c_int::from(peer.addr.ss_family);
+    let storage = &raw const peer.addr;
+    // SAFETY: the kernel stored the struct that the family says, and a sockaddr_storage is aligned for each of them.
+    unsafe {
+        match family {
+            libc::AF_INET => {
+                let ip = (*storage.cast::<libc::sockaddr_in>()).sin_addr.s_addr;
+                Some(Ipv4Addr::from(u32::from_be(ip)).into())
+            }
+            libc::AF_INET6 => {
+                let ip = (*storage.cast::<libc::sockaddr_in6>()).sin6_addr.s6_addr;
+                Some(Ipv6Addr::from(ip).into())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Returns when the client is in; else this is the end of the process.
+fn admit(client: &Client) {
+    let patience = Patience::begin();
+    loop {
+        let settings = settings::current();
+        let (session, limits) = ask(client, &settings);
+        let may_wait = patience.may_wait(&settings);
+        let verdict = shmem::decide(|slot| Attempt {
+            slot,
+            pid: std::process::id(),
+            session,
+            limits,
+            rules: Rules {
+                count_walsenders: !settings.exempt_replication,
+                dry_run: settings.enforcement == Enforcement::Log,
+                may_wait,
+                max_waiters: settings.max_waiters,
+            },
+        });
+        match verdict {
+            Verdict::Admitted(None) => return,
+            Verdict::Admitted(Some(excess)) => return events::would_refuse(client, &excess),
+            Verdict::Refused(excess) => error::too_many(client, &excess, patience.waited()),
+            Verdict::Waiting => patience.sleep(client, &settings),
+        }
+    }
+}
+
+/// Reads what the catalogs say of the client's role and database now, and which limits apply. Raises what the server would.
+fn ask(client: &Client, settings: &Settings) -> (Session, limit::Limits) {
+    // Roles may have been made or changed while the client was authenticated.
+    // SAFETY: in a transaction, in a backend.
+    unsafe { pg_sys::AcceptInvalidationMessages() };
+    let role = Role::by_name(client.role).unwrap_or_else(|| error::no_such_role(client.role));
+    if !role.can_login {
+        error::role_may_not_log_in(client.role);
+    }
+    if client.walsender && !role.superuser && !role.replication {
+        error::role_may_not_replicate();
+    }
+    let database = client.database.map(|name| database(name));
+    let exempt_superuser = role.superuser
+        && match settings.exempt_superusers {
+            ExemptSuperusers::On => true,
+            ExemptSuperusers::Local => client.address.is_none(),
+            ExemptSuperusers::Off => false,
+        };
+    let exempt = exempt_superuser || (client.walsender && settings.exempt_replication);
+    let session = Session {
+        role: role.oid,
+        database: database.as_ref().map_or(0, |database| database.oid),
+        address: client.address,
+        // SAFETY: a plain variable of this process.
+        started: unsafe { pg_sys::MyStartTimestamp },
+        walsender: client.walsender,
+        exempt,
+    };
+    let limits = if exempt || settings.enforcement == Enforcement::Off {
+        limit::NONE
+    } else {
+        limit::applicable(
+            (role.oid, role.connection_limit),
+            database.map(|database| (database.oid, database.connection_limit)),
+            settings.max_sessions_per_role,
+        )
+    };
+    (session, limits)
+}
+
+fn database(name: &CStr) -> Database {
+    let database = Database::by_name(name).unwrap_or_else(|| error::no_such_database(name));
+    if database.invalid {
+        error::database_is_invalid(name);
+    }
+    if !database.allows_connections {
+        error::database_accepts_no_connections(name);
+    }
+    database
+}

@@ -1,0 +1,115 @@
+//! The functions under the SQL views. They show of other roles' sessions no more than `pg_stat_activity` does.
+
+use crate::catalog::{Database, Role};
+use crate::limit::{self, Limit, Scope, Source};
+use crate::sessions::{Counted, Session};
+use crate::{settings, shmem};
+use pgrx::datum::TimestampWithTimeZone;
+use pgrx::prelude::*;
+use pgrx::{Inet, pg_sys};
+
+/// One row a session that the caller may see.
+#[pg_extern(sql = false)]
+fn active_sessions() -> TableIterator<
+    'static,
+    (
+        name!(pid, i32),
+        name!(usesysid, pg_sys::Oid),
+        name!(datid, pg_sys::Oid),
+        name!(client_addr, Option<Inet>),
+        name!(backend_start, Option<TimestampWithTimeZone>),
+        name!(exempt, bool),
+    ),
+> {
+    let mut sessions = shmem::snapshot().sessions;
+    let viewer = Viewer::current();
+    sessions.retain(|(_, session)| viewer.may_see(session.role));
+    TableIterator::new(sessions.into_iter().map(|(pid, session)| {
+        (
+            pid as i32,
+            session.role.into(),
+            session.database.into(),
+            session.address.map(|address| Inet(address.to_string())),
+            TimestampWithTimeZone::try_from(session.started).ok(),
+            session.exempt,
+        )
+    }))
+}
+
+/// One row for each count that a limit keeps, of those with a session or a waiter that is not exempt.
+#[pg_extern(sql = false)]
+fn current_usage() -> TableIterator<
+    'static,
+    (
+        name!(source, &'static str),
+        name!(per, &'static str),
+        name!(subject, pg_sys::Oid),
+        name!(in_use, i64),
+        name!(max, i64),
+        name!(waiting, i64),
+    ),
+> {
+    let settings = settings::current();
+    let shmem::Snapshot { sessions, waiters } = shmem::snapshot();
+    let sessions: Vec<Session> = sessions.into_iter().map(|(_, session)| session).collect();
+    let waiters: Vec<Session> = waiters.into_iter().map(|(session, _)| session).collect();
+
+    let viewer = Viewer::current();
+    let limited = sessions.iter().filter(|session| !session.exempt).chain(&waiters);
+    let mut limits: Vec<Limit> = Vec::new();
+    for limit in limited.flat_map(|session| limits_of(session, settings.max_sessions_per_role)) {
+        if !limits.contains(&limit) {
+            limits.push(limit);
+        }
+    }
+    let rows = limits.into_iter().filter_map(move |limit| {
+        let counted = Counted { scope: limit.scope, walsenders: !settings.exempt_replication };
+        let covered = |session: &&Session| counted.covers(session);
+        let mut own = sessions.iter().chain(&waiters).filter(covered);
+        if !own.any(|session| viewer.may_see(session.role)) {
+            return None;
+        }
+        let (per, subject) = match limit.scope {
+            Scope::Role(oid) => ("role", oid),
+            Scope::Database(oid) => ("database", oid),
+        };
+        let source = match limit.source {
+            Source::ConnectionLimit => "CONNECTION LIMIT",
+            Source::MaxSessionsPerRole => "session_limit.max_sessions_per_role",
+        };
+        let in_use = sessions.iter().filter(covered).count() as i64;
+        let waiting = waiters.iter().filter(covered).count() as i64;
+        Some((source, per, subject.into(), in_use, i64::from(limit.max), waiting))
+    });
+    TableIterator::new(rows.collect::<Vec<_>>())
+}
+
+/// The limits that a login like this one would have to meet now. A role or database that was dropped has none of its own.
+fn limits_of(session: &Session, default: i32) -> Vec<Limit> {
+    let role = Role::by_oid(session.role).map_or(-1, |role| role.connection_limit);
+    let database = Database::by_oid(session.database);
+    let database = database.map(|database| (database.oid, database.connection_limit));
+    limit::applicable((session.role, role), database, default).into_iter().flatten().collect()
+}
+
+/// Whoever runs the query.
+struct Viewer {
+    role: pg_sys::Oid,
+    sees_all: bool,
+}
+
+impl Viewer {
+    fn current() -> Viewer {
+        // SAFETY: in a transaction, in a backend with a database.
+        unsafe {
+            let role = pg_sys::GetUserId();
+            let all_stats = pg_sys::Oid::from(pg_sys::ROLE_PG_READ_ALL_STATS);
+            Viewer { role, sees_all: pg_sys::has_privs_of_role(role, all_stats) }
+        }
+    }
+
+    fn may_see(&self, role: u32) -> bool {
+        // SAFETY: as above.
+        self.sees_all || unsafe { pg_sys::has_privs_of_role(self.role, role.into()) }
+    }
+}
