@@ -56,7 +56,7 @@ pub fn database_accepts_no_connections(name: &CStr) -> ! {
 }
 
 /// The login is over a limit, and has waited as long as it may.
-pub fn too_many(client: &Client, excess: &Excess, waited: Duration) -> ! {
+pub fn too_many(client: &Client, excess: &Excess, waited: Option<Duration>) -> ! {
     let (message, name) = match excess.limit.scope {
         Scope::Role(_) => (c"too many connections for role \"%s\"", client.role),
         Scope::Database(_) => {
@@ -166,7 +166,7 @@ impl<'a> Refusal<'a> {
 }
 
 /// The limit, where it is set, what is in use, and of that the role's own sessions: a user learns nothing of others.
-fn what_is_in_the_way(client: &Client, excess: &Excess, waited: Duration) -> CString {
+fn what_is_in_the_way(client: &Client, excess: &Excess, waited: Option<Duration>) -> CString {
     let Excess { limit, in_use, ahead, own, shown } = excess;
     let name = match limit.scope {
         Scope::Role(_) => client.role,
@@ -192,7 +192,7 @@ fn what_is_in_the_way(client: &Client, excess: &Excess, waited: Duration) -> CSt
         let verb = if *ahead == 1 { "login goes" } else { "logins go" };
         text.extend(format!(" The room is for {ahead} that came before: waiting {verb} first.").bytes());
     }
-    if !waited.is_zero() {
+    if let Some(waited) = waited {
         text.extend(format!(" The login waited {} ms for room.", waited.as_millis()).bytes());
     }
     text.retain(|byte| *byte != 0);

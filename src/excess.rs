@@ -21,21 +21,26 @@ pub struct Patience {
     arrived: Instant,
     /// When the server would end the login.
     deadline: Option<Instant>,
+    /// When it first went to sleep.
+    asleep: Cell<Option<Instant>>,
     lost: Cell<bool>,
 }
 
 impl Patience {
     pub fn begin() -> Patience {
         let arrived = Instant::now();
-        Patience { arrived, deadline: deadline(arrived), lost: Cell::new(false) }
+        // Asked once: a superuser who uses a reserved connection later sends nobody away.
+        let lost = Cell::new(!compat::reserved_connections_are_free());
+        Patience { arrived, deadline: deadline(arrived), asleep: Cell::new(None), lost }
     }
 
     pub fn may_wait(&self, settings: &Settings) -> bool {
-        !self.lost.get() && !self.left(settings).is_zero() && compat::reserved_connections_are_free()
+        !self.lost.get() && !self.left(settings).is_zero()
     }
 
-    pub fn waited(&self) -> Duration {
-        self.arrived.elapsed()
+    /// How long the login has waited; None if it has not.
+    pub fn waited(&self) -> Option<Duration> {
+        self.asleep.get().map(|asleep| asleep.elapsed())
     }
 
     fn left(&self, settings: &Settings) -> Duration {
@@ -46,6 +51,7 @@ impl Patience {
 
     /// Returns when there may be room, or when it is time to give up. Takes in what has changed meanwhile.
     pub fn sleep(&self, client: &Client, settings: &Settings) {
+        self.asleep.set(self.asleep.get().or_else(|| Some(Instant::now())));
         let at_most = self.left(settings).min(LOOK_EVERY);
         let wake = pg_sys::WL_LATCH_SET | pg_sys::WL_SOCKET_CLOSED | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
         // SAFETY: a backend waits on its own latch and its client's socket; the catalogs' rows have been copied, so that no

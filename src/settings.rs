@@ -7,19 +7,25 @@ use std::time::Duration;
 /// What a limit does.
 #[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
 pub enum Enforcement {
+    #[name = c"on"]
     On,
     /// Decide, log the decision, admit.
+    #[name = c"log"]
     Log,
     /// Only count.
+    #[name = c"off"]
     Off,
 }
 
 /// Which superusers are never refused.
 #[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
 pub enum ExemptSuperusers {
+    #[name = c"on"]
     On,
     /// Those who come over a Unix-domain socket.
+    #[name = c"local"]
     Local,
+    #[name = c"off"]
     Off,
 }
 

@@ -32,6 +32,9 @@ pub extern "C-unwind" fn session_limit_worker_main(_arg: pg_sys::Datum) {
         pgrx::check_for_interrupts!();
         suspects = reclaim(&suspects);
     }
+    // Told to stop. Unless the server is stopping, the postmaster starts a worker again that did not end with 0.
+    // SAFETY: ends the process as the server's own do; nothing is held.
+    unsafe { pg_sys::proc_exit(1) };
 }
 
 /// Frees the slots of `suspects` whose process is still gone, and returns those whose process is gone now: one that has

@@ -13,11 +13,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// Runs a server until its input ends, that is until it is told to or the bench is no more; then it leaves nothing behind.
-/// Ctrl-C reaches the server, too, and must not end this first.
+/// Ctrl-C reaches the server, too, and must not end this first. SIGINT is a fast shutdown; a server that is so young that it
+/// still ignores that one, as the shell has it, is ended by SIGTERM.
 const KEEPER: &str = r#"
 trap '' INT
 "$1" -D "$2/data" </dev/null >>"$2/log" 2>&1 &
 read -r answer
+kill -TERM $! 2>/dev/null
 kill -INT $! 2>/dev/null
 wait $!
 [ "$answer" = keep ] || rm -rf "$2"
@@ -66,6 +68,18 @@ impl Cluster {
         cluster
     }
 
+    /// A streaming standby of another cluster, with its settings.
+    pub fn standby_of(primary: &Cluster) -> Cluster {
+        let mut standby = Cluster::new(&primary.server);
+        fs::remove_dir_all(standby.dir.join("data")).expect("make way for the backup");
+        run(primary.client("pg_basebackup").args(["-R", "-c", "fast", "-D"]).arg(standby.dir.join("data")));
+        let (port, dir) = (standby.port, standby.dir.display());
+        let settings = format!("port = {port}\nunix_socket_directories = '{dir}'\n");
+        standby.append("postgresql.conf", &settings);
+        standby.start_again();
+        standby
+    }
+
     fn new(server: &Server) -> Cluster {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let runs = place::servers().join("run");
@@ -90,10 +104,10 @@ impl Cluster {
             keeper.env(libraries.0, libraries.1.unwrap_or_default());
         }
         place::as_server_user(&mut keeper).stdin(Stdio::piped());
+        let (start, logged) = (Instant::now(), self.log().len());
         self.keeper = Some(keeper.spawn().expect("run sh"));
-        let start = Instant::now();
         while self.pid_file().is_none_or(|lines| lines.get(7).is_none_or(|status| status.trim() != "ready")) {
-            let ended = self.log().contains("is shut down") && self.pid_file().is_none();
+            let ended = self.log().split_at(logged).1.contains("is shut down") && self.pid_file().is_none();
             assert!(!ended && start.elapsed() < PATIENCE, "the server does not start:\n{}", self.log());
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
@@ -119,6 +133,18 @@ impl Cluster {
         let lines = self.pid_file().expect("a running server");
         let pid = lines.first().and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
         pid.expect("a process ID in postmaster.pid")
+    }
+
+    /// The server's processes whose title, as `ps` shows it, contains this, such as ` authentication` for logins that are
+    /// not done. Not every process is in `pg_stat_activity`.
+    pub fn processes(&self, title: &str) -> Vec<Pid> {
+        let parent = format!("PPid:\t{}\n", self.pid().as_raw_nonzero());
+        let all = fs::read_dir("/proc").expect("read /proc").filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let child = |pid: &i32| {
+            let read = |file| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            read("cmdline").contains(title) && read("status").contains(&parent)
+        };
+        all.filter(child).filter_map(Pid::from_raw).collect()
     }
 
     fn pid_file(&self) -> Option<Vec<String>> {

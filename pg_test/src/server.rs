@@ -38,9 +38,7 @@ pub fn servers() -> Vec<Server> {
 
 impl Server {
     fn get(chosen: Option<&Path>, major: u32) -> Server {
-        fs::create_dir_all(place::target()).expect("create target/pg_test");
-        let lock = File::create(place::target().join("lock")).expect("create a lock file");
-        lock.lock().expect("wait for another run's set-up");
+        let _lock = lock();
         let source = match chosen {
             Some(pg_config) => installed(pg_config),
             None if major == 15 => debian(),
@@ -84,6 +82,14 @@ impl Server {
         run(self.command("initdb").args(options).arg(&partial));
         fs::rename(&partial, &self.template).expect("keep the new data directory");
     }
+}
+
+/// Keeps other runs from setting up the same things, until it is dropped.
+fn lock() -> File {
+    fs::create_dir_all(place::target()).expect("create target/pg_test");
+    let lock = File::create(place::target().join("lock")).expect("create a lock file");
+    lock.lock().expect("wait for another run's set-up");
+    lock
 }
 
 /// Where a copy of PostgreSQL is, and what to build for it with.
@@ -224,6 +230,12 @@ fn unpacked_wheel(name: &str, package: &str, options: &[&str]) -> PathBuf {
         fs::rename(&partial, &unpacked).expect("keep the wheel's content");
     }
     unpacked
+}
+
+/// A folder for Python that has psycopg2 with a libpq that speaks TLS: not every server's own does.
+pub fn libpq_with_tls() -> PathBuf {
+    let _lock = lock();
+    unpacked_wheel("psycopg2", "psycopg2-binary==2.9.10", &[])
 }
 
 /// PostgreSQL 15 with its headers, and what libraries it lacks here, from Debian's archive; nothing is installed.
