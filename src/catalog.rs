@@ -1,7 +1,8 @@
 //! What a login reads of its role and its database, in shared catalogs, before it has a database.
 //!
-//! Safe with cold caches, on the first login after a start: the syscaches AUTHNAME, AUTHOID and DATABASEOID have nailed
-//! indexes. A database's name has no syscache, and `get_database_oid` asks for one that is not built yet.
+//! Safe with cold caches, on the first login after a start: the syscaches AUTHNAME, AUTHOID and
+//! DATABASEOID have nailed indexes. A database's name has no syscache, and `get_database_oid` asks
+//! for one that is not built yet.
 
 use pgrx::pg_sys::{self, FormData_pg_authid, FormData_pg_database, SysCacheIdentifier};
 use std::ffi::CStr;
@@ -31,11 +32,19 @@ const INVALID: i32 = -2;
 
 impl Role {
     pub fn by_name(name: &CStr) -> Option<Role> {
-        cached(SysCacheIdentifier::AUTHNAME, name.as_ptr().into(), Role::from)
+        cached(
+            SysCacheIdentifier::AUTHNAME,
+            name.as_ptr().into(),
+            Role::from,
+        )
     }
 
     pub fn by_oid(oid: u32) -> Option<Role> {
-        cached(SysCacheIdentifier::AUTHOID, pg_sys::Oid::from(oid).into(), Role::from)
+        cached(
+            SysCacheIdentifier::AUTHOID,
+            pg_sys::Oid::from(oid).into(),
+            Role::from,
+        )
     }
 
     fn from(row: &FormData_pg_authid) -> Role {
@@ -51,8 +60,9 @@ impl Role {
 
 impl Database {
     pub fn by_name(name: &CStr) -> Option<Database> {
-        // SAFETY: in a transaction. The scan key, and the name it points to, outlive the scan; the row is copied before the
-        // scan ends. The index is used only once the relation cache can say what it looks like.
+        // SAFETY: in a transaction. The scan key, and the name it points to, outlive the scan; the
+        // row is copied before the scan ends. The index is used only once the relation cache can
+        // say what it looks like.
         unsafe {
             let mut key = pg_sys::ScanKeyData::default();
             pg_sys::ScanKeyInit(
@@ -81,7 +91,11 @@ impl Database {
     }
 
     pub fn by_oid(oid: u32) -> Option<Database> {
-        cached(SysCacheIdentifier::DATABASEOID, pg_sys::Oid::from(oid).into(), Database::from)
+        cached(
+            SysCacheIdentifier::DATABASEOID,
+            pg_sys::Oid::from(oid).into(),
+            Database::from,
+        )
     }
 
     fn from(row: &FormData_pg_database) -> Database {
@@ -95,8 +109,13 @@ impl Database {
 }
 
 /// Copies a row out of a syscache. `Row` must be the struct of that cache's catalog.
-fn cached<Row, T>(cache: SysCacheIdentifier::Type, key: pg_sys::Datum, copy: fn(&Row) -> T) -> Option<T> {
-    // SAFETY: in a transaction; every caller above pairs a cache with its key's type and its catalog's struct.
+fn cached<Row, T>(
+    cache: SysCacheIdentifier::Type,
+    key: pg_sys::Datum,
+    copy: fn(&Row) -> T,
+) -> Option<T> {
+    // SAFETY: in a transaction; every caller above pairs a cache with its key's type and its
+    // catalog's struct.
     unsafe {
         let tuple = pg_sys::SearchSysCache1(cache as i32, key);
         if tuple.is_null() {
@@ -111,7 +130,8 @@ fn cached<Row, T>(cache: SysCacheIdentifier::Type, key: pg_sys::Datum, copy: fn(
 /// # Safety
 /// `tuple` is of the catalog whose struct is `Row`, and lives as long as the reference.
 unsafe fn form<'a, Row>(tuple: pg_sys::HeapTuple) -> &'a Row {
-    // SAFETY: as the caller says: the fixed columns of a row follow its header, as GETSTRUCT has it.
+    // SAFETY: as the caller says: the fixed columns of a row follow its header, as GETSTRUCT has
+    // it.
     unsafe {
         let header = (*tuple).t_data;
         &*header.byte_add((*header).t_hoff as usize).cast::<Row>()

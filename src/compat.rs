@@ -1,13 +1,35 @@
 //! Every difference between the supported versions of the server.
 
 use pgrx::pg_sys;
-use std::ffi::CStr;
+use std::ffi::{CStr, c_char, c_int};
+
+/// The beginning of the server's `Port` (`src/include/libpq/libpq-be.h`). pgrx 0.18.1 has one too,
+/// but in 17 the server's has lost a field that pgrx's still has.
+#[repr(C)]
+pub struct Port {
+    pub sock: pg_sys::pgsocket,
+    _noblock: bool,
+    _proto: pg_sys::ProtocolVersion,
+    _laddr: pg_sys::SockAddr,
+    pub raddr: pg_sys::SockAddr,
+    _remote_host: *mut c_char,
+    _remote_hostname: *mut c_char,
+    _remote_hostname_resolv: c_int,
+    _remote_hostname_errcode: c_int,
+    _remote_port: *mut c_char,
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    _can_accept_connections: std::ffi::c_uint,
+    #[cfg(feature = "pg18")]
+    _local_host: [c_char; 64],
+    pub database_name: *mut c_char,
+    pub user_name: *mut c_char,
+}
 
 /// The index of this process's PGPROC, below `MaxBackends` for any that a client can talk to.
 pub fn my_slot() -> usize {
     #[cfg(any(feature = "pg15", feature = "pg16"))]
-    // SAFETY: MyProc is set before a backend authenticates its client and until it has left the process array; `shmem`
-    // asks once, in between.
+    // SAFETY: MyProc is set before a backend authenticates its client and until it has left the
+    // process array; `shmem` asks once, in between.
     let index = unsafe { (*pg_sys::MyProc).pgprocno };
     #[cfg(any(feature = "pg17", feature = "pg18"))]
     // SAFETY: a plain variable of this process.
@@ -15,9 +37,11 @@ pub fn my_slot() -> usize {
     index as usize
 }
 
-/// Whether the connections reserved for superusers, and on 16+ for `pg_use_reserved_connections`, are free.
+/// Whether the connections reserved for superusers, and on 16+ for `pg_use_reserved_connections`,
+/// are free.
 pub fn reserved_connections_are_free() -> bool {
-    // SAFETY: settings that no backend changes; HaveNFreeProcs takes and gives back a spinlock and needs nothing else.
+    // SAFETY: settings that no backend changes; HaveNFreeProcs takes and gives back a spinlock and
+    // needs nothing else.
     #[cfg(feature = "pg15")]
     unsafe {
         pg_sys::HaveNFreeProcs(pg_sys::ReservedBackends)
@@ -31,8 +55,9 @@ pub fn reserved_connections_are_free() -> bool {
     }
 }
 
-/// The timeouts that end a login while it is in the hook: `STATEMENT_TIMEOUT`, which stands for `authentication_timeout`
-/// until authentication is done, and `TRANSACTION_TIMEOUT` (`src/include/utils/timeout.h`).
+/// The timeouts that end a login while it is in the hook: `STATEMENT_TIMEOUT`, which stands for
+/// `authentication_timeout` until authentication is done, and `TRANSACTION_TIMEOUT`
+/// (`src/include/utils/timeout.h`).
 #[cfg(any(feature = "pg15", feature = "pg16"))]
 pub const LOGIN_TIMEOUTS: &[u32] = &[3];
 #[cfg(any(feature = "pg17", feature = "pg18"))]
@@ -40,8 +65,10 @@ pub const LOGIN_TIMEOUTS: &[u32] = &[3, 8];
 
 /// The server's message, and DETAIL, for a walsender whose role may not be one (`InitPostgres`).
 #[cfg(feature = "pg15")]
-pub const NOT_A_WALSENDER: (&CStr, Option<&CStr>) =
-    (c"must be superuser or replication role to start walsender", None);
+pub const NOT_A_WALSENDER: (&CStr, Option<&CStr>) = (
+    c"must be superuser or replication role to start walsender",
+    None,
+);
 #[cfg(not(feature = "pg15"))]
 pub const NOT_A_WALSENDER: (&CStr, Option<&CStr>) = (
     c"permission denied to start WAL sender",

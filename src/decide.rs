@@ -1,4 +1,5 @@
-//! The decision: count, decide and claim in one go, on a table that nobody else changes meanwhile. Pure.
+//! The decision: count, decide and claim in one go, on a table that nobody else changes meanwhile.
+//! Pure.
 
 use crate::limit::{Limit, Limits};
 use crate::sessions::{Counted, Session, Table};
@@ -59,7 +60,8 @@ pub struct Shown {
     pub started: i64,
 }
 
-/// Admits the login, queues it, or finds what it exceeds. When a waiter is admitted or refused, the caller wakes the rest.
+/// Admits the login, queues it, or finds what it exceeds. When a waiter is admitted or refused, the
+/// caller wakes the rest.
 pub fn attempt(table: &mut Table, login: &Attempt) -> Verdict {
     table.vacate(login.slot);
     let mut excess = find_excess(table, login);
@@ -104,16 +106,18 @@ fn find_excess(table: &mut Table, login: &Attempt) -> Option<Excess> {
         let mut limits = login.limits.iter().flatten();
         limits.any(|limit| counted(login, limit).covers(session))
     };
-    if !table.waiters_before(login.slot).any(|(_, session, _)| rival(session)) {
+    if !table
+        .waiters_before(login.slot)
+        .any(|(_, session, _)| rival(session))
+    {
         return None;
     }
     // There is room, but earlier waiters that fit go first; those that do not are overtaken.
     for position in 0.. {
         let (slot, fits) = {
             let (slot, _, limits) = table.waiters_before(login.slot).nth(position)?;
-            let fits = |limit: &Limit| {
-                room(table, login, limit) > ahead(table, login, limit, position)
-            };
+            let fits =
+                |limit: &Limit| room(table, login, limit) > ahead(table, login, limit, position);
             (slot, limits.iter().flatten().all(fits))
         };
         table.set_goes_first(slot, fits);
@@ -128,7 +132,10 @@ fn find_excess(table: &mut Table, login: &Attempt) -> Option<Excess> {
 }
 
 fn counted(login: &Attempt, limit: &Limit) -> Counted {
-    Counted { scope: limit.scope, walsenders: login.rules.count_walsenders }
+    Counted {
+        scope: limit.scope,
+        walsenders: login.rules.count_walsenders,
+    }
 }
 
 /// How many more sessions the limit has room for.
@@ -140,23 +147,37 @@ fn room(table: &Table, login: &Attempt, limit: &Limit) -> u32 {
 fn ahead(table: &Table, login: &Attempt, limit: &Limit, among: usize) -> u32 {
     let counted = counted(login, limit);
     let waiters = table.waiters_before(login.slot).take(among);
-    let first = waiters.filter(|(slot, session, _)| table.goes_first(*slot) && counted.covers(session));
+    let first =
+        waiters.filter(|(slot, session, _)| table.goes_first(*slot) && counted.covers(session));
     first.count() as u32
 }
 
 fn excess(table: &Table, login: &Attempt, limit: &Limit, ahead: u32) -> Excess {
     let counted = counted(login, limit);
     let (mut in_use, mut own, mut shown) = (0, 0, [None; 5]);
-    for (pid, session) in table.sessions().filter(|(_, session)| counted.covers(session)) {
+    for (pid, session) in table
+        .sessions()
+        .filter(|(_, session)| counted.covers(session))
+    {
         in_use += 1;
         if session.role == login.session.role {
             if let Some(free) = shown.get_mut(own as usize) {
-                *free = Some(Shown { pid, address: session.address, started: session.started });
+                *free = Some(Shown {
+                    pid,
+                    address: session.address,
+                    started: session.started,
+                });
             }
             own += 1;
         }
     }
-    Excess { limit: *limit, in_use, ahead, own, shown }
+    Excess {
+        limit: *limit,
+        in_use,
+        ahead,
+        own,
+        shown,
+    }
 }
 
 #[cfg(test)]
@@ -172,14 +193,28 @@ mod tests {
     const WEB: u32 = 6;
 
     fn at_most(max: u32, scope: Scope) -> Option<Limit> {
-        Some(Limit { scope, max, source: Source::ConnectionLimit })
+        Some(Limit {
+            scope,
+            max,
+            source: Source::ConnectionLimit,
+        })
     }
 
     /// A login of `role` to `APP` from the process at `slot`, that may wait.
     fn login(slot: usize, role: u32, limits: Limits) -> Attempt {
-        let rules =
-            Rules { count_walsenders: false, dry_run: false, may_wait: true, max_waiters: 20 };
-        Attempt { slot, pid: 100 + slot as u32, session: session(role, APP), limits, rules }
+        let rules = Rules {
+            count_walsenders: false,
+            dry_run: false,
+            may_wait: true,
+            max_waiters: 20,
+        };
+        Attempt {
+            slot,
+            pid: 100 + slot as u32,
+            session: session(role, APP),
+            limits,
+            rules,
+        }
     }
 
     fn at_once(mut login: Attempt) -> Attempt {
@@ -192,7 +227,11 @@ mod tests {
     }
 
     fn leave(table: &Table, slot: usize, role: u32) {
-        assert!(table.shared.release(slot, Claim::new(100 + slot as u32, role)));
+        assert!(
+            table
+                .shared
+                .release(slot, Claim::new(100 + slot as u32, role))
+        );
     }
 
     const IN: Verdict = Verdict::Admitted(None);
@@ -213,7 +252,15 @@ mod tests {
         }
         let excess = refused(attempt(&mut table, &at_once(alice(3, 3))));
         assert_eq!((excess.in_use, excess.own, excess.ahead), (3, 3, 0));
-        assert_eq!(excess.shown.iter().flatten().map(|s| s.pid).collect::<Vec<_>>(), [100, 101, 102]);
+        assert_eq!(
+            excess
+                .shown
+                .iter()
+                .flatten()
+                .map(|s| s.pid)
+                .collect::<Vec<_>>(),
+            [100, 101, 102]
+        );
         leave(&table, 1, ALICE);
         assert_eq!(attempt(&mut table, &at_once(alice(3, 3))), IN);
     }
@@ -221,7 +268,10 @@ mod tests {
     #[test]
     fn a_limit_of_zero_admits_nobody() {
         let mut memory = Memory::new(1);
-        assert_eq!(refused(attempt(&mut memory.table(), &at_once(alice(0, 0)))).in_use, 0);
+        assert_eq!(
+            refused(attempt(&mut memory.table(), &at_once(alice(0, 0)))).in_use,
+            0
+        );
     }
 
     #[test]
@@ -233,7 +283,15 @@ mod tests {
         assert_eq!(attempt(&mut table, &login(1, ALICE, limits)), IN);
         let excess = refused(attempt(&mut table, &at_once(login(2, ALICE, limits))));
         assert_eq!((excess.in_use, excess.own), (2, 1));
-        assert_eq!(excess.shown.iter().flatten().map(|s| s.pid).collect::<Vec<_>>(), [101]);
+        assert_eq!(
+            excess
+                .shown
+                .iter()
+                .flatten()
+                .map(|s| s.pid)
+                .collect::<Vec<_>>(),
+            [101]
+        );
     }
 
     #[test]
@@ -248,7 +306,11 @@ mod tests {
             panic!("a dry run admits and says what is exceeded");
         };
         assert_eq!(excess.in_use, 2);
-        assert_eq!(refused(attempt(&mut table, &at_once(alice(3, 1)))).in_use, 3, "all are counted");
+        assert_eq!(
+            refused(attempt(&mut table, &at_once(alice(3, 1)))).in_use,
+            3,
+            "all are counted"
+        );
     }
 
     #[test]
@@ -260,7 +322,11 @@ mod tests {
         assert_eq!(attempt(&mut table, &alice(4, 1)), Verdict::Waiting);
         leave(&table, 0, ALICE);
         let excess = refused(attempt(&mut table, &at_once(alice(3, 1))));
-        assert_eq!((excess.in_use, excess.ahead), (0, 1), "a place is free, and not for us");
+        assert_eq!(
+            (excess.in_use, excess.ahead),
+            (0, 1),
+            "a place is free, and not for us"
+        );
         assert_eq!(attempt(&mut table, &alice(4, 1)), Verdict::Waiting);
         assert_eq!(attempt(&mut table, &alice(5, 1)), IN);
         assert_eq!(attempt(&mut table, &alice(4, 1)), Verdict::Waiting);
@@ -277,11 +343,20 @@ mod tests {
         let of = |role| [at_most(1, Scope::Role(role)), app];
         assert_eq!(attempt(&mut table, &login(0, ALICE, of(ALICE))), IN);
         assert_eq!(attempt(&mut table, &login(1, BOB, of(BOB))), IN);
-        assert_eq!(attempt(&mut table, &login(2, ALICE, of(ALICE))), Verdict::Waiting);
-        assert_eq!(attempt(&mut table, &login(3, BOB, of(BOB))), Verdict::Waiting);
+        assert_eq!(
+            attempt(&mut table, &login(2, ALICE, of(ALICE))),
+            Verdict::Waiting
+        );
+        assert_eq!(
+            attempt(&mut table, &login(3, BOB, of(BOB))),
+            Verdict::Waiting
+        );
         leave(&table, 1, BOB);
         // Room in the database, but alice, who came first, still has her session.
-        assert_eq!(attempt(&mut table, &login(2, ALICE, of(ALICE))), Verdict::Waiting);
+        assert_eq!(
+            attempt(&mut table, &login(2, ALICE, of(ALICE))),
+            Verdict::Waiting
+        );
         assert_eq!(attempt(&mut table, &login(3, BOB, of(BOB))), IN);
     }
 
@@ -291,7 +366,11 @@ mod tests {
         let mut table = memory.table();
         let app = at_most(2, Scope::Database(APP));
         let alice = || login(0, ALICE, [at_most(1, Scope::Role(ALICE)), app]);
-        let at = |slot, login: Attempt| Attempt { slot, pid: 100 + slot as u32, ..login };
+        let at = |slot, login: Attempt| Attempt {
+            slot,
+            pid: 100 + slot as u32,
+            ..login
+        };
         assert_eq!(attempt(&mut table, &alice()), IN);
         assert_eq!(attempt(&mut table, &at(1, alice())), Verdict::Waiting);
         assert_eq!(attempt(&mut table, &at(2, alice())), Verdict::Waiting);
@@ -310,7 +389,14 @@ mod tests {
         assert_eq!(attempt(&mut table, &alice(0, 1)), IN);
         assert_eq!(attempt(&mut table, &alice(1, 1)), Verdict::Waiting);
         leave(&table, 0, ALICE);
-        let bob = login(2, BOB, [at_most(1, Scope::Role(BOB)), at_most(1, Scope::Database(WEB))]);
+        let bob = login(
+            2,
+            BOB,
+            [
+                at_most(1, Scope::Role(BOB)),
+                at_most(1, Scope::Database(WEB)),
+            ],
+        );
         assert_eq!(attempt(&mut table, &at_once(bob)), IN);
     }
 
@@ -325,7 +411,10 @@ mod tests {
             attempt(table, &login) == Verdict::Waiting
         };
         assert!(queued(&mut table, 0, ALICE) && queued(&mut table, 1, ALICE));
-        assert!(!queued(&mut table, 2, ALICE), "a quarter of six, rounded up");
+        assert!(
+            !queued(&mut table, 2, ALICE),
+            "a quarter of six, rounded up"
+        );
         assert!(queued(&mut table, 1, ALICE), "who waits may go on");
         assert!((3..7).all(|slot| queued(&mut table, slot, slot as u32)));
         assert!(!queued(&mut table, 8, BOB), "six in all");

@@ -1,8 +1,9 @@
 //! Every error that a user can see.
 //!
-//! Where the server has a message for it, ours is the same, translated as the server's, so that whatever watches for that
-//! one works as before. A refused login is told after AuthenticationOk, as the server does: libpq with `sslmode=prefer`
-//! takes an earlier error for a failure of TLS and tries again without. Names are bytes in an unknown encoding and stay so.
+//! Where the server has a message for it, ours is the same, translated as the server's, so that
+//! whatever watches for that one works as before. A refused login is told after AuthenticationOk,
+//! as the server does: libpq with `sslmode=prefer` takes an earlier error for a failure of TLS and
+//! tries again without. Names are bytes in an unknown encoding and stay so.
 
 use crate::compat;
 use crate::decide::{Excess, Shown};
@@ -36,7 +37,11 @@ pub fn role_may_not_log_in(name: &CStr) -> ! {
 pub fn role_may_not_replicate() -> ! {
     let (message, detail) = compat::NOT_A_WALSENDER;
     let code = PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE;
-    Refusal { detail: detail.map(Text::Server), ..Refusal::new(code, message, c"") }.end()
+    Refusal {
+        detail: detail.map(Text::Server),
+        ..Refusal::new(code, message, c"")
+    }
+    .end()
 }
 
 pub fn no_such_database(name: &CStr) -> ! {
@@ -46,22 +51,34 @@ pub fn no_such_database(name: &CStr) -> ! {
 
 pub fn database_is_invalid(name: &CStr) -> ! {
     let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
-    let hint = Some(Text::Server(c"Use DROP DATABASE to drop invalid databases."));
-    Refusal { hint, ..Refusal::new(code, c"cannot connect to invalid database \"%s\"", name) }.end()
+    let hint = Some(Text::Server(
+        c"Use DROP DATABASE to drop invalid databases.",
+    ));
+    Refusal {
+        hint,
+        ..Refusal::new(code, c"cannot connect to invalid database \"%s\"", name)
+    }
+    .end()
 }
 
 pub fn database_accepts_no_connections(name: &CStr) -> ! {
     let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
-    Refusal::new(code, c"database \"%s\" is not currently accepting connections", name).end()
+    Refusal::new(
+        code,
+        c"database \"%s\" is not currently accepting connections",
+        name,
+    )
+    .end()
 }
 
 /// The login is over a limit, and has waited as long as it may.
 pub fn too_many(client: &Client, excess: &Excess, waited: Option<Duration>) -> ! {
     let (message, name) = match excess.limit.scope {
         Scope::Role(_) => (c"too many connections for role \"%s\"", client.role),
-        Scope::Database(_) => {
-            (c"too many connections for database \"%s\"", client.database.unwrap_or_default())
-        }
+        Scope::Database(_) => (
+            c"too many connections for database \"%s\"",
+            client.database.unwrap_or_default(),
+        ),
     };
     let hint = settings::refusal_hint().map_or(
         Text::Server(c"Close one of these sessions, or ask for the limit to be raised."),
@@ -97,11 +114,12 @@ pub fn not_preloaded() -> ! {
         "session_limit must be loaded via \"shared_preload_libraries\"",
         "",
     )
-    .set_hint("Add session_limit to shared_preload_libraries in postgresql.conf and restart the server.")
+    .set_hint(
+        "Add session_limit to shared_preload_libraries in postgresql.conf and restart the server.",
+    )
     .report(PgLogLevel::ERROR);
     unreachable!()
 }
-
 
 /// One of the server's texts, which it translates, or ours.
 enum Text {
@@ -131,7 +149,13 @@ struct Refusal<'a> {
 
 impl<'a> Refusal<'a> {
     fn new(code: PgSqlErrorCode, message: &'static CStr, name: &'a CStr) -> Self {
-        Refusal { code, message, name, detail: None, hint: None }
+        Refusal {
+            code,
+            message,
+            name,
+            detail: None,
+            hint: None,
+        }
     }
 
     /// Tells the client that it is authenticated, then that it is refused.
@@ -147,8 +171,8 @@ impl<'a> Refusal<'a> {
     }
 
     fn raise(self) -> ! {
-        // SAFETY: the server's own sequence for an error; every text outlives it, and no format asks for more than its
-        // one string.
+        // SAFETY: the server's own sequence for an error; every text outlives it, and no format
+        // asks for more than its one string.
         unsafe {
             errstart(pg_sys::FATAL as c_int, std::ptr::null());
             errcode(self.code as c_int);
@@ -165,9 +189,16 @@ impl<'a> Refusal<'a> {
     }
 }
 
-/// The limit, where it is set, what is in use, and of that the role's own sessions: a user learns nothing of others.
+/// The limit, where it is set, what is in use, and of that the role's own sessions: a user learns
+/// nothing of others.
 fn what_is_in_the_way(client: &Client, excess: &Excess, waited: Option<Duration>) -> CString {
-    let Excess { limit, in_use, ahead, own, shown } = excess;
+    let Excess {
+        limit,
+        in_use,
+        ahead,
+        own,
+        shown,
+    } = excess;
     let name = match limit.scope {
         Scope::Role(_) => client.role,
         Scope::Database(_) => client.database.unwrap_or_default(),
@@ -189,8 +220,14 @@ fn what_is_in_the_way(client: &Client, excess: &Excess, waited: Option<Duration>
     }
     text.push(b'.');
     if *ahead > 0 {
-        let verb = if *ahead == 1 { "login goes" } else { "logins go" };
-        text.extend(format!(" The room is for {ahead} that came before: waiting {verb} first.").bytes());
+        let verb = if *ahead == 1 {
+            "login goes"
+        } else {
+            "logins go"
+        };
+        text.extend(
+            format!(" The room is for {ahead} that came before: waiting {verb} first.").bytes(),
+        );
     }
     if let Some(waited) = waited {
         text.extend(format!(" The login waited {} ms for room.", waited.as_millis()).bytes());
@@ -208,8 +245,14 @@ fn are(number: u32) -> &'static str {
 }
 
 fn describe(session: &Shown) -> String {
-    let from = session.address.map_or("a local socket".to_string(), |address| address.to_string());
+    let from = session
+        .address
+        .map_or("a local socket".to_string(), |address| address.to_string());
     // SAFETY: returns a string in a static buffer, copied before the next call.
     let started = unsafe { CStr::from_ptr(pg_sys::timestamptz_to_str(session.started)) };
-    format!("pid {} from {from} since {}", session.pid, started.to_string_lossy())
+    format!(
+        "pid {} from {from} since {}",
+        session.pid,
+        started.to_string_lossy()
+    )
 }

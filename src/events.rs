@@ -48,7 +48,11 @@ struct Reclaimed {
 
 /// A slot was freed for a process that is gone and did not free it: never expected.
 pub fn reclaimed(pid: u32, role: u32) {
-    log(&Reclaimed { event: "reclaimed", role_oid: role, pid });
+    log(&Reclaimed {
+        event: "reclaimed",
+        role_oid: role,
+        pid,
+    });
 }
 
 /// JSON is Unicode; names are bytes, usually UTF-8.

@@ -1,8 +1,9 @@
-//! What a login does that found no room: it waits, until it is woken to try again or its patience is over.
+//! What a login does that found no room: it waits, until it is woken to try again or its patience
+//! is over.
 //!
-//! A waiter is a backend in the middle of its start: it holds one of `max_connections`, so nobody waits unless the reserved
-//! connections stay free; it holds no snapshot; and it must be done before the server's own timeouts would end it with
-//! nothing but an EOF for its client.
+//! A waiter is a backend in the middle of its start: it holds one of `max_connections`, so nobody
+//! waits unless the reserved connections stay free; it holds no snapshot; and it must be done
+//! before the server's own timeouts would end it with nothing but an EOF for its client.
 
 use crate::settings::Settings;
 use crate::{compat, error, login::Client};
@@ -31,7 +32,12 @@ impl Patience {
         let arrived = Instant::now();
         // Asked once: a superuser who uses a reserved connection later sends nobody away.
         let lost = Cell::new(!compat::reserved_connections_are_free());
-        Patience { arrived, deadline: deadline(arrived), asleep: Cell::new(None), lost }
+        Patience {
+            arrived,
+            deadline: deadline(arrived),
+            asleep: Cell::new(None),
+            lost,
+        }
     }
 
     pub fn may_wait(&self, settings: &Settings) -> bool {
@@ -49,13 +55,18 @@ impl Patience {
         end.saturating_duration_since(Instant::now())
     }
 
-    /// Returns when there may be room, or when it is time to give up. Takes in what has changed meanwhile.
+    /// Returns when there may be room, or when it is time to give up. Takes in what has changed
+    /// meanwhile.
     pub fn sleep(&self, client: &Client, settings: &Settings) {
-        self.asleep.set(self.asleep.get().or_else(|| Some(Instant::now())));
+        self.asleep
+            .set(self.asleep.get().or_else(|| Some(Instant::now())));
         let at_most = self.left(settings).min(LOOK_EVERY);
-        let wake = pg_sys::WL_LATCH_SET | pg_sys::WL_SOCKET_CLOSED | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
-        // SAFETY: a backend waits on its own latch and its client's socket; the catalogs' rows have been copied, so that no
-        // snapshot is needed.
+        let wake = pg_sys::WL_LATCH_SET
+            | pg_sys::WL_SOCKET_CLOSED
+            | pg_sys::WL_TIMEOUT
+            | pg_sys::WL_EXIT_ON_PM_DEATH;
+        // SAFETY: a backend waits on its own latch and its client's socket; the catalogs' rows have
+        // been copied, so that no snapshot is needed.
         let woken = unsafe {
             pg_sys::InvalidateCatalogSnapshot();
             let woken = pg_sys::WaitLatchOrSocket(
@@ -75,7 +86,8 @@ impl Patience {
     }
 
     fn heed_signals(&self) {
-        // SAFETY: plain variables of this process, set by its signal handlers. The file is read as in the server's main loop.
+        // SAFETY: plain variables of this process, set by its signal handlers. The file is read as
+        // in the server's main loop.
         unsafe {
             if pg_sys::ProcDiePending != 0 {
                 error::terminated();
@@ -101,7 +113,8 @@ unsafe extern "C-unwind" {
 
 fn deadline(now: Instant) -> Option<Instant> {
     // SAFETY: both only read variables of this process, and raise nothing.
-    let finish = |id: &u32| unsafe { get_timeout_active(*id).then(|| get_timeout_finish_time(*id)) };
+    let finish =
+        |id: &u32| unsafe { get_timeout_active(*id).then(|| get_timeout_finish_time(*id)) };
     let finish = compat::LOGIN_TIMEOUTS.iter().filter_map(finish).min()?;
     // SAFETY: reads the clock.
     let left = finish - unsafe { pg_sys::GetCurrentTimestamp() };

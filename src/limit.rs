@@ -1,4 +1,5 @@
-//! Which limits apply to a login. Pure: given what was read of its role and database, nothing is looked up here.
+//! Which limits apply to a login. Pure: given what was read of its role and database, nothing is
+//! looked up here.
 
 /// The sessions that one limit counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +31,9 @@ impl Limit {
     /// Where the limit is set, in words; `name` is that of its scope's role or database.
     pub fn source_name(&self, name: &[u8]) -> Vec<u8> {
         let setting = match (self.source, self.scope) {
-            (Source::MaxSessionsPerRole, _) => return b"session_limit.max_sessions_per_role".to_vec(),
+            (Source::MaxSessionsPerRole, _) => {
+                return b"session_limit.max_sessions_per_role".to_vec();
+            }
             (Source::ConnectionLimit, Scope::Role(_)) => b"CONNECTION LIMIT of role ".as_slice(),
             (Source::ConnectionLimit, Scope::Database(_)) => b"CONNECTION LIMIT of database ",
         };
@@ -44,8 +47,9 @@ pub type Limits = [Option<Limit>; 2];
 /// No limit at all: what an exempt login must meet.
 pub const NONE: Limits = [None; 2];
 
-/// The limits of a login of `role` to `database`, each an OID with its `CONNECTION LIMIT`; `default` is the setting
-/// `max_sessions_per_role`. A negative number is no limit. A role's own limit replaces the default, whichever is larger.
+/// The limits of a login of `role` to `database`, each an OID with its `CONNECTION LIMIT`;
+/// `default` is the setting `max_sessions_per_role`. A negative number is no limit. A role's own
+/// limit replaces the default, whichever is larger.
 pub fn applicable(role: (u32, i32), database: Option<(u32, i32)>, default: i32) -> Limits {
     let of_role = Scope::Role(role.0);
     [
@@ -72,7 +76,11 @@ mod tests {
     fn a_role_has_its_own_limit_else_the_default_else_none() {
         let own = of(Scope::Role(7), 3, Source::ConnectionLimit);
         assert_eq!(applicable((7, 3), None, -1), [own, None]);
-        assert_eq!(applicable((7, 3), None, 1), [own, None], "the nearest wins, not the smallest");
+        assert_eq!(
+            applicable((7, 3), None, 1),
+            [own, None],
+            "the nearest wins, not the smallest"
+        );
         let default = of(Scope::Role(7), 1, Source::MaxSessionsPerRole);
         assert_eq!(applicable((7, -1), None, 1), [default, None]);
         assert_eq!(applicable((7, -1), None, -1), NONE);
@@ -80,7 +88,10 @@ mod tests {
 
     #[test]
     fn zero_is_a_limit() {
-        assert_eq!(applicable((7, 0), None, 5), [of(Scope::Role(7), 0, Source::ConnectionLimit), None]);
+        assert_eq!(
+            applicable((7, 0), None, 5),
+            [of(Scope::Role(7), 0, Source::ConnectionLimit), None]
+        );
     }
 
     #[test]

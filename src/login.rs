@@ -1,15 +1,18 @@
-//! The hook: runs in a backend whose client has just been authenticated, before it is told so. The only file that
-//! touches `Port`.
+//! The hook: runs in a backend whose client has just been authenticated, before it is told so. The
+//! only file that touches `Port`.
 //!
 //! Each way out is a decision:
 //! - authentication failed, or `pg_upgrade` runs: not a login; the server goes on.
-//! - the server is about to refuse (no such role or database, …): refused here with its words. To let the server do
-//!   it would let in, uncounted, whoever becomes admissible between our look and its own.
+//! - the server is about to refuse (no such role or database, …): refused here with its words. To
+//!   let the server do it would let in, uncounted, whoever becomes admissible between our look and
+//!   its own.
 //! - an exempt superuser: counted and admitted, whatever else is set.
 //! - everyone else: `decide`; over a limit: `excess`.
-//! - an error of ours, or of the catalogs: this one login fails with it. What was claimed or queued is given up on exit.
+//! - an error of ours, or of the catalogs: this one login fails with it. What was claimed or queued
+//!   is given up on exit.
 
 use crate::catalog::{Database, Role};
+use crate::compat::Port;
 use crate::decide::{Attempt, Rules, Verdict};
 use crate::excess::Patience;
 use crate::limit;
@@ -35,7 +38,8 @@ static PREVIOUS: Previous = Previous(Cell::new(None));
 const STATUS_OK: i32 = 0;
 
 pub fn install_hook() {
-    // SAFETY: the postmaster is loading the library; the hook is a plain variable, and the previous one is called.
+    // SAFETY: the postmaster is loading the library; the hook is a plain variable, and the previous
+    // one is called.
     unsafe {
         PREVIOUS.0.set(libpq::ClientAuthentication_hook);
         libpq::ClientAuthentication_hook = Some(session_limit_client_authentication);
@@ -48,14 +52,15 @@ unsafe extern "C-unwind" fn session_limit_client_authentication(
     status: i32,
 ) {
     if let Some(previous) = PREVIOUS.0.get() {
-        // SAFETY: the arguments are the server's own, and what the previous hook raises is passed on.
+        // SAFETY: the arguments are the server's own, and what the previous hook raises is passed
+        // on.
         unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| previous(port, status)) };
     }
     // SAFETY: a plain variable of this process.
     let upgrading = unsafe { pg_sys::IsBinaryUpgrade };
     if status == STATUS_OK && !upgrading {
         // SAFETY: the server passes its own Port, which lives as long as the process.
-        admit(&Client::of(unsafe { &*port }));
+        admit(&Client::of(unsafe { &*port.cast() }));
     }
 }
 
@@ -71,7 +76,7 @@ pub struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    fn of(port: &'a libpq::be::Port) -> Client<'a> {
+    fn of(port: &'a Port) -> Client<'a> {
         // SAFETY: the server has filled these in, and ends its strings with a zero byte.
         unsafe {
             let walsender = pg_sys::am_walsender;
@@ -87,11 +92,13 @@ impl<'a> Client<'a> {
     }
 }
 
-/// The client's address as the socket has it: `remote_host` is text that reverse DNS chooses under `log_hostname`.
+/// The client's address as the socket has it: `remote_host` is text that reverse DNS chooses under
+/// `log_hostname`.
 fn address(peer: &pg_sys::SockAddr) -> Option<IpAddr> {
     let family = libc::c_int::from(peer.addr.ss_family);
     let storage = &raw const peer.addr;
-    // SAFETY: the kernel stored the struct that the family says, and a sockaddr_storage is aligned for each of them.
+    // SAFETY: the kernel stored the struct that the family says, and a sockaddr_storage is aligned
+    // for each of them.
     unsafe {
         match family {
             libc::AF_INET => {
@@ -135,7 +142,8 @@ fn admit(client: &Client) {
     }
 }
 
-/// Reads what the catalogs say of the client's role and database now, and which limits apply. Raises what the server would.
+/// Reads what the catalogs say of the client's role and database now, and which limits apply.
+/// Raises what the server would.
 fn ask(client: &Client, settings: &Settings) -> (Session, limit::Limits) {
     // Roles may have been made or changed while the client was authenticated.
     // SAFETY: in a transaction, in a backend.
@@ -147,7 +155,7 @@ fn ask(client: &Client, settings: &Settings) -> (Session, limit::Limits) {
     if client.walsender && !role.superuser && !role.replication {
         error::role_may_not_replicate();
     }
-    let database = client.database.map(|name| database(name));
+    let database = client.database.map(database);
     let exempt_superuser = role.superuser
         && match settings.exempt_superusers {
             ExemptSuperusers::On => true,

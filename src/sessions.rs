@@ -1,12 +1,14 @@
 //! The slot table: who is in, and who waits. Pure: shared memory and its lock are `shmem`'s.
 //!
-//! A backend owns the slot at its PGPROC's index. A session is the slot's *claim*, one atomic word, so that it can be
-//! given up after the process has left the process array, where no lock can be taken. Everything else is written
-//! under the lock. Counts are derived from the claims each time, never kept, so none can drift.
+//! A backend owns the slot at its PGPROC's index. A session is the slot's *claim*, one atomic word,
+//! so that it can be given up after the process has left the process array, where no lock can be
+//! taken. Everything else is written under the lock. Counts are derived from the claims each time,
+//! never kept, so none can drift.
 //!
-//! The queue holds the slots of the waiting logins in order of arrival. It too is atomic, because whoever gives up a
-//! claim must find the waiters without the lock: it reads the queue backwards, while entries only ever move forwards,
-//! and a waiter enters the queue before it counts. So either the waiter sees the claim gone, or it is woken.
+//! The queue holds the slots of the waiting logins in order of arrival. It too is atomic, because
+//! whoever gives up a claim must find the waiters without the lock: it reads the queue backwards,
+//! while entries only ever move forwards, and a waiter enters the queue before it counts. So either
+//! the waiter sees the claim gone, or it is woken.
 
 use crate::limit::{Limits, NONE, Scope};
 use std::net::IpAddr;
@@ -105,13 +107,18 @@ pub struct Shared<'a> {
 impl<'a> Shared<'a> {
     /// `claims` and `queue` have one element a slot.
     pub fn new(claims: &'a [AtomicU64], queue: &'a [AtomicU32], waiting: &'a AtomicU32) -> Self {
-        Shared { claims, queue, waiting }
+        Shared {
+            claims,
+            queue,
+            waiting,
+        }
     }
 
     /// Frees the slot if it still holds this claim; whoever owns the slot now keeps it.
     pub fn release(self, slot: usize, claim: Claim) -> bool {
         self.claims.get(slot).is_some_and(|word| {
-            word.compare_exchange(claim.0, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+            word.compare_exchange(claim.0, 0, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok()
         })
     }
 
@@ -121,8 +128,8 @@ impl<'a> Shared<'a> {
         claims.filter_map(|(slot, claim)| Some((slot, claim?)))
     }
 
-    /// The slots of the waiters, latest first. Without the lock a slot may come twice, but none is left out that was
-    /// in the queue before the call.
+    /// The slots of the waiters, latest first. Without the lock a slot may come twice, but none is
+    /// left out that was in the queue before the call.
     pub fn waiters(self) -> impl Iterator<Item = usize> {
         fence(Ordering::SeqCst);
         let waiting = self.waiting.load(Ordering::SeqCst) as usize;
@@ -151,13 +158,19 @@ impl<'a> Table<'a> {
 
     /// How many sessions a limit counts.
     pub fn count(&self, counted: Counted) -> u32 {
-        self.sessions().filter(|(_, session)| counted.covers(session)).count() as u32
+        self.sessions()
+            .filter(|(_, session)| counted.covers(session))
+            .count() as u32
     }
 
     /// Makes the owner of `slot` a session.
     pub fn claim(&mut self, slot: usize, pid: u32, session: Session) {
-        if let (Some(place), Some(word)) = (self.slots.get_mut(slot), self.shared.claims.get(slot)) {
-            *place = Slot { session, ..Slot::FREE };
+        if let (Some(place), Some(word)) = (self.slots.get_mut(slot), self.shared.claims.get(slot))
+        {
+            *place = Slot {
+                session,
+                ..Slot::FREE
+            };
             word.store(Claim::new(pid, session.role).0, Ordering::SeqCst);
         }
     }
@@ -172,7 +185,12 @@ impl<'a> Table<'a> {
     /// The waiters in order of arrival, with the limits that each must meet.
     pub fn waiters(&self) -> impl Iterator<Item = (usize, &Session, &Limits)> {
         let waiting = self.shared.waiting.load(Ordering::SeqCst) as usize;
-        let queue = self.shared.queue.iter().take(waiting).map(|s| s.load(Ordering::SeqCst) as usize);
+        let queue = self
+            .shared
+            .queue
+            .iter()
+            .take(waiting)
+            .map(|s| s.load(Ordering::SeqCst) as usize);
         queue.filter_map(|slot| {
             let place = self.slots.get(slot)?;
             Some((slot, &place.session, &place.limits))
@@ -181,10 +199,12 @@ impl<'a> Table<'a> {
 
     /// Those who arrived before the owner of `slot`: all, if it does not wait.
     pub fn waiters_before(&self, slot: usize) -> impl Iterator<Item = (usize, &Session, &Limits)> {
-        self.waiters().take_while(move |(waiter, ..)| *waiter != slot)
+        self.waiters()
+            .take_while(move |(waiter, ..)| *waiter != slot)
     }
 
-    /// Marks, for this hold of the lock, that a waiter goes before whoever is deciding, or does not.
+    /// Marks, for this hold of the lock, that a waiter goes before whoever is deciding, or does
+    /// not.
     pub fn set_goes_first(&mut self, slot: usize, first: bool) {
         if let Some(place) = self.slots.get_mut(slot) {
             place.goes_first = first;
@@ -195,11 +215,16 @@ impl<'a> Table<'a> {
         self.slots.get(slot).is_some_and(|place| place.goes_first)
     }
 
-    /// Puts the owner of `slot` at the end of the queue, or, if it is there, renews what it waits for.
+    /// Puts the owner of `slot` at the end of the queue, or, if it is there, renews what it waits
+    /// for.
     pub fn enqueue(&mut self, slot: usize, session: Session, limits: Limits) {
         let queued = self.waiters().any(|(waiter, ..)| waiter == slot);
         if let Some(place) = self.slots.get_mut(slot) {
-            *place = Slot { session, limits, goes_first: false };
+            *place = Slot {
+                session,
+                limits,
+                goes_first: false,
+            };
         }
         let waiting = self.shared.waiting.load(Ordering::SeqCst);
         if !queued && let Some(end) = self.shared.queue.get(waiting as usize) {
@@ -215,7 +240,12 @@ impl<'a> Table<'a> {
         let Some(position) = self.waiters().position(|(waiter, ..)| waiter == slot) else {
             return false;
         };
-        let queue = self.shared.queue.iter().take(waiting as usize).skip(position);
+        let queue = self
+            .shared
+            .queue
+            .iter()
+            .take(waiting as usize)
+            .skip(position);
         for (entry, next) in queue.clone().zip(queue.skip(1)) {
             entry.store(next.load(Ordering::SeqCst), Ordering::SeqCst);
         }
@@ -253,7 +283,11 @@ pub mod memory {
     }
 
     pub fn session(role: u32, database: u32) -> Session {
-        Session { role, database, ..Slot::FREE.session }
+        Session {
+            role,
+            database,
+            ..Slot::FREE.session
+        }
     }
 }
 
@@ -267,7 +301,10 @@ mod tests {
     const APP: u32 = 5;
 
     fn count(table: &Table, scope: Scope) -> u32 {
-        table.count(Counted { scope, walsenders: false })
+        table.count(Counted {
+            scope,
+            walsenders: false,
+        })
     }
 
     #[test]
@@ -299,10 +336,29 @@ mod tests {
     fn walsenders_count_only_where_they_are_sessions_like_others() {
         let mut memory = Memory::new(1);
         let mut table = memory.table();
-        table.claim(0, 100, Session { walsender: true, ..session(ALICE, 0) });
+        table.claim(
+            0,
+            100,
+            Session {
+                walsender: true,
+                ..session(ALICE, 0)
+            },
+        );
         let scope = Scope::Role(ALICE);
-        assert_eq!(table.count(Counted { scope, walsenders: false }), 0);
-        assert_eq!(table.count(Counted { scope, walsenders: true }), 1);
+        assert_eq!(
+            table.count(Counted {
+                scope,
+                walsenders: false
+            }),
+            0
+        );
+        assert_eq!(
+            table.count(Counted {
+                scope,
+                walsenders: true
+            }),
+            1
+        );
         assert_eq!(table.sessions().count(), 1, "listed all the same");
     }
 
@@ -315,14 +371,25 @@ mod tests {
         }
         table.enqueue(1, session(BOB, APP), NONE);
         let order = |table: &Table| table.waiters().map(|(slot, ..)| slot).collect::<Vec<_>>();
-        assert_eq!(order(&table), [3, 1, 4, 0], "renewing what one waits for keeps the place");
-        assert_eq!(table.waiters().nth(1).map(|(_, session, _)| session.role), Some(BOB));
+        assert_eq!(
+            order(&table),
+            [3, 1, 4, 0],
+            "renewing what one waits for keeps the place"
+        );
+        assert_eq!(
+            table.waiters().nth(1).map(|(_, session, _)| session.role),
+            Some(BOB)
+        );
         assert!(table.dequeue(1));
         assert!(!table.dequeue(1));
         assert_eq!(order(&table), [3, 4, 0]);
         assert_eq!(table.shared.waiters().collect::<Vec<_>>(), [0, 4, 3]);
         assert_eq!(table.waiters_before(0).count(), 2);
-        assert_eq!(table.waiters_before(2).count(), 3, "who does not wait comes after all");
+        assert_eq!(
+            table.waiters_before(2).count(),
+            3,
+            "who does not wait comes after all"
+        );
         for slot in [3, 0, 4] {
             assert!(table.dequeue(slot));
         }

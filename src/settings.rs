@@ -72,7 +72,8 @@ pub fn refusal_hint() -> Option<CString> {
     REFUSAL_HINT.get().filter(|hint| !hint.is_empty())
 }
 
-/// Defines the settings, and reserves their prefix, so that a misspelt name is an error and not a placeholder.
+/// Defines the settings, and reserves their prefix, so that a misspelt name is an error and not a
+/// placeholder.
 pub fn define() {
     let plain = GucFlags::default();
     GucRegistry::define_enum_guc(

@@ -1,16 +1,18 @@
 //! The table in shared memory.
 //!
 //! Lock protocol. One LWLock guards the slots and the order of the queue: `decide` and
-//! `session_limit_leave_queue` hold it exclusively, `snapshot` shared. Under it nothing raises, logs, allocates, looks up a name or signals; what is wanted is copied out. The
-//! claims and the queue's entries are atomic besides (see `sessions`): a release takes no lock, because it comes after the
-//! process has left the process array, when none can be taken. Both undos are registered before the first decision.
+//! `session_limit_leave_queue` hold it exclusively, `snapshot` shared. Under it nothing raises,
+//! logs, allocates, looks up a name or signals; what is wanted is copied out. The claims and the
+//! queue's entries are atomic besides (see `sessions`): a release takes no lock, because it comes
+//! after the process has left the process array, when none can be taken. Both undos are registered
+//! before the first decision.
 //!
-//! `session_limit_shmem_startup` runs in the postmaster, also anew after a crash, on a fresh segment; the rest in backends
-//! and the worker, which inherit `TABLE`.
+//! `session_limit_shmem_startup` runs in the postmaster, also anew after a crash, on a fresh
+//! segment; the rest in backends and the worker, which inherit `TABLE`.
 
 use crate::compat;
-use crate::error;
 use crate::decide::{self, Attempt, Verdict};
+use crate::error;
 use crate::limit::Limits;
 use crate::sessions::{Claim, Session, Shared, Slot, Table};
 use pgrx::pg_sys::{self, LWLockMode};
@@ -53,7 +55,8 @@ fn memory() -> &'static Memory {
     unsafe { (*PROCESS.memory.get()).as_ref() }.unwrap_or_else(|| error::not_preloaded())
 }
 
-/// Whether the postmaster is loading the library, the only time at which shared memory can be asked for.
+/// Whether the postmaster is loading the library, the only time at which shared memory can be asked
+/// for.
 pub fn can_preload() -> bool {
     // SAFETY: a plain variable of this process.
     unsafe { pg_sys::process_shared_preload_libraries_in_progress }
@@ -61,7 +64,8 @@ pub fn can_preload() -> bool {
 
 /// Asks for shared memory, as soon as the server knows how many backends it can have.
 pub fn reserve() {
-    // SAFETY: the postmaster is loading the library; hooks are plain variables, and the previous ones are kept and called.
+    // SAFETY: the postmaster is loading the library; hooks are plain variables, and the previous
+    // ones are kept and called.
     unsafe {
         PROCESS.previous_request.set(pg_sys::shmem_request_hook);
         pg_sys::shmem_request_hook = Some(session_limit_shmem_request);
@@ -78,7 +82,11 @@ unsafe extern "C-unwind" fn session_limit_shmem_request() {
             pg_sys::ffi::pg_guard_ffi_boundary(|| previous());
         }
         let slots = pg_sys::MaxBackends as usize;
-        let bytes = [array_size::<AtomicU64>(slots), array_size::<AtomicU32>(slots + 1), array_size::<Slot>(slots)];
+        let bytes = [
+            array_size::<AtomicU64>(slots),
+            array_size::<AtomicU32>(slots + 1),
+            array_size::<Slot>(slots),
+        ];
         pg_sys::RequestAddinShmemSpace(bytes.iter().sum());
         pg_sys::RequestNamedLWLockTranche(LOCK_NAME.as_ptr(), 1);
     }
@@ -86,8 +94,9 @@ unsafe extern "C-unwind" fn session_limit_shmem_request() {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn session_limit_shmem_startup() {
-    // SAFETY: we are the shmem_startup_hook: the space and the lock that were asked for are there, and no other process is.
-    // Each array has the size that was reserved, is initialised below, and stays where it is while the server runs.
+    // SAFETY: we are the shmem_startup_hook: the space and the lock that were asked for are there,
+    // and no other process is. Each array has the size that was reserved, is initialised below, and
+    // stays where it is while the server runs.
     unsafe {
         if let Some(previous) = PROCESS.previous_startup.get() {
             pg_sys::ffi::pg_guard_ffi_boundary(|| previous());
@@ -95,7 +104,9 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
         let slots = pg_sys::MaxBackends as usize;
         let claims = array(c"session_limit claims", slots, || AtomicU64::new(0));
         let queue = array(c"session_limit queue", slots + 1, || AtomicU32::new(0));
-        let Some((waiting, queue)) = queue.split_first() else { return };
+        let Some((waiting, queue)) = queue.split_first() else {
+            return;
+        };
         let shared = Shared::new(claims, queue, waiting);
         let slots = array(c"session_limit slots", slots, || Slot::FREE);
         *PROCESS.memory.get() = Some(Memory {
@@ -115,7 +126,8 @@ fn array_size<T>(length: usize) -> usize {
 /// Only in the shmem_startup_hook, once for each name.
 unsafe fn array<T>(name: &CStr, length: usize, element: fn() -> T) -> &'static mut [T] {
     let mut found = false;
-    // SAFETY: the caller is the startup hook; the memory is aligned to a cache line, large enough, and only ours.
+    // SAFETY: the caller is the startup hook; the memory is aligned to a cache line, large enough,
+    // and only ours.
     unsafe {
         let array = pg_sys::ShmemInitStruct(name.as_ptr(), array_size::<T>(length), &mut found);
         let array = array.cast::<T>();
@@ -126,12 +138,15 @@ unsafe fn array<T>(name: &CStr, length: usize, element: fn() -> T) -> &'static m
     }
 }
 
-/// Decides on this backend's login. What it claims is released when the process has left the process array.
+/// Decides on this backend's login. What it claims is released when the process has left the
+/// process array.
 pub fn decide(attempt: impl FnOnce(usize) -> Attempt) -> Verdict {
     let memory = memory();
     let slot = *PROCESS.slot.get_or_init(register_undo);
     let attempt = attempt(slot);
-    PROCESS.claim.set(Some(Claim::new(attempt.pid, attempt.session.role)));
+    PROCESS
+        .claim
+        .set(Some(Claim::new(attempt.pid, attempt.session.role)));
     let (waited, verdict) = exclusively(memory, |table| {
         let waited = table.waiters().any(|(waiter, ..)| waiter == slot);
         (waited, decide::attempt(table, &attempt))
@@ -143,7 +158,8 @@ pub fn decide(attempt: impl FnOnce(usize) -> Attempt) -> Verdict {
 }
 
 fn exclusively<R>(memory: &Memory, change: impl FnOnce(&mut Table) -> R) -> R {
-    // SAFETY: any process with a PGPROC may take the lock, and it makes this the only reference that anyone has.
+    // SAFETY: any process with a PGPROC may take the lock, and it makes this the only reference
+    // that anyone has.
     unsafe {
         pg_sys::LWLockAcquire(memory.lock, LWLockMode::LW_EXCLUSIVE);
         let changed = change(&mut *memory.table.get());
@@ -164,7 +180,9 @@ fn register_undo() -> usize {
 /// Runs in a backend that exits, while it may still take locks.
 #[pg_guard]
 unsafe extern "C-unwind" fn session_limit_leave_queue(_code: i32, _arg: pg_sys::Datum) {
-    let Some(&slot) = PROCESS.slot.get() else { return };
+    let Some(&slot) = PROCESS.slot.get() else {
+        return;
+    };
     let memory = memory();
     let queued = memory.shared.waiters().any(|waiter| waiter == slot);
     if queued && exclusively(memory, |table| table.dequeue(slot)) {
@@ -172,8 +190,8 @@ unsafe extern "C-unwind" fn session_limit_leave_queue(_code: i32, _arg: pg_sys::
     }
 }
 
-/// Runs in a backend that has left the process array and given back its PGPROC. If nothing was claimed, or the slot has
-/// its next owner, then it does not hold the claim and stays as it is.
+/// Runs in a backend that has left the process array and given back its PGPROC. If nothing was
+/// claimed, or the slot has its next owner, then it does not hold the claim and stays as it is.
 #[pg_guard]
 unsafe extern "C-unwind" fn session_limit_release(_code: i32, _arg: pg_sys::Datum) {
     if let (Some(&slot), Some(claim)) = (PROCESS.slot.get(), PROCESS.claim.get()) {
@@ -191,8 +209,9 @@ pub fn reclaim(slot: usize, claim: Claim) -> bool {
 
 fn wake_waiters(memory: &Memory) {
     for slot in memory.shared.waiters() {
-        // SAFETY: a slot is the index of a PGPROC, and those are never freed. SetLatch needs nothing of the caller, and
-        // whoever has the PGPROC by now takes a spurious wake-up for what it is.
+        // SAFETY: a slot is the index of a PGPROC, and those are never freed. SetLatch needs
+        // nothing of the caller, and whoever has the PGPROC by now takes a spurious wake-up for
+        // what it is.
         unsafe { pg_sys::SetLatch(&raw mut (*(*pg_sys::ProcGlobal).allProcs.add(slot)).procLatch) };
     }
 }
@@ -215,12 +234,17 @@ pub fn snapshot() -> Snapshot {
     // SAFETY: set before any backend is started.
     let slots = unsafe { pg_sys::MaxBackends as usize };
     let (mut sessions, mut waiters) = (Vec::with_capacity(slots), Vec::with_capacity(slots));
-    // SAFETY: as in `exclusively`, but the shared lock keeps out only writers. The vectors have room for all there can be.
+    // SAFETY: as in `exclusively`, but the shared lock keeps out only writers. The vectors have
+    // room for all there can be.
     unsafe {
         pg_sys::LWLockAcquire(memory.lock, LWLockMode::LW_SHARED);
         let table = &*memory.table.get();
         sessions.extend(table.sessions().map(|(pid, session)| (pid, *session)));
-        waiters.extend(table.waiters().map(|(_, session, limits)| (*session, *limits)));
+        waiters.extend(
+            table
+                .waiters()
+                .map(|(_, session, limits)| (*session, *limits)),
+        );
         pg_sys::LWLockRelease(memory.lock);
     }
     Snapshot { sessions, waiters }

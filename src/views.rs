@@ -1,4 +1,10 @@
-//! The functions under the SQL views. They show of other roles' sessions no more than `pg_stat_activity` does.
+//! The functions under the SQL views. They show of other roles' sessions no more than
+//! `pg_stat_activity` does.
+
+#![expect(
+    clippy::type_complexity,
+    reason = "pgrx wants a row's columns named in the signature"
+)]
 
 use crate::catalog::{Database, Role};
 use crate::limit::{self, Limit, Scope, Source};
@@ -36,7 +42,8 @@ fn active_sessions() -> TableIterator<
     }))
 }
 
-/// One row for each count that a limit keeps, of those with a session or a waiter that is not exempt.
+/// One row for each count that a limit keeps, of those with a session or a waiter that is not
+/// exempt.
 #[pg_extern(sql = false)]
 fn current_usage() -> TableIterator<
     'static,
@@ -55,7 +62,10 @@ fn current_usage() -> TableIterator<
     let waiters: Vec<Session> = waiters.into_iter().map(|(session, _)| session).collect();
 
     let viewer = Viewer::current();
-    let limited = sessions.iter().filter(|session| !session.exempt).chain(&waiters);
+    let limited = sessions
+        .iter()
+        .filter(|session| !session.exempt)
+        .chain(&waiters);
     let mut limits: Vec<Limit> = Vec::new();
     for limit in limited.flat_map(|session| limits_of(session, settings.max_sessions_per_role)) {
         if !limits.contains(&limit) {
@@ -63,7 +73,10 @@ fn current_usage() -> TableIterator<
         }
     }
     let rows = limits.into_iter().filter_map(move |limit| {
-        let counted = Counted { scope: limit.scope, walsenders: !settings.exempt_replication };
+        let counted = Counted {
+            scope: limit.scope,
+            walsenders: !settings.exempt_replication,
+        };
         let covered = |session: &&Session| counted.covers(session);
         let mut own = sessions.iter().chain(&waiters).filter(covered);
         if !own.any(|session| viewer.may_see(session.role)) {
@@ -79,17 +92,28 @@ fn current_usage() -> TableIterator<
         };
         let in_use = sessions.iter().filter(covered).count() as i64;
         let waiting = waiters.iter().filter(covered).count() as i64;
-        Some((source, per, subject.into(), in_use, i64::from(limit.max), waiting))
+        Some((
+            source,
+            per,
+            subject.into(),
+            in_use,
+            i64::from(limit.max),
+            waiting,
+        ))
     });
     TableIterator::new(rows.collect::<Vec<_>>())
 }
 
-/// The limits that a login like this one would have to meet now. A role or database that was dropped has none of its own.
+/// The limits that a login like this one would have to meet now. A role or database that was
+/// dropped has none of its own.
 fn limits_of(session: &Session, default: i32) -> Vec<Limit> {
     let role = Role::by_oid(session.role).map_or(-1, |role| role.connection_limit);
     let database = Database::by_oid(session.database);
     let database = database.map(|database| (database.oid, database.connection_limit));
-    limit::applicable((session.role, role), database, default).into_iter().flatten().collect()
+    limit::applicable((session.role, role), database, default)
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// Whoever runs the query.
@@ -104,7 +128,10 @@ impl Viewer {
         unsafe {
             let role = pg_sys::GetUserId();
             let all_stats = pg_sys::Oid::from(pg_sys::ROLE_PG_READ_ALL_STATS);
-            Viewer { role, sees_all: pg_sys::has_privs_of_role(role, all_stats) }
+            Viewer {
+                role,
+                sees_all: pg_sys::has_privs_of_role(role, all_stats),
+            }
         }
     }
 

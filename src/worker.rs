@@ -1,10 +1,13 @@
-//! The background worker: frees slots whose process is gone. It should never find one; nothing depends on it.
+//! The background worker: frees slots whose process is gone. It should never find one; nothing
+//! depends on it.
 //!
 //! It connects to no database, so that none is kept from being dropped.
 
 use crate::sessions::Claim;
 use crate::{events, shmem};
-use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, SignalWakeFlags};
+use pgrx::bgworkers::{
+    BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, SignalWakeFlags,
+};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::time::Duration;
@@ -32,15 +35,17 @@ pub extern "C-unwind" fn session_limit_worker_main(_arg: pg_sys::Datum) {
         pgrx::check_for_interrupts!();
         suspects = reclaim(&suspects);
     }
-    // Told to stop. Unless the server is stopping, the postmaster starts a worker again that did not end with 0.
-    // SAFETY: ends the process as the server's own do; nothing is held.
+    // Told to stop. Unless the server is stopping, the postmaster starts a worker again that did
+    // not end with 0. SAFETY: ends the process as the server's own do; nothing is held.
     unsafe { pg_sys::proc_exit(1) };
 }
 
-/// Frees the slots of `suspects` whose process is still gone, and returns those whose process is gone now: one that has
-/// just left the process array is about to free its slot itself.
+/// Frees the slots of `suspects` whose process is still gone, and returns those whose process is
+/// gone now: one that has just left the process array is about to free its slot itself.
 fn reclaim(suspects: &[(usize, Claim)]) -> Vec<(usize, Claim)> {
-    let gone: Vec<_> = shmem::claims().filter(|(_, claim)| is_gone(*claim)).collect();
+    let gone: Vec<_> = shmem::claims()
+        .filter(|(_, claim)| is_gone(*claim))
+        .collect();
     for (slot, claim) in gone.iter().filter(|orphan| suspects.contains(orphan)) {
         if shmem::reclaim(*slot, *claim) {
             events::reclaimed(claim.pid(), claim.role());
@@ -50,6 +55,7 @@ fn reclaim(suspects: &[(usize, Claim)]) -> Vec<(usize, Claim)> {
 }
 
 fn is_gone(claim: Claim) -> bool {
-    // SAFETY: the worker has a PGPROC, so it may take the lock that this takes; the result is only compared.
+    // SAFETY: the worker has a PGPROC, so it may take the lock that this takes; the result is only
+    // compared.
     unsafe { pg_sys::BackendPidGetProc(claim.pid() as i32).is_null() }
 }

@@ -6,11 +6,15 @@
 #include <unistd.h>
 
 #include "fmgr.h"
-#include "libpq/auth.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
 
 PG_MODULE_MAGIC;
+
+/* As in libpq/auth.h, which asks for headers of libraries that a machine need not have. */
+typedef struct Port Port;
+typedef void (*ClientAuthentication_hook_type) (Port *, int);
+extern PGDLLIMPORT ClientAuthentication_hook_type ClientAuthentication_hook;
 
 static ClientAuthentication_hook_type previous = NULL;
 
@@ -20,7 +24,7 @@ probe(Port *port, int status)
 {
 	if (previous)
 		previous(port, status);
-	ereport(LOG, errmsg("probe: role %s, status %d", port->user_name, status));
+	ereport(LOG, errmsg("probe: status %d", status));
 }
 
 void		_PG_init(void);

@@ -1,4 +1,5 @@
-//! A client of the server's protocol that shows every field of an error, and sends its startup packet when told to.
+//! A client of the server's protocol that shows every field of an error, and sends its startup
+//! packet when told to.
 
 use crate::PATIENCE;
 use bytes::{Buf, BytesMut};
@@ -27,7 +28,8 @@ pub enum Endpoint {
     Tcp(u16),
 }
 
-/// The fields of an ErrorResponse by their one-letter codes; none if the server just closed the connection.
+/// The fields of an ErrorResponse by their one-letter codes; none if the server just closed the
+/// connection.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Refusal {
     pub fields: BTreeMap<char, String>,
@@ -93,8 +95,12 @@ impl Target {
                 Ok(Box::new(stream) as Box<dyn Stream>)
             }),
         };
-        let stream = stream.unwrap_or_else(|error| panic!("connect to {:?}: {error}", self.endpoint));
-        Connection { stream, read: BytesMut::new() }
+        let stream =
+            stream.unwrap_or_else(|error| panic!("connect to {:?}: {error}", self.endpoint));
+        Connection {
+            stream,
+            read: BytesMut::new(),
+        }
     }
 
     /// Logs in.
@@ -104,7 +110,8 @@ impl Target {
         connection.outcome()
     }
 
-    /// Logs in many times at once: every connection is there before the first startup packet is sent.
+    /// Logs in many times at once: every connection is there before the first startup packet is
+    /// sent.
     pub fn storm(&self, logins: usize) -> Vec<Result<Session, Refusal>> {
         let mut connections: Vec<Connection> = (0..logins).map(|_| self.connect()).collect();
         for connection in &mut connections {
@@ -121,7 +128,12 @@ impl Connection {
             Some(database) => parameters.push(("database", database)),
             None => parameters.push(("replication", "true")),
         }
-        parameters.extend(target.options.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+        parameters.extend(
+            target
+                .options
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.as_str())),
+        );
         let mut packet = BytesMut::new();
         frontend::startup_message(parameters, &mut packet).expect("a startup packet");
         // A server that is shutting down may have closed the connection: the outcome says so.
@@ -136,13 +148,24 @@ impl Connection {
                 Some(backend::Message::AuthenticationOk) => authenticated = true,
                 Some(backend::Message::BackendKeyData(key)) => pid = key.process_id(),
                 Some(backend::Message::ReadyForQuery(_)) => {
-                    return Ok(Session { connection: self, pid });
+                    return Ok(Session {
+                        connection: self,
+                        pid,
+                    });
                 }
                 Some(backend::Message::ErrorResponse(error)) => {
-                    return Err(Refusal { fields: fields(&error), authenticated });
+                    return Err(Refusal {
+                        fields: fields(&error),
+                        authenticated,
+                    });
                 }
                 Some(_) => {}
-                None => return Err(Refusal { fields: BTreeMap::new(), authenticated }),
+                None => {
+                    return Err(Refusal {
+                        fields: BTreeMap::new(),
+                        authenticated,
+                    });
+                }
             }
         }
     }
@@ -150,7 +173,9 @@ impl Connection {
     /// The next message; None when the server has closed the connection.
     fn next(&mut self) -> Option<backend::Message> {
         loop {
-            if let Some(message) = backend::Message::parse(&mut self.read).expect("the server's protocol") {
+            if let Some(message) =
+                backend::Message::parse(&mut self.read).expect("the server's protocol")
+            {
                 return Some(message);
             }
             let mut bytes = [0; 8192];
@@ -172,9 +197,16 @@ impl Connection {
 
 fn fields(error: &backend::ErrorResponseBody) -> BTreeMap<char, String> {
     let field = |field: backend::ErrorField<'_>| {
-        Ok((field.type_() as char, String::from_utf8_lossy(field.value_bytes()).into_owned()))
+        Ok((
+            field.type_() as char,
+            String::from_utf8_lossy(field.value_bytes()).into_owned(),
+        ))
     };
-    error.fields().map(field).collect().expect("the fields of an error")
+    error
+        .fields()
+        .map(field)
+        .collect()
+        .expect("the fields of an error")
 }
 
 /// A session. Dropped, it ends as a client that just closes its socket.
@@ -192,12 +224,18 @@ impl Session {
             match self.connection.next() {
                 Some(backend::Message::DataRow(row)) => rows.push(values(&row)),
                 Some(backend::Message::ErrorResponse(body)) => {
-                    error = Some(Refusal { fields: fields(&body), authenticated: true });
+                    error = Some(Refusal {
+                        fields: fields(&body),
+                        authenticated: true,
+                    });
                 }
                 Some(backend::Message::ReadyForQuery(_)) => return error.map_or(Ok(rows), Err),
                 Some(_) => {}
                 None => {
-                    let closed = Refusal { fields: BTreeMap::new(), authenticated: true };
+                    let closed = Refusal {
+                        fields: BTreeMap::new(),
+                        authenticated: true,
+                    };
                     return Err(error.unwrap_or(closed));
                 }
             }
@@ -205,13 +243,17 @@ impl Session {
     }
 
     pub fn query(&mut self, sql: &str) -> Vec<Vec<String>> {
-        self.try_query(sql).unwrap_or_else(|error| panic!("{sql}: {error:?}"))
+        self.try_query(sql)
+            .unwrap_or_else(|error| panic!("{sql}: {error:?}"))
     }
 
     /// The only value of the only row.
     pub fn value(&mut self, sql: &str) -> String {
         let mut rows = self.query(sql);
-        assert!(rows.len() == 1 && rows[0].len() == 1, "{sql}: not one value but {rows:?}");
+        assert!(
+            rows.len() == 1 && rows[0].len() == 1,
+            "{sql}: not one value but {rows:?}"
+        );
         rows.remove(0).remove(0)
     }
 
@@ -240,5 +282,8 @@ fn values(row: &backend::DataRowBody) -> Vec<String> {
         let bytes = range.map_or(&[][..], |range| &buffer.chunk()[range]);
         Ok(String::from_utf8_lossy(bytes).into_owned())
     };
-    row.ranges().map(value).collect().expect("the values of a row")
+    row.ranges()
+        .map(value)
+        .collect()
+        .expect("the values of a row")
 }

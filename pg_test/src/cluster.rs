@@ -1,4 +1,5 @@
-//! A throwaway cluster: its own data directory, socket and port, gone when it is dropped, and when the bench dies.
+//! A throwaway cluster: its own data directory, socket and port, gone when it is dropped, and when
+//! the bench dies.
 
 use crate::client::{Endpoint, Session, Target};
 use crate::server::Server;
@@ -12,16 +13,19 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-/// Runs a server until its input ends, that is until it is told to or the bench is no more; then it leaves nothing behind.
-/// Ctrl-C reaches the server, too, and must not end this first. SIGINT is a fast shutdown; a server that is so young that it
-/// still ignores that one, as the shell has it, is ended by SIGTERM.
+/// Runs a server until its input ends, that is until it is told to or the bench is no more; then it
+/// leaves nothing behind. Ctrl-C reaches the server, too, and must not end this first. SIGINT is a
+/// fast shutdown; a server that is so young that it still ignores that one, as the shell has it, is
+/// ended by SIGTERM, and one that is stuck by SIGQUIT.
 const KEEPER: &str = r#"
 trap '' INT
-"$1" -D "$2/data" </dev/null >>"$2/log" 2>&1 &
+"$1" -D "$2/data" </dev/null >>"$2/log" 2>&1 & server=$!
 read -r answer
-kill -TERM $! 2>/dev/null
-kill -INT $! 2>/dev/null
-wait $!
+kill -TERM $server 2>/dev/null
+kill -INT $server 2>/dev/null
+(sleep 20; kill -QUIT $server 2>/dev/null) & late=$!
+wait $server
+kill $late
 [ "$answer" = keep ] || rm -rf "$2"
 "#;
 
@@ -59,10 +63,15 @@ impl Cluster {
             ("log_line_prefix", "%m [%p] "),
         ];
         let (port, dir) = (cluster.port.to_string(), cluster.dir.display().to_string());
-        configuration.extend([("port", port.as_str()), ("unix_socket_directories", dir.as_str())]);
+        configuration.extend([
+            ("port", port.as_str()),
+            ("unix_socket_directories", dir.as_str()),
+        ]);
         configuration.extend(settings);
         let quote = |value: &str| value.replace('\'', "''");
-        let lines = configuration.iter().map(|(name, value)| format!("{name} = '{}'\n", quote(value)));
+        let lines = configuration
+            .iter()
+            .map(|(name, value)| format!("{name} = '{}'\n", quote(value)));
         cluster.append("postgresql.conf", &lines.collect::<String>());
         cluster.start_again();
         cluster
@@ -72,7 +81,10 @@ impl Cluster {
     pub fn standby_of(primary: &Cluster) -> Cluster {
         let mut standby = Cluster::new(&primary.server);
         fs::remove_dir_all(standby.dir.join("data")).expect("make way for the backup");
-        run(primary.client("pg_basebackup").args(["-R", "-c", "fast", "-D"]).arg(standby.dir.join("data")));
+        run(primary
+            .client("pg_basebackup")
+            .args(["-R", "-c", "fast", "-D"])
+            .arg(standby.dir.join("data")));
         let (port, dir) = (standby.port, standby.dir.display());
         let settings = format!("port = {port}\nunix_socket_directories = '{dir}'\n");
         standby.append("postgresql.conf", &settings);
@@ -90,38 +102,72 @@ impl Cluster {
         }
         let dir = runs.join(format!("{}-{number}", std::process::id()));
         place::server_dir(&dir);
-        run(Command::new("cp").arg("-a").arg(&server.template).arg(dir.join("data")));
+        run(Command::new("cp")
+            .arg("-a")
+            .arg(&server.template)
+            .arg(dir.join("data")));
         let free = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
         let port = free.expect("a free port").port();
-        Cluster { server: server.clone(), dir, port, keeper: None }
+        Cluster {
+            server: server.clone(),
+            dir,
+            port,
+            keeper: None,
+        }
     }
 
     /// Starts the server and returns when it accepts connections, without having made one.
     pub fn start_again(&mut self) {
         let mut keeper = Command::new("sh");
-        keeper.args(["-c", KEEPER, "sh"]).arg(self.server.bin.join("postgres")).arg(&self.dir);
-        if let Some(libraries) = self.server.command("postgres").get_envs().find(|(name, _)| *name == "LD_LIBRARY_PATH") {
+        keeper
+            .args(["-c", KEEPER, "sh"])
+            .arg(self.server.bin.join("postgres"))
+            .arg(&self.dir);
+        if let Some(libraries) = self
+            .server
+            .command("postgres")
+            .get_envs()
+            .find(|(name, _)| *name == "LD_LIBRARY_PATH")
+        {
             keeper.env(libraries.0, libraries.1.unwrap_or_default());
         }
         place::as_server_user(&mut keeper).stdin(Stdio::piped());
+        // Whoever waits for the end of the bench's output is not to wait for the keeper.
+        keeper.stdout(Stdio::null()).stderr(Stdio::null());
         let (start, logged) = (Instant::now(), self.log().len());
         self.keeper = Some(keeper.spawn().expect("run sh"));
-        while self.pid_file().is_none_or(|lines| lines.get(7).is_none_or(|status| status.trim() != "ready")) {
-            let ended = self.log().split_at(logged).1.contains("is shut down") && self.pid_file().is_none();
-            assert!(!ended && start.elapsed() < PATIENCE, "the server does not start:\n{}", self.log());
+        while self
+            .pid_file()
+            .is_none_or(|lines| lines.get(7).is_none_or(|status| status.trim() != "ready"))
+        {
+            let ended =
+                self.log().split_at(logged).1.contains("is shut down") && self.pid_file().is_none();
+            assert!(
+                !ended && start.elapsed() < PATIENCE,
+                "the server does not start:\n{}",
+                self.log()
+            );
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
     }
 
     /// Stops the server and keeps its data.
     pub fn stop(&mut self, how: Stop) {
-        let Some(mut keeper) = self.keeper.take() else { return };
+        let Some(mut keeper) = self.keeper.take() else {
+            return;
+        };
         if let Stop::Immediate = how {
             self.signal(Signal::QUIT);
         }
-        // Told to keep, the keeper stops the server the fast way; one that is stopping already stays on its way.
-        let told = keeper.stdin.take().expect("the keeper's input").write_all(b"keep\n");
-        told.and_then(|()| keeper.wait()).expect("wait for the keeper");
+        // Told to keep, the keeper stops the server the fast way; one that is stopping already
+        // stays on its way.
+        let told = keeper
+            .stdin
+            .take()
+            .expect("the keeper's input")
+            .write_all(b"keep\n");
+        told.and_then(|()| keeper.wait())
+            .expect("wait for the keeper");
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -131,15 +177,20 @@ impl Cluster {
     /// The postmaster's process ID.
     pub fn pid(&self) -> Pid {
         let lines = self.pid_file().expect("a running server");
-        let pid = lines.first().and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
+        let pid = lines
+            .first()
+            .and_then(|pid| pid.parse().ok())
+            .and_then(Pid::from_raw);
         pid.expect("a process ID in postmaster.pid")
     }
 
-    /// The server's processes whose title, as `ps` shows it, contains this, such as ` authentication` for logins that are
-    /// not done. Not every process is in `pg_stat_activity`.
+    /// The server's processes whose title, as `ps` shows it, contains this, such as `
+    /// authentication` for logins that are not done. Not every process is in `pg_stat_activity`.
     pub fn processes(&self, title: &str) -> Vec<Pid> {
         let parent = format!("PPid:\t{}\n", self.pid().as_raw_nonzero());
-        let all = fs::read_dir("/proc").expect("read /proc").filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let all = fs::read_dir("/proc")
+            .expect("read /proc")
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
         let child = |pid: &i32| {
             let read = |file| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
             read("cmdline").contains(title) && read("status").contains(&parent)
@@ -160,8 +211,11 @@ impl Cluster {
 
     /// Adds to a file of the data directory.
     pub fn append(&self, file: &str, text: &str) {
-        let file = fs::OpenOptions::new().append(true).open(self.dir.join("data").join(file));
-        file.and_then(|mut file| file.write_all(text.as_bytes())).expect("write a configuration file");
+        let file = fs::OpenOptions::new()
+            .append(true)
+            .open(self.dir.join("data").join(file));
+        file.and_then(|mut file| file.write_all(text.as_bytes()))
+            .expect("write a configuration file");
     }
 
     /// Replaces a file of the data directory.
@@ -181,12 +235,17 @@ impl Cluster {
 
     /// The same over TCP.
     pub fn tcp_login_of(&self, user: &str) -> Target {
-        Target { endpoint: Endpoint::Tcp(self.port), ..self.login_of(user) }
+        Target {
+            endpoint: Endpoint::Tcp(self.port),
+            ..self.login_of(user)
+        }
     }
 
     /// A session of the superuser.
     pub fn superuser(&self) -> Session {
-        self.login_of("postgres").login().unwrap_or_else(|refusal| panic!("superuser: {refusal:?}"))
+        self.login_of("postgres")
+            .login()
+            .unwrap_or_else(|refusal| panic!("superuser: {refusal:?}\n{}", self.log()))
     }
 
     /// Runs SQL as the superuser, each statement in its own transaction.
@@ -217,8 +276,12 @@ impl Cluster {
     /// One of the server's client programs, told where the server is.
     pub fn client(&self, program: &str) -> Command {
         let mut command = self.server.command(program);
-        command.env("PGHOST", &self.dir).env("PGPORT", self.port.to_string());
-        command.env("PGUSER", "postgres").env("PGDATABASE", "postgres");
+        command
+            .env("PGHOST", &self.dir)
+            .env("PGPORT", self.port.to_string());
+        command
+            .env("PGUSER", "postgres")
+            .env("PGDATABASE", "postgres");
         command.stdin(Stdio::null());
         command
     }
@@ -226,8 +289,11 @@ impl Cluster {
     /// What psql prints of a query, with its errors, as this role over the Unix-domain socket.
     pub fn psql(&self, user: &str, sql: &str) -> String {
         let mut psql = self.client("psql");
-        let Output { stdout, stderr, .. } =
-            psql.env("PGUSER", user).args(["-X", "-c", sql]).output().expect("run psql");
+        let Output { stdout, stderr, .. } = psql
+            .env("PGUSER", user)
+            .args(["-X", "-c", sql])
+            .output()
+            .expect("run psql");
         let text = [stderr, stdout].concat();
         String::from_utf8_lossy(&text).into_owned()
     }
@@ -236,7 +302,9 @@ impl Cluster {
     pub fn wait_until_gone(&self, user: &str) {
         let mut session = self.superuser();
         let sql = format!("SELECT count(*) FROM pg_stat_activity WHERE usename = '{user}'");
-        wait_for("sessions to end", || (session.value(&sql) == "0").then_some(()));
+        wait_for("sessions to end", || {
+            (session.value(&sql) == "0").then_some(())
+        });
     }
 }
 
@@ -251,7 +319,11 @@ impl Drop for Cluster {
 fn remove_leftovers(runs: &std::path::Path) {
     for dir in fs::read_dir(runs).into_iter().flatten().flatten() {
         let name = dir.file_name().to_string_lossy().into_owned();
-        let pid = name.split('-').next().and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
+        let pid = name
+            .split('-')
+            .next()
+            .and_then(|pid| pid.parse().ok())
+            .and_then(Pid::from_raw);
         let dead = pid.is_some_and(|pid| rustix::process::test_kill_process(pid).is_err());
         if dead && !dir.path().join("data/postmaster.pid").exists() {
             let _ = fs::remove_dir_all(dir.path());

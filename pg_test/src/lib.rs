@@ -1,6 +1,6 @@
-//! The test bench: gets a PostgreSQL, builds the extension and installs it there, starts throwaway clusters, and logs in to
-//! them through real clients. It touches nothing outside the checkout's `target` and cargo's folders; the one exception is
-//! said in [`place`].
+//! The test bench: gets a PostgreSQL, builds the extension and installs it there, starts throwaway
+//! clusters, and logs in to them through real clients. It touches nothing outside the checkout's
+//! `target` and cargo's folders; the one exception is said in [`place`].
 
 pub mod client;
 pub mod cluster;
@@ -18,10 +18,19 @@ pub fn say(what: impl Display) {
 
 /// Runs a command to its end and returns what it wrote; panics with all of it if it fails.
 pub fn run(command: &mut Command) -> String {
-    let Output { status, stdout, stderr } =
-        command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command
+        .output()
+        .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
     let stdout = String::from_utf8_lossy(&stdout).into_owned();
-    assert!(status.success(), "{command:?}: {status}\n{stdout}{}", String::from_utf8_lossy(&stderr));
+    assert!(
+        status.success(),
+        "{command:?}: {status}\n{stdout}{}",
+        String::from_utf8_lossy(&stderr)
+    );
     stdout
 }
 
@@ -35,7 +44,10 @@ pub fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = found() {
             return found;
         }
-        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for {what}");
+        assert!(
+            start.elapsed() < PATIENCE,
+            "waited {PATIENCE:?} in vain for {what}"
+        );
         std::thread::sleep(Duration::from_millis(2));
     }
 }

@@ -1,8 +1,8 @@
 //! Where the bench keeps its things, and as whom it runs a server.
 //!
-//! All is under `target/pg_test` of the checkout. PostgreSQL refuses to run as root, so root runs it as `nobody`; where
-//! `nobody` cannot enter the checkout, or its path is too long for a Unix-domain socket's, servers and clusters are in
-//! the temporary directory instead.
+//! All is under `target/pg_test` of the checkout. PostgreSQL refuses to run as root, so root runs
+//! it as `nobody`; where `nobody` cannot enter the checkout, or its path is too long for a
+//! Unix-domain socket's, servers and clusters are in the temporary directory instead.
 
 use crate::{run, say};
 use std::fs;
@@ -14,7 +14,9 @@ use std::sync::OnceLock;
 
 /// The root of the checkout.
 pub fn checkout() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the bench is a folder of the checkout")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the bench is a folder of the checkout")
 }
 
 /// Downloads and builds.
@@ -39,11 +41,18 @@ pub fn servers() -> &'static Path {
         if fits && (server_user().is_none() || inside.ancestors().all(open)) {
             return inside;
         }
-        let outside = std::env::temp_dir().join(format!("session_limit.{}", rustix::process::getuid().as_raw()));
+        let outside = std::env::temp_dir().join(format!(
+            "session_limit.{}",
+            rustix::process::getuid().as_raw()
+        ));
         say(format_args!(
             "{} {}: servers go to {}",
             inside.display(),
-            if fits { "cannot be entered by nobody" } else { "is too long for a socket's path" },
+            if fits {
+                "cannot be entered by nobody"
+            } else {
+                "is too long for a socket's path"
+            },
             outside.display()
         ));
         fs::create_dir_all(&outside).expect("create a directory for servers");
@@ -60,11 +69,14 @@ pub fn server_user() -> Option<(u32, u32)> {
             let id = run(Command::new("id").args([flag, "nobody"]));
             id.trim().parse().expect("a number from id")
         };
-        rustix::process::getuid().is_root().then(|| (id("-u"), id("-g")))
+        rustix::process::getuid()
+            .is_root()
+            .then(|| (id("-u"), id("-g")))
     })
 }
 
-/// Makes the command run as the user that runs the servers, with no setting of the caller's own in the way.
+/// Makes the command run as the user that runs the servers, with no setting of the caller's own in
+/// the way.
 pub fn as_server_user(command: &mut Command) -> &mut Command {
     if let Some((user, group)) = server_user() {
         command.uid(user).gid(group);
@@ -74,13 +86,17 @@ pub fn as_server_user(command: &mut Command) -> &mut Command {
             command.env_remove(name);
         }
     }
-    command.env("LC_ALL", "C").env_remove("LD_PRELOAD").current_dir(servers())
+    command
+        .env("LC_ALL", "C")
+        .env_remove("LD_PRELOAD")
+        .current_dir(servers())
 }
 
 /// Creates a directory that the servers' user owns.
 pub fn server_dir(path: &Path) {
     fs::create_dir_all(path).expect("create a directory");
     if let Some((user, group)) = server_user() {
-        std::os::unix::fs::chown(path, Some(user), Some(group)).expect("give it to the servers' user");
+        std::os::unix::fs::chown(path, Some(user), Some(group))
+            .expect("give it to the servers' user");
     }
 }

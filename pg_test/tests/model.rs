@@ -1,5 +1,5 @@
-//! The unit tests of the extension's pure modules. Compiled here, without pgrx, they need no server around them, and
-//! what they prove includes that the model knows nothing of PostgreSQL.
+//! The unit tests of the extension's pure modules. Compiled here, without pgrx, they need no server
+//! around them, and what they prove includes that the model knows nothing of PostgreSQL.
 
 #![allow(dead_code)]
 

@@ -1,11 +1,178 @@
+//! `cargo demo`: the main job, on a PostgreSQL of its own. `cargo demo -- --keep`: the same cluster
+//! to play with.
+
 use pg_test::cluster::Cluster;
+use pg_test::{say, server, wait_for};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Stdio, exit};
+
+const LOGINS: usize = 50;
+
 fn main() {
-    let servers = pg_test::server::servers();
-    let c = Cluster::start(&servers[0], &[("session_limit.max_sessions_per_role", "1")]);
-    c.sql(&["CREATE ROLE alice LOGIN", "CREATE EXTENSION session_limit"]);
-    let _a = c.login_of("alice").login();
-    println!("{}", c.psql("alice", "select 1"));
-    println!("{}", c.psql("postgres", "select * from session_limit.sessions"));
-    println!("{}", c.psql("postgres", "select * from session_limit.usage"));
-    println!("{}", c.log());
+    let keep = match std::env::args().skip(1).collect::<Vec<_>>().as_slice() {
+        [] => false,
+        [option] if option == "--keep" => true,
+        other => {
+            eprintln!("usage: cargo demo [-- --keep], not {other:?}");
+            exit(2);
+        }
+    };
+    let server = server::servers().remove(0);
+    let limit = ("session_limit.max_sessions_per_role", "1");
+    say(format_args!(
+        "starting a cluster with {} = {}",
+        limit.0, limit.1
+    ));
+    let cluster = Cluster::start(&server, &[limit]);
+    cluster.sql(&[
+        "CREATE EXTENSION session_limit",
+        "CREATE ROLE alice LOGIN",
+        "CREATE ROLE bob LOGIN",
+        "CREATE ROLE carol LOGIN CONNECTION LIMIT 3",
+    ]);
+    if keep {
+        stay(&cluster);
+    } else {
+        show(&cluster);
+    }
+}
+
+fn show(cluster: &Cluster) {
+    title("The first session of alice is let in, and stays open");
+    let first = Psql::start(cluster, "alice");
+
+    title("A second one is not");
+    let refusal = psql(cluster, "alice", "SELECT 'never seen'");
+    expect(refusal.contains(r#"FATAL:  too many connections for role "alice""#));
+
+    title("It is, as soon as the first is closed");
+    first.quit();
+    expect(psql(cluster, "alice", "SELECT 'in again' AS alice").contains("in again"));
+
+    title(&format!(
+        "{LOGINS} logins of bob at the same moment: exactly 1 is let in"
+    ));
+    storm(cluster, "bob", 1);
+
+    title(&format!(
+        "{LOGINS} of carol, who has CONNECTION LIMIT 3: exactly 3 are let in"
+    ));
+    storm(cluster, "carol", 3);
+
+    title("Over a limit or not, a superuser gets in, and sees who is there");
+    let _alice = Psql::start(cluster, "alice");
+    let _carol = [Psql::start(cluster, "carol"), Psql::start(cluster, "carol")];
+    expect(
+        psql(
+            cluster,
+            "postgres",
+            "SELECT * FROM session_limit.sessions ORDER BY pid",
+        )
+        .contains("alice"),
+    );
+    expect(
+        psql(
+            cluster,
+            "postgres",
+            "SELECT * FROM session_limit.usage ORDER BY source",
+        )
+        .contains("CONNECTION LIMIT of role carol"),
+    );
+
+    println!("\nThe same cluster to play with: cargo demo -- --keep");
+}
+
+fn stay(cluster: &Cluster) {
+    println!(
+        "\nRoles: alice and bob, under the setting's limit of 1; carol, with CONNECTION LIMIT 3; postgres, a superuser."
+    );
+    println!("Log in from several terminals:\n");
+    println!(
+        "    {} -h {} -p {} -U alice postgres\n",
+        cluster.server.bin.join("psql").display(),
+        cluster.dir.display(),
+        cluster.port
+    );
+    println!("Ctrl-C stops the server and removes it.");
+    loop {
+        std::thread::park();
+    }
+}
+
+fn title(text: &str) {
+    println!("\n--- {text}\n");
+}
+
+/// The demo is worth nothing if it does not show what it says.
+fn expect(shown: bool) {
+    if !shown {
+        eprintln!("This is not what should have happened.");
+        exit(1);
+    }
+}
+
+/// Runs a query with psql and shows both.
+fn psql(cluster: &Cluster, role: &str, sql: &str) -> String {
+    println!("$ psql -U {role} -c \"{sql}\"");
+    let printed = cluster.psql(role, sql);
+    println!("{}", printed.trim_end());
+    printed
+}
+
+fn storm(cluster: &Cluster, role: &str, expected: usize) {
+    let outcomes = cluster.login_of(role).storm(LOGINS);
+    let admitted = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+    println!(
+        "let in: {admitted}, refused: {}, each like this:\n",
+        LOGINS - admitted
+    );
+    if let Some(refusal) = outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
+        println!(
+            "SQLSTATE {}\nFATAL:  {}\nDETAIL:  {}",
+            refusal.sqlstate(),
+            refusal.message(),
+            refusal.detail()
+        );
+    }
+    expect(admitted == expected);
+    drop(outcomes);
+    cluster.wait_until_gone(role);
+}
+
+/// A psql that stays connected.
+struct Psql(Child);
+
+impl Psql {
+    fn start(cluster: &Cluster, role: &str) -> Psql {
+        let sql = "SELECT current_user AS user_name, pg_backend_pid() AS pid";
+        println!("$ psql -U {role}\npostgres=> {sql};");
+        let mut command = cluster.client("psql");
+        command
+            .env("PGUSER", role)
+            .args(["-X", "-q"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        let mut child = command.spawn().expect("run psql");
+        let input = child.stdin.as_mut().expect("psql's input");
+        writeln!(input, "{sql};").expect("write to psql");
+        let output = child.stdout.as_mut().expect("psql's output");
+        let lines = BufReader::new(output).lines().map_while(Result::ok);
+        let lines: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+        println!("{}", lines.join("\n"));
+        expect(lines.len() == 4);
+        Psql(child)
+    }
+
+    fn quit(mut self) {
+        println!("(the first psql ends)");
+        drop(self.0.stdin.take());
+        wait_for("psql to end", || self.0.try_wait().ok()?);
+    }
+}
+
+impl Drop for Psql {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

@@ -19,7 +19,10 @@ fn who_closes_first_is_let_in_again(server: &Server) {
     // What it takes the wait for: the server alone refuses some.
     let plain = Cluster::plain(server, &[]);
     plain.sql(&[ROLE]);
-    assert!((0..10).any(|_| refused(&plain) > 0), "10,000 such logins, and the server alone refused none");
+    assert!(
+        (0..10).any(|_| refused(&plain) > 0),
+        "10,000 such logins, and the server alone refused none"
+    );
 }
 
 fn refused(cluster: &Cluster) -> usize {

@@ -1,5 +1,5 @@
-//! Ways to log in: libpq with and without TLS, authentication methods, names of hosts; and that nothing is left behind in a
-//! session by what the hook read.
+//! Ways to log in: libpq with and without TLS, authentication methods, names of hosts; and that
+//! nothing is left behind in a session by what the hook read.
 
 use pg_test::client::Target;
 use pg_test::cluster::Cluster;
@@ -16,29 +16,48 @@ tests![
     a_login_poisons_nothing,
 ];
 
-/// libpq takes an error before AuthenticationOk for a failure of TLS, and with `sslmode=prefer` logs in again without.
+/// libpq takes an error before AuthenticationOk for a failure of TLS, and with `sslmode=prefer`
+/// logs in again without.
 fn a_refusal_over_tls_is_one_login(server: &Server) {
-    let settings = [("session_limit.max_sessions_per_role", "1"), ("log_connections", "on")];
+    let settings = [
+        ("session_limit.max_sessions_per_role", "1"),
+        ("log_connections", "on"),
+    ];
     let cluster = Cluster::start(server, &settings);
     cluster.sql(&["CREATE ROLE alice LOGIN"]);
-    let certificate = rcgen::generate_simple_self_signed(["localhost".to_string()]).expect("a certificate");
+    let certificate =
+        rcgen::generate_simple_self_signed(["localhost".to_string()]).expect("a certificate");
     let pem = certificate.cert.pem() + &certificate.signing_key.serialize_pem();
     let pem_file = cluster.dir.join("tls.pem");
     fs::write(&pem_file, pem).expect("write the certificate");
     let login = || {
         let script = place::checkout().join("pg_test/tests/tls_login.py");
         let mut python = Command::new("python3");
-        python.arg(script).arg(&pem_file).arg(cluster.port.to_string());
+        python
+            .arg(script)
+            .arg(&pem_file)
+            .arg(cluster.port.to_string());
         run(python.env("PYTHONPATH", server::libpq_with_tls()))
     };
-    let connections = || cluster.log().matches("connection received: host=127.0.0.1").count();
+    let connections = || {
+        cluster
+            .log()
+            .matches("connection received: host=127.0.0.1")
+            .count()
+    };
 
     assert_eq!(login(), "admitted over TLS\n1 connection\n");
     assert_eq!(connections(), 1);
     let _first = cluster.login_of("alice").login().expect("the first");
     let refused = login();
-    assert!(refused.contains(r#"FATAL:  too many connections for role "alice""#), "{refused}");
-    assert!(refused.contains("DETAIL:  The limit is 1 session"), "{refused}");
+    assert!(
+        refused.contains(r#"FATAL:  too many connections for role "alice""#),
+        "{refused}"
+    );
+    assert!(
+        refused.contains("DETAIL:  The limit is 1 session"),
+        "{refused}"
+    );
     assert!(refused.ends_with("\n1 connection\n"), "{refused}");
     assert_eq!(connections(), 2);
 }
@@ -46,12 +65,20 @@ fn a_refusal_over_tls_is_one_login(server: &Server) {
 fn scram_and_trust(server: &Server) {
     let cluster = Cluster::start(server, &[("session_limit.max_wait", "0")]);
     cluster.sql(&["CREATE ROLE alice LOGIN PASSWORD 'right' CONNECTION LIMIT 2"]);
-    cluster.write("pg_hba.conf", "local all all trust\nhost all all all scram-sha-256\n");
+    cluster.write(
+        "pg_hba.conf",
+        "local all all trust\nhost all all all scram-sha-256\n",
+    );
     cluster.reload();
     let scram = || {
         let mut psql = cluster.client("psql");
-        psql.env("PGHOST", "127.0.0.1").env("PGUSER", "alice").env("PGPASSWORD", "right");
-        let output = psql.args(["-X", "-A", "-t", "-c", "SELECT 'in as ' || current_user"]).output().expect("run psql");
+        psql.env("PGHOST", "127.0.0.1")
+            .env("PGUSER", "alice")
+            .env("PGPASSWORD", "right");
+        let output = psql
+            .args(["-X", "-A", "-t", "-c", "SELECT 'in as ' || current_user"])
+            .output()
+            .expect("run psql");
         String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
     };
     let _first = cluster.login_of("alice").login().expect("the first");
@@ -61,47 +88,100 @@ fn scram_and_trust(server: &Server) {
 }
 
 fn peer(server: &Server) {
-    let cluster = Cluster::start(server, &[("session_limit.max_sessions_per_role", "0"), ("session_limit.max_wait", "0")]);
+    let cluster = Cluster::start(
+        server,
+        &[
+            ("session_limit.max_sessions_per_role", "0"),
+            ("session_limit.max_wait", "0"),
+        ],
+    );
     let mut id = Command::new("id");
     let user = run(place::as_server_user(&mut id).arg("-un"));
     cluster.sql(&["CREATE ROLE alice LOGIN"]);
-    cluster.write("pg_ident.conf", &format!("bench {} alice\nbench {} postgres\n", user.trim(), user.trim()));
-    cluster.write("pg_hba.conf", "local all all peer map=bench\nhost all postgres all trust\n");
+    cluster.write(
+        "pg_ident.conf",
+        &format!(
+            "bench {} alice\nbench {} postgres\n",
+            user.trim(),
+            user.trim()
+        ),
+    );
+    cluster.write(
+        "pg_hba.conf",
+        "local all all peer map=bench\nhost all postgres all trust\n",
+    );
     cluster.superuser().query("SELECT pg_reload_conf()");
     pg_test::wait_for("peer to reject us", || {
-        cluster.psql("nobody_here", "").contains("Peer authentication failed").then_some(())
+        cluster
+            .psql("nobody_here", "")
+            .contains("Peer authentication failed")
+            .then_some(())
     });
     let refused = cluster.psql("alice", "SELECT 1");
-    assert!(refused.contains(r#"too many connections for role "alice""#), "{refused}");
-    assert!(cluster.psql("postgres", "SELECT 'a superuser'").contains("a superuser"));
+    assert!(
+        refused.contains(r#"too many connections for role "alice""#),
+        "{refused}"
+    );
+    assert!(
+        cluster
+            .psql("postgres", "SELECT 'a superuser'")
+            .contains("a superuser")
+    );
 }
 
 /// Under log_hostname, what the server calls the remote host is text that reverse DNS chooses.
 fn addresses_stay_addresses(server: &Server) {
-    let settings = [("session_limit.max_sessions_per_role", "1"), ("session_limit.max_wait", "0"), ("log_hostname", "on")];
+    let settings = [
+        ("session_limit.max_sessions_per_role", "1"),
+        ("session_limit.max_wait", "0"),
+        ("log_hostname", "on"),
+    ];
     let cluster = Cluster::start(server, &settings);
     cluster.sql(&["CREATE ROLE alice LOGIN", "CREATE EXTENSION session_limit"]);
     let mut first = cluster.tcp_login_of("alice").login().expect("the first");
-    assert_eq!(first.value("SELECT client_addr FROM session_limit.sessions"), "127.0.0.1");
-    let refusal = cluster.tcp_login_of("alice").login().err().expect("the second");
-    assert!(refusal.detail().contains(&format!("pid {} from 127.0.0.1 since ", first.pid)), "{}", refusal.detail());
+    assert_eq!(
+        first.value("SELECT client_addr FROM session_limit.sessions"),
+        "127.0.0.1"
+    );
+    let refusal = cluster
+        .tcp_login_of("alice")
+        .login()
+        .err()
+        .expect("the second");
+    assert!(
+        refusal
+            .detail()
+            .contains(&format!("pid {} from 127.0.0.1 since ", first.pid)),
+        "{}",
+        refusal.detail()
+    );
 }
 
-/// Membership caches that are filled before there is a database lack pg_database_owner, and then deny what it may do.
+/// Membership caches that are filled before there is a database lack pg_database_owner, and then
+/// deny what it may do.
 fn a_login_poisons_nothing(server: &Server) {
-    let settings = [("session_limit.max_sessions_per_role", "2"), ("session_limit.max_wait", "10s")];
+    let settings = [
+        ("session_limit.max_sessions_per_role", "2"),
+        ("session_limit.max_wait", "10s"),
+    ];
     let cluster = Cluster::start(server, &settings);
     cluster.sql(&[
         "CREATE ROLE owners",
         "CREATE ROLE alice LOGIN IN ROLE owners CONNECTION LIMIT 1",
         "CREATE DATABASE app OWNER owners CONNECTION LIMIT 5",
     ]);
-    let alice = Target { database: Some("app".to_string()), ..cluster.login_of("alice") };
+    let alice = Target {
+        database: Some("app".to_string()),
+        ..cluster.login_of("alice")
+    };
     for round in 0..3 {
         // Each but the first waits for the one before, and so reads the catalogs more than once.
         let mut session = alice.login().expect("room");
         session.query(&format!("CREATE TABLE public.t{round} ()"));
-        assert_eq!(session.value("SELECT pg_has_role('pg_database_owner', 'usage')"), "t");
+        assert_eq!(
+            session.value("SELECT pg_has_role('pg_database_owner', 'usage')"),
+            "t"
+        );
         session.close();
     }
 }

@@ -9,9 +9,18 @@ tests![the_first_login_after_a_start];
 
 fn the_first_login_after_a_start(server: &Server) {
     let mut cluster = Cluster::start(server, &[("session_limit.max_sessions_per_role", "1")]);
-    cluster.sql(&["CREATE ROLE alice LOGIN CONNECTION LIMIT 2", "CREATE DATABASE app CONNECTION LIMIT 9"]);
-    let alice = Target { database: Some("app".to_string()), ..cluster.login_of("alice") };
-    let missing = Target { database: Some("missing".to_string()), ..cluster.login_of("alice") };
+    cluster.sql(&[
+        "CREATE ROLE alice LOGIN CONNECTION LIMIT 2",
+        "CREATE DATABASE app CONNECTION LIMIT 9",
+    ]);
+    let alice = Target {
+        database: Some("app".to_string()),
+        ..cluster.login_of("alice")
+    };
+    let missing = Target {
+        database: Some("missing".to_string()),
+        ..cluster.login_of("alice")
+    };
     let postgres = cluster.login_of("postgres");
     for with_init_files in [true, false] {
         for first in [&alice, &postgres, &missing] {
@@ -29,7 +38,10 @@ fn the_first_login_after_a_start(server: &Server) {
                 }
             }
             // It was counted, too.
-            let _sessions = [alice.login().expect("the first of two"), alice.login().expect("the second")];
+            let _sessions = [
+                alice.login().expect("the first of two"),
+                alice.login().expect("the second"),
+            ];
             assert_eq!(alice.login().err().expect("a third").sqlstate(), "53300");
         }
     }
@@ -39,8 +51,8 @@ fn remove_init_files(cluster: &Cluster) {
     let data = cluster.dir.join("data");
     let databases = fs::read_dir(data.join("base")).expect("read base/");
     let databases = databases.map(|dir| dir.expect("read base/").path());
-    let removed = databases.chain([data.join("global")]).filter(|dir| {
-        fs::remove_file(dir.join("pg_internal.init")).is_ok()
-    });
+    let removed = databases
+        .chain([data.join("global")])
+        .filter(|dir| fs::remove_file(dir.join("pg_internal.init")).is_ok());
     assert!(removed.count() > 1, "there are files to remove");
 }

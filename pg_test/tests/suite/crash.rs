@@ -1,4 +1,5 @@
-//! Sessions that end in other ways than by their client's goodbye: the slots always equal the live client backends.
+//! Sessions that end in other ways than by their client's goodbye: the slots always equal the live
+//! client backends.
 
 use pg_test::client::Session;
 use pg_test::cluster::{Cluster, Stop};
@@ -6,18 +7,31 @@ use pg_test::server::Server;
 use pg_test::wait_for;
 use rustix::process::{Pid, Signal, kill_process};
 
-tests![a_backend_is_killed, a_backend_is_terminated, the_server_is_restarted, the_connections_are_used_up];
+tests![
+    a_backend_is_killed,
+    a_backend_is_terminated,
+    the_server_is_restarted,
+    the_connections_are_used_up
+];
 
-const CREATE: &[&str] = &["CREATE ROLE alice LOGIN CONNECTION LIMIT 5", "CREATE EXTENSION session_limit"];
+const CREATE: &[&str] = &[
+    "CREATE ROLE alice LOGIN CONNECTION LIMIT 5",
+    "CREATE EXTENSION session_limit",
+];
 
 fn cluster(server: &Server) -> Cluster {
-    let cluster = Cluster::start(server, &[("max_connections", "20"), ("restart_after_crash", "on")]);
+    let cluster = Cluster::start(
+        server,
+        &[("max_connections", "20"), ("restart_after_crash", "on")],
+    );
     cluster.sql(CREATE);
     cluster
 }
 
 fn five(cluster: &Cluster) -> Vec<Session> {
-    (0..5).map(|_| cluster.login_of("alice").login().expect("room for five")).collect()
+    (0..5)
+        .map(|_| cluster.login_of("alice").login().expect("room for five"))
+        .collect()
 }
 
 /// The slots are the client backends, and of a storm exactly five are let in.
@@ -26,7 +40,9 @@ fn check(cluster: &Cluster) {
         (SELECT pid FROM session_limit.sessions) s
         FULL JOIN (SELECT pid FROM pg_stat_activity WHERE backend_type IN ('client backend', 'walsender')) a USING (pid)
         WHERE s.pid IS NULL OR a.pid IS NULL";
-    wait_for("slots and backends to agree", || (cluster.superuser().value(differing) == "0").then_some(()));
+    wait_for("slots and backends to agree", || {
+        (cluster.superuser().value(differing) == "0").then_some(())
+    });
     cluster.wait_until_gone("alice");
     let outcomes = cluster.login_of("alice").storm(12);
     assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 5);
@@ -39,7 +55,12 @@ fn a_backend_is_killed(server: &Server) {
     let cluster = cluster(server);
     let sessions = five(&cluster);
     kill_process(Pid::from_raw(sessions[2].pid).expect("a pid"), Signal::KILL).expect("kill -9");
-    wait_for("the crash", || cluster.log().contains("all server processes terminated").then_some(()));
+    wait_for("the crash", || {
+        cluster
+            .log()
+            .contains("all server processes terminated")
+            .then_some(())
+    });
     wait_for("the restart", || cluster.login_of("postgres").login().ok());
     check(&cluster);
 }
@@ -49,10 +70,15 @@ fn a_backend_is_terminated(server: &Server) {
     let sessions = five(&cluster);
     let mut superuser = cluster.superuser();
     for session in &sessions[..3] {
-        assert_eq!(superuser.value(&format!("SELECT pg_terminate_backend({})", session.pid)), "t");
+        assert_eq!(
+            superuser.value(&format!("SELECT pg_terminate_backend({})", session.pid)),
+            "t"
+        );
     }
     wait_for("three to end", || {
-        (superuser.value("SELECT count(*) FROM session_limit.sessions WHERE usename = 'alice'") == "2").then_some(())
+        (superuser.value("SELECT count(*) FROM session_limit.sessions WHERE usename = 'alice'")
+            == "2")
+            .then_some(())
     });
     let outcomes = cluster.login_of("alice").storm(12);
     assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 3);
@@ -75,10 +101,16 @@ fn the_connections_are_used_up(server: &Server) {
     let cluster = cluster(server);
     cluster.sql(&["CREATE ROLE bob LOGIN"]);
     let alice = five(&cluster);
-    let bob: Vec<_> = (0..40).map_while(|_| cluster.login_of("bob").login().ok()).collect();
+    let bob: Vec<_> = (0..40)
+        .map_while(|_| cluster.login_of("bob").login().ok())
+        .collect();
     assert!(bob.len() < 20, "max_connections was not reached");
     let refusals = cluster.login_of("bob").storm(30);
-    assert!(refusals.iter().all(|outcome| outcome.as_ref().is_err_and(|refusal| refusal.sqlstate() == "53300")));
+    assert!(refusals.iter().all(|outcome| {
+        outcome
+            .as_ref()
+            .is_err_and(|refusal| refusal.sqlstate() == "53300")
+    }));
     drop((alice, bob));
     cluster.wait_until_gone("bob");
     check(&cluster);

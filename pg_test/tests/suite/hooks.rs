@@ -18,9 +18,16 @@ fn after_ours(server: &Server) {
 fn beside(server: &Server, libraries: fn(&str) -> String) {
     // Not every server comes with auth_delay.
     let has_auth_delay = server.has_library("auth_delay");
-    let others = if has_auth_delay { "session_limit_probe, auth_delay" } else { "session_limit_probe" };
+    let others = if has_auth_delay {
+        "session_limit_probe, auth_delay"
+    } else {
+        "session_limit_probe"
+    };
     let libraries = libraries(others);
-    let mut settings = vec![("shared_preload_libraries", libraries.as_str())];
+    let mut settings = vec![
+        ("shared_preload_libraries", libraries.as_str()),
+        ("log_line_prefix", "%u: "),
+    ];
     if has_auth_delay {
         settings.push(("auth_delay.milliseconds", "300"));
     }
@@ -28,20 +35,59 @@ fn beside(server: &Server, libraries: fn(&str) -> String) {
     cluster.sql(&["CREATE ROLE alice LOGIN CONNECTION LIMIT 1 PASSWORD 'right'"]);
 
     let _first = cluster.login_of("alice").login().expect("the first");
-    assert_eq!(cluster.log().matches("probe: role alice, status 0").count(), 1);
-    assert_eq!(cluster.login_of("alice").login().err().expect("the second").sqlstate(), "53300");
+    assert_eq!(
+        cluster
+            .log()
+            .matches("alice: LOG:  probe: status 0")
+            .count(),
+        1
+    );
+    assert_eq!(
+        cluster
+            .login_of("alice")
+            .login()
+            .err()
+            .expect("the second")
+            .sqlstate(),
+        "53300"
+    );
     // Called after ours, it does not hear of who was refused there.
-    let heard = if libraries.starts_with("session_limit,") { 1 } else { 2 };
-    assert_eq!(cluster.log().matches("probe: role alice, status 0").count(), heard);
+    let heard = if libraries.starts_with("session_limit,") {
+        1
+    } else {
+        2
+    };
+    assert_eq!(
+        cluster
+            .log()
+            .matches("alice: LOG:  probe: status 0")
+            .count(),
+        heard
+    );
 
-    cluster.write("pg_hba.conf", "local all postgres trust\nhost all all all scram-sha-256\n");
+    cluster.write(
+        "pg_hba.conf",
+        "local all postgres trust\nhost all all all scram-sha-256\n",
+    );
     cluster.reload();
     let start = Instant::now();
     let mut psql = cluster.client("psql");
-    psql.env("PGHOST", "127.0.0.1").env("PGUSER", "alice").env("PGPASSWORD", "wrong").args(["-X", "-c", ""]);
+    psql.env("PGHOST", "127.0.0.1")
+        .env("PGUSER", "alice")
+        .env("PGPASSWORD", "wrong")
+        .args(["-X", "-c", ""]);
     let output = psql.output().expect("run psql");
     let printed = String::from_utf8_lossy(&output.stderr);
-    assert!(printed.contains("password authentication failed"), "{printed}");
+    assert!(
+        printed.contains("password authentication failed"),
+        "{printed}"
+    );
     assert!(!has_auth_delay || start.elapsed() >= Duration::from_millis(300));
-    assert_eq!(cluster.log().matches("probe: role alice, status -1").count(), 1);
+    assert_eq!(
+        cluster
+            .log()
+            .matches("alice: LOG:  probe: status -1")
+            .count(),
+        1
+    );
 }

@@ -1,5 +1,5 @@
-//! The suite: real logins, through real clients, into throwaway clusters, on each major that `PG_MAJORS` asks for. A test is
-//! listed as `pg18::module::name`.
+//! The suite: real logins, through real clients, into throwaway clusters, on each major that
+//! `PG_MAJORS` asks for. A test is listed as `pg18::module::name`.
 
 use libtest_mimic::{Arguments, Trial};
 use pg_test::server::{self, Server};
@@ -13,14 +13,35 @@ macro_rules! tests {
     };
 }
 
-macro_rules! modules {
-    ($($module:ident),* $(,)?) => {
-        $(mod $module;)*
-        const MODULES: &[(&str, &[Test])] = &[$((stringify!($module), $module::TESTS)),*];
-    };
-}
+mod changes;
+mod churn;
+mod clients;
+mod cold;
+mod crash;
+mod hooks;
+mod refusal;
+mod replication;
+mod settings;
+mod storm;
+mod views;
+mod waiting;
+mod worker;
 
-modules!(storm, churn, cold, refusal, waiting, settings, changes, crash, hooks, clients, replication, views, worker);
+const MODULES: &[(&str, &[Test])] = &[
+    ("changes", changes::TESTS),
+    ("churn", churn::TESTS),
+    ("clients", clients::TESTS),
+    ("cold", cold::TESTS),
+    ("crash", crash::TESTS),
+    ("hooks", hooks::TESTS),
+    ("refusal", refusal::TESTS),
+    ("replication", replication::TESTS),
+    ("settings", settings::TESTS),
+    ("storm", storm::TESTS),
+    ("views", views::TESTS),
+    ("waiting", waiting::TESTS),
+    ("worker", worker::TESTS),
+];
 
 fn main() {
     let arguments = Arguments::from_args();
@@ -28,7 +49,11 @@ fn main() {
     for server in server::servers() {
         for (module, tests) in MODULES {
             for (name, test) in *tests {
-                let (name, server, test) = (format!("pg{}::{module}::{name}", server.major), server.clone(), *test);
+                let (name, server, test) = (
+                    format!("pg{}::{module}::{name}", server.major),
+                    server.clone(),
+                    *test,
+                );
                 trials.push(Trial::test(name, move || {
                     test(&server);
                     Ok(())

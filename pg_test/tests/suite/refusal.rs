@@ -23,48 +23,93 @@ fn refused(target: &Target) -> Refusal {
 }
 
 fn to(database: &str, target: Target) -> Target {
-    Target { database: Some(database.to_string()), ..target }
+    Target {
+        database: Some(database.to_string()),
+        ..target
+    }
 }
 
 fn over_a_roles_limit(server: &Server) {
     let cluster = Cluster::start(server, &[("session_limit.max_sessions_per_role", "1")]);
-    cluster.sql(&["CREATE ROLE alice LOGIN", "CREATE ROLE bob LOGIN CONNECTION LIMIT 2"]);
+    cluster.sql(&[
+        "CREATE ROLE alice LOGIN",
+        "CREATE ROLE bob LOGIN CONNECTION LIMIT 2",
+    ]);
 
-    let alice = cluster.tcp_login_of("alice").login().expect("alice's first");
+    let alice = cluster
+        .tcp_login_of("alice")
+        .login()
+        .expect("alice's first");
     let refusal = refused(&cluster.login_of("alice"));
     assert!(refusal.authenticated, "libpq would try again without TLS");
     assert_eq!(refusal.sqlstate(), "53300");
-    assert_eq!(refusal.message(), r#"too many connections for role "alice""#);
+    assert_eq!(
+        refusal.message(),
+        r#"too many connections for role "alice""#
+    );
     let detail = format!(
         "The limit is 1 session (session_limit.max_sessions_per_role); 1 is in use: pid {} from 127.0.0.1 since 20",
         alice.pid
     );
-    assert!(refusal.detail().starts_with(&detail), "{}", refusal.detail());
-    assert_eq!(refusal.hint(), "Close one of these sessions, or ask for the limit to be raised.");
+    assert!(
+        refusal.detail().starts_with(&detail),
+        "{}",
+        refusal.detail()
+    );
+    assert_eq!(
+        refusal.hint(),
+        "Close one of these sessions, or ask for the limit to be raised."
+    );
 
-    let _bob = [cluster.login_of("bob").login().expect("one"), cluster.login_of("bob").login().expect("two")];
+    let _bob = [
+        cluster.login_of("bob").login().expect("one"),
+        cluster.login_of("bob").login().expect("two"),
+    ];
     let refusal = refused(&cluster.login_of("bob"));
     let detail = "The limit is 2 sessions (CONNECTION LIMIT of role bob); 2 are in use: pid ";
     assert!(refusal.detail().starts_with(detail), "{}", refusal.detail());
-    assert!(refusal.detail().contains(" from a local socket since "), "{}", refusal.detail());
-    assert!(!refusal.detail().contains(&alice.pid.to_string()), "{}", refusal.detail());
+    assert!(
+        refusal.detail().contains(" from a local socket since "),
+        "{}",
+        refusal.detail()
+    );
+    assert!(
+        !refusal.detail().contains(&alice.pid.to_string()),
+        "{}",
+        refusal.detail()
+    );
 }
 
 fn over_a_databases_limit(server: &Server) {
     let cluster = Cluster::start(server, &[("session_limit.max_wait", "0")]);
-    let create = ["CREATE ROLE alice LOGIN", "CREATE ROLE bob LOGIN", "CREATE DATABASE app CONNECTION LIMIT 2"];
+    let create = [
+        "CREATE ROLE alice LOGIN",
+        "CREATE ROLE bob LOGIN",
+        "CREATE DATABASE app CONNECTION LIMIT 2",
+    ];
     cluster.sql(&create);
     let bob = to("app", cluster.login_of("bob")).login().expect("bob");
     let alice = to("app", cluster.login_of("alice")).login().expect("alice");
     let refusal = refused(&to("app", cluster.login_of("alice")));
-    assert_eq!((refusal.sqlstate(), refusal.message()), ("53300", r#"too many connections for database "app""#));
+    assert_eq!(
+        (refusal.sqlstate(), refusal.message()),
+        ("53300", r#"too many connections for database "app""#)
+    );
     let detail = format!(
         "The limit is 2 sessions (CONNECTION LIMIT of database app); 2 are in use, 1 of them by this role: pid {} ",
         alice.pid
     );
-    assert!(refusal.detail().starts_with(&detail), "{}", refusal.detail());
+    assert!(
+        refusal.detail().starts_with(&detail),
+        "{}",
+        refusal.detail()
+    );
     let others = format!("pid {} ", bob.pid);
-    assert!(!refusal.detail().contains(&others), "bob's session is nobody else's business: {}", refusal.detail());
+    assert!(
+        !refusal.detail().contains(&others),
+        "bob's session is nobody else's business: {}",
+        refusal.detail()
+    );
     // Sessions elsewhere are not counted.
     cluster.login_of("alice").login().expect("another database");
 }
@@ -72,20 +117,42 @@ fn over_a_databases_limit(server: &Server) {
 fn many_sessions_are_summed_up(server: &Server) {
     let cluster = Cluster::start(server, &[("session_limit.max_wait", "0")]);
     cluster.sql(&["CREATE ROLE alice LOGIN CONNECTION LIMIT 7"]);
-    let _sessions: Vec<_> = (0..7).map(|_| cluster.login_of("alice").login().expect("room")).collect();
+    let _sessions: Vec<_> = (0..7)
+        .map(|_| cluster.login_of("alice").login().expect("room"))
+        .collect();
     let refusal = refused(&cluster.login_of("alice"));
-    assert_eq!(refusal.detail().matches("pid ").count(), 5, "{}", refusal.detail());
-    assert!(refusal.detail().ends_with(" and 2 more."), "{}", refusal.detail());
+    assert_eq!(
+        refusal.detail().matches("pid ").count(),
+        5,
+        "{}",
+        refusal.detail()
+    );
+    assert!(
+        refusal.detail().ends_with(" and 2 more."),
+        "{}",
+        refusal.detail()
+    );
 }
 
 fn a_limit_of_zero(server: &Server) {
     let cluster = Cluster::start(server, &[("session_limit.max_sessions_per_role", "0")]);
-    cluster.sql(&["CREATE ROLE alice LOGIN", "CREATE ROLE bob LOGIN CONNECTION LIMIT 0"]);
+    cluster.sql(&[
+        "CREATE ROLE alice LOGIN",
+        "CREATE ROLE bob LOGIN CONNECTION LIMIT 0",
+    ]);
     for role in ["alice", "bob"] {
         let refusal = refused(&cluster.login_of(role));
         assert_eq!(refusal.sqlstate(), "53300");
-        assert!(refusal.detail().starts_with("The limit is 0 sessions ("), "{}", refusal.detail());
-        assert!(refusal.detail().contains("; 0 are in use."), "{}", refusal.detail());
+        assert!(
+            refusal.detail().starts_with("The limit is 0 sessions ("),
+            "{}",
+            refusal.detail()
+        );
+        assert!(
+            refusal.detail().contains("; 0 are in use."),
+            "{}",
+            refusal.detail()
+        );
     }
 }
 
@@ -111,8 +178,14 @@ fn refused_by_the_server(cluster: &Cluster) -> Vec<Target> {
         to("private", alice()),
         to("missing", cluster.login_of("postgres")),
         to("closed", cluster.login_of("postgres")),
-        Target { database: None, ..alice() },
-        Target { options: vec![("replication".to_string(), "database".to_string())], ..alice() },
+        Target {
+            database: None,
+            ..alice()
+        },
+        Target {
+            options: vec![("replication".to_string(), "database".to_string())],
+            ..alice()
+        },
     ]
 }
 
@@ -121,7 +194,10 @@ fn the_servers_own_refusals_are_the_same(server: &Server) {
     let plain = Cluster::plain(server, &[]);
     ours.sql(REFUSED_BY_THE_SERVER);
     plain.sql(REFUSED_BY_THE_SERVER);
-    for (ours, plain) in refused_by_the_server(&ours).iter().zip(refused_by_the_server(&plain)) {
+    for (ours, plain) in refused_by_the_server(&ours)
+        .iter()
+        .zip(refused_by_the_server(&plain))
+    {
         let (mut here, mut there) = (refused(ours), refused(&plain));
         for source_line in ['F', 'L', 'R'] {
             here.fields.remove(&source_line);
@@ -136,59 +212,132 @@ fn the_servers_own_refusals_are_the_same(server: &Server) {
 fn the_servers_own_refusals_take_no_place(server: &Server) {
     let cluster = Cluster::start(server, &[("session_limit.max_wait", "0")]);
     cluster.sql(REFUSED_BY_THE_SERVER);
-    cluster.sql(&["ALTER ROLE alice CONNECTION LIMIT 1", "CREATE EXTENSION session_limit"]);
-    // Only those that are refused before they claim: no CONNECT privilege is found out later, by the server.
-    let failing: Vec<Target> =
-        refused_by_the_server(&cluster).into_iter().filter(|t| t.database.as_deref() != Some("private")).collect();
+    cluster.sql(&[
+        "ALTER ROLE alice CONNECTION LIMIT 1",
+        "CREATE EXTENSION session_limit",
+    ]);
+    // Only those that are refused before they claim: no CONNECT privilege is found out later, by
+    // the server.
+    let failing: Vec<Target> = refused_by_the_server(&cluster)
+        .into_iter()
+        .filter(|t| t.database.as_deref() != Some("private"))
+        .collect();
     for _ in 0..10 {
-        let mut connections: Vec<_> = (0..3).flat_map(|_| &failing).map(|t| (t, t.connect())).collect();
+        let mut connections: Vec<_> = (0..3)
+            .flat_map(|_| &failing)
+            .map(|t| (t, t.connect()))
+            .collect();
         for (target, connection) in &mut connections {
             connection.send_startup(target);
         }
         let alice = cluster.login_of("alice").login().expect("nobody is in");
-        assert!(connections.into_iter().all(|(_, connection)| connection.outcome().is_err()));
+        assert!(
+            connections
+                .into_iter()
+                .all(|(_, connection)| connection.outcome().is_err())
+        );
         drop(alice);
         cluster.wait_until_gone("alice");
     }
     // No privilege, or a wrong password: no place is kept either.
-    assert_eq!(refused(&to("private", cluster.login_of("alice"))).sqlstate(), "42501");
-    cluster.write("pg_hba.conf", "local all postgres trust\nhost all all all scram-sha-256\n");
+    assert_eq!(
+        refused(&to("private", cluster.login_of("alice"))).sqlstate(),
+        "42501"
+    );
+    cluster.write(
+        "pg_hba.conf",
+        "local all postgres trust\nhost all all all scram-sha-256\n",
+    );
     cluster.reload();
     let mut psql = cluster.client("psql");
-    psql.env("PGHOST", "127.0.0.1").env("PGUSER", "alice").env("PGPASSWORD", "wrong").args(["-X", "-c", ""]);
+    psql.env("PGHOST", "127.0.0.1")
+        .env("PGUSER", "alice")
+        .env("PGPASSWORD", "wrong")
+        .args(["-X", "-c", ""]);
     let output = psql.output().expect("run psql");
-    assert!(String::from_utf8_lossy(&output.stderr).contains("password authentication failed"), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("password authentication failed"),
+        "{output:?}"
+    );
     let mut superuser = cluster.superuser();
-    assert_eq!(superuser.value("SELECT count(*) FROM session_limit.sessions WHERE usename <> 'postgres'"), "0");
+    assert_eq!(
+        superuser.value("SELECT count(*) FROM session_limit.sessions WHERE usename <> 'postgres'"),
+        "0"
+    );
 }
 
 fn superusers(server: &Server) {
-    let cluster = Cluster::start(server, &[("session_limit.max_sessions_per_role", "1"), ("session_limit.max_wait", "0")]);
-    cluster.sql(&["CREATE ROLE root LOGIN SUPERUSER CONNECTION LIMIT 1", "CREATE EXTENSION session_limit"]);
+    let cluster = Cluster::start(
+        server,
+        &[
+            ("session_limit.max_sessions_per_role", "1"),
+            ("session_limit.max_wait", "0"),
+        ],
+    );
+    cluster.sql(&[
+        "CREATE ROLE root LOGIN SUPERUSER CONNECTION LIMIT 1",
+        "CREATE EXTENSION session_limit",
+    ]);
     let (local, tcp) = (cluster.login_of("root"), cluster.tcp_login_of("root"));
     let _sessions = [local.login().expect("on"), tcp.login().expect("on")];
-    assert_eq!(cluster.superuser().value("SELECT count(*) FROM session_limit.sessions WHERE usename = 'root' AND exempt"), "2");
+    assert_eq!(
+        cluster
+            .superuser()
+            .value("SELECT count(*) FROM session_limit.sessions WHERE usename = 'root' AND exempt"),
+        "2"
+    );
 
     cluster.set(&[("session_limit.exempt_superusers", "local")]);
-    assert_eq!(refused(&tcp).message(), r#"too many connections for role "root""#);
+    assert_eq!(
+        refused(&tcp).message(),
+        r#"too many connections for role "root""#
+    );
     local.login().expect("there is always a way in");
 
-    cluster.login_of("root").login().expect("local").query("ALTER SYSTEM SET session_limit.exempt_superusers = off");
+    cluster
+        .login_of("root")
+        .login()
+        .expect("local")
+        .query("ALTER SYSTEM SET session_limit.exempt_superusers = off");
     cluster.signal(rustix::process::Signal::HUP);
     pg_test::wait_for("the refusal of a superuser", || local.login().err());
-    assert_eq!(refused(&local).message(), r#"too many connections for role "root""#);
+    assert_eq!(
+        refused(&local).message(),
+        r#"too many connections for role "root""#
+    );
 }
 
 fn names_with_odd_characters(server: &Server) {
-    let cluster = Cluster::start(server, &[("session_limit.max_wait", "0"), ("session_limit.enforcement", "log")]);
+    let cluster = Cluster::start(
+        server,
+        &[
+            ("session_limit.max_wait", "0"),
+            ("session_limit.enforcement", "log"),
+        ],
+    );
     let name = "al\"i%s é\\";
-    cluster.sql(&[&format!("CREATE ROLE \"{}\" LOGIN CONNECTION LIMIT 1", name.replace('"', "\"\""))]);
+    cluster.sql(&[&format!(
+        "CREATE ROLE \"{}\" LOGIN CONNECTION LIMIT 1",
+        name.replace('"', "\"\"")
+    )]);
     let target = cluster.login_of(name);
     let _first = target.login().expect("the first");
     let refusal = refused(&target);
-    assert_eq!(refusal.message(), format!("too many connections for role \"{name}\""));
+    assert_eq!(
+        refusal.message(),
+        format!("too many connections for role \"{name}\"")
+    );
     cluster.set(&[("session_limit.enforcement", "on")]);
     let refusal = refused(&target);
-    assert_eq!(refusal.message(), format!("too many connections for role \"{name}\""));
-    assert!(refusal.detail().contains(&format!("(CONNECTION LIMIT of role {name})")), "{}", refusal.detail());
+    assert_eq!(
+        refusal.message(),
+        format!("too many connections for role \"{name}\"")
+    );
+    assert!(
+        refusal
+            .detail()
+            .contains(&format!("(CONNECTION LIMIT of role {name})")),
+        "{}",
+        refusal.detail()
+    );
 }

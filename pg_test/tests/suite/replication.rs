@@ -5,13 +5,24 @@ use pg_test::server::Server;
 use pg_test::{run, wait_for};
 use std::process::{Child, Command, Stdio};
 
-tests![wal_senders_are_exempt, wal_senders_are_sessions_like_others, a_base_backup_enforces];
+tests![
+    wal_senders_are_exempt,
+    wal_senders_are_sessions_like_others,
+    a_base_backup_enforces
+];
 
 fn cluster(server: &Server, settings: &[(&str, &str)]) -> Cluster {
-    let mut all = vec![("session_limit.max_sessions_per_role", "1"), ("session_limit.max_wait", "0")];
+    let mut all = vec![
+        ("session_limit.max_sessions_per_role", "1"),
+        ("session_limit.max_wait", "0"),
+        ("wal_keep_size", "64MB"),
+    ];
     all.extend(settings);
     let cluster = Cluster::start(server, &all);
-    cluster.sql(&["CREATE ROLE rep LOGIN REPLICATION", "CREATE EXTENSION session_limit"]);
+    cluster.sql(&[
+        "CREATE ROLE rep LOGIN REPLICATION",
+        "CREATE EXTENSION session_limit",
+    ]);
     cluster
 }
 
@@ -29,9 +40,16 @@ struct Receiver(Child);
 impl Receiver {
     fn start(cluster: &Cluster, name: &str) -> Receiver {
         let mut command = receive_wal(cluster, name);
-        let receiver = Receiver(command.stderr(Stdio::null()).spawn().expect("run pg_receivewal"));
+        let receiver = Receiver(
+            command
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("run pg_receivewal"),
+        );
         let sql = "SELECT 1 FROM session_limit.sessions WHERE usename = 'rep' AND datname IS NULL";
-        wait_for("the WAL sender", || (!cluster.superuser().query(sql).is_empty()).then_some(()));
+        wait_for("the WAL sender", || {
+            (!cluster.superuser().query(sql).is_empty()).then_some(())
+        });
         receiver
     }
 }
@@ -47,26 +65,61 @@ fn wal_senders_are_exempt(server: &Server) {
     let cluster = cluster(server, &[]);
     let _receiver = Receiver::start(&cluster, "wal");
     // Two connections at once, beside the one above.
-    run(cluster.client("pg_basebackup").args(["-U", "rep", "-X", "stream", "-c", "fast", "-D"]).arg(cluster.dir.join("backup")));
+    run(cluster
+        .client("pg_basebackup")
+        .args(["-U", "rep", "-X", "stream", "-c", "fast", "-D"])
+        .arg(cluster.dir.join("backup")));
     let mut superuser = cluster.superuser();
-    assert_eq!(superuser.value("SELECT exempt FROM session_limit.sessions WHERE usename = 'rep'"), "t");
-    assert_eq!(superuser.value("SELECT count(*) FROM session_limit.usage"), "0");
-    let _session = cluster.login_of("rep").login().expect("not counted beside a session");
-    assert_eq!(superuser.value("SELECT in_use FROM session_limit.usage WHERE subject = 'rep'"), "1");
-    assert_eq!(cluster.login_of("rep").login().err().expect("a second session").sqlstate(), "53300");
+    assert_eq!(
+        superuser.value("SELECT exempt FROM session_limit.sessions WHERE usename = 'rep'"),
+        "t"
+    );
+    assert_eq!(
+        superuser.value("SELECT count(*) FROM session_limit.usage"),
+        "0"
+    );
+    let _session = cluster
+        .login_of("rep")
+        .login()
+        .expect("not counted beside a session");
+    assert_eq!(
+        superuser.value("SELECT in_use FROM session_limit.usage WHERE subject = 'rep'"),
+        "1"
+    );
+    assert_eq!(
+        cluster
+            .login_of("rep")
+            .login()
+            .err()
+            .expect("a second session")
+            .sqlstate(),
+        "53300"
+    );
 }
 
 fn wal_senders_are_sessions_like_others(server: &Server) {
     let cluster = cluster(server, &[("session_limit.exempt_replication", "off")]);
     let receiver = Receiver::start(&cluster, "wal");
-    let refusal = cluster.login_of("rep").login().err().expect("the WAL sender counts");
+    let refusal = cluster
+        .login_of("rep")
+        .login()
+        .err()
+        .expect("the WAL sender counts");
     assert_eq!(refusal.message(), r#"too many connections for role "rep""#);
-    let output = receive_wal(&cluster, "second").output().expect("run pg_receivewal");
+    let output = receive_wal(&cluster, "second")
+        .output()
+        .expect("run pg_receivewal");
     let printed = String::from_utf8_lossy(&output.stderr);
-    assert!(printed.contains(r#"too many connections for role "rep""#), "{printed}");
+    assert!(
+        printed.contains(r#"too many connections for role "rep""#),
+        "{printed}"
+    );
     // Those that came before count, or do not, as the setting says now.
     cluster.set(&[("session_limit.exempt_replication", "on")]);
-    cluster.login_of("rep").login().expect("the WAL sender does not count");
+    cluster
+        .login_of("rep")
+        .login()
+        .expect("the WAL sender does not count");
     drop(receiver);
 }
 
@@ -75,8 +128,27 @@ fn a_base_backup_enforces(server: &Server) {
     let cluster = cluster(server, &[]);
     cluster.sql(&["CREATE ROLE alice LOGIN CONNECTION LIMIT 2"]);
     let standby = Cluster::standby_of(&cluster);
-    let _here = [cluster.login_of("alice").login().expect("one"), cluster.login_of("alice").login().expect("two")];
-    let _there = [standby.login_of("alice").login().expect("one"), standby.login_of("alice").login().expect("two")];
-    assert_eq!(standby.login_of("alice").login().err().expect("a third").sqlstate(), "53300");
-    assert_eq!(standby.superuser().value("SELECT count(*) FROM session_limit.sessions WHERE usename = 'alice'"), "2");
+    let _here = [
+        cluster.login_of("alice").login().expect("one"),
+        cluster.login_of("alice").login().expect("two"),
+    ];
+    let _there = [
+        standby.login_of("alice").login().expect("one"),
+        standby.login_of("alice").login().expect("two"),
+    ];
+    assert_eq!(
+        standby
+            .login_of("alice")
+            .login()
+            .err()
+            .expect("a third")
+            .sqlstate(),
+        "53300"
+    );
+    assert_eq!(
+        standby
+            .superuser()
+            .value("SELECT count(*) FROM session_limit.sessions WHERE usename = 'alice'"),
+        "2"
+    );
 }

@@ -4,20 +4,32 @@ use pg_test::cluster::Cluster;
 use pg_test::server::Server;
 use serde_json::Value;
 
-tests![enforcement, limits_follow_a_reload, a_bad_value_is_refused_by_name, the_hint_is_the_administrators];
+tests![
+    enforcement,
+    limits_follow_a_reload,
+    a_bad_value_is_refused_by_name,
+    the_hint_is_the_administrators
+];
 
 fn enforcement(server: &Server) {
     let cluster = Cluster::start(server, &[("session_limit.max_sessions_per_role", "1")]);
     cluster.sql(&["CREATE ROLE alice LOGIN", "CREATE EXTENSION session_limit"]);
     let alice = cluster.tcp_login_of("alice");
     let _first = alice.login().expect("on: the first");
-    assert_eq!(alice.login().err().expect("on: the second").sqlstate(), "53300");
+    assert_eq!(
+        alice.login().err().expect("on: the second").sqlstate(),
+        "53300"
+    );
     assert!(!cluster.log().contains("would_refuse"));
 
     cluster.set(&[("session_limit.enforcement", "log")]);
     let second = alice.login().expect("log: the second");
     let log = cluster.log();
-    let events: Vec<&str> = log.lines().filter_map(|line| line.split_once("LOG:  session_limit: ")).map(|e| e.1).collect();
+    let events: Vec<&str> = log
+        .lines()
+        .filter_map(|line| line.split_once("LOG:  session_limit: "))
+        .map(|e| e.1)
+        .collect();
     assert_eq!(events.len(), 1, "{events:?}");
     let event: Value = serde_json::from_str(events[0]).expect("JSON");
     let expected = serde_json::json!({
@@ -28,13 +40,24 @@ fn enforcement(server: &Server) {
 
     cluster.set(&[("session_limit.enforcement", "off")]);
     let _third = alice.login().expect("off: the third");
-    assert_eq!(cluster.log().matches("would_refuse").count(), 1, "off decides nothing");
+    assert_eq!(
+        cluster.log().matches("would_refuse").count(),
+        1,
+        "off decides nothing"
+    );
 
     // All were counted, so that switching on is exact at once.
-    cluster.set(&[("session_limit.enforcement", "on"), ("session_limit.max_sessions_per_role", "4")]);
+    cluster.set(&[
+        ("session_limit.enforcement", "on"),
+        ("session_limit.max_sessions_per_role", "4"),
+    ]);
     let _fourth = alice.login().expect("the fourth of four");
     let refusal = alice.login().err().expect("the fifth");
-    assert!(refusal.detail().contains("4 are in use"), "{}", refusal.detail());
+    assert!(
+        refusal.detail().contains("4 are in use"),
+        "{}",
+        refusal.detail()
+    );
 }
 
 fn limits_follow_a_reload(server: &Server) {
@@ -43,8 +66,14 @@ fn limits_follow_a_reload(server: &Server) {
     let alice = cluster.login_of("alice");
     let mut sessions: Vec<_> = (0..3).map(|_| alice.login().expect("no limit")).collect();
     cluster.set(&[("session_limit.max_sessions_per_role", "2")]);
-    assert!(sessions.iter_mut().all(|session| session.is_alive()), "who is in stays in");
-    assert_eq!(alice.login().err().expect("three are in").sqlstate(), "53300");
+    assert!(
+        sessions.iter_mut().all(|session| session.is_alive()),
+        "who is in stays in"
+    );
+    assert_eq!(
+        alice.login().err().expect("three are in").sqlstate(),
+        "53300"
+    );
     sessions.truncate(1);
     pg_test::wait_for("room", || alice.login().ok());
     cluster.set(&[("session_limit.max_sessions_per_role", "-1")]);
@@ -66,34 +95,85 @@ fn a_bad_value_is_refused_by_name(server: &Server) {
         ("exempt_replication", "2"),
     ];
     for (name, value) in bad {
-        let set = superuser.try_query(&format!("ALTER SYSTEM SET session_limit.{name} = '{value}'"));
-        let error = set.err().unwrap_or_else(|| panic!("{name} = {value} was accepted"));
+        let set = superuser.try_query(&format!(
+            "ALTER SYSTEM SET session_limit.{name} = '{value}'"
+        ));
+        let error = set
+            .err()
+            .unwrap_or_else(|| panic!("{name} = {value} was accepted"));
         assert_eq!(error.sqlstate(), "22023", "{error:?}");
-        assert!(error.message().contains(&format!("session_limit.{name}")), "{error:?}");
+        assert!(
+            error.message().contains(&format!("session_limit.{name}")),
+            "{error:?}"
+        );
     }
     let misspelt = superuser.try_query("ALTER SYSTEM SET session_limit.max_session_per_role = 1");
     assert!(misspelt.is_err(), "a misspelt name is no setting");
     let words = "SELECT string_agg(enumvals::text, ' ' ORDER BY name) FROM pg_settings WHERE name LIKE 'session_limit.%'";
     assert_eq!(superuser.value(words), "{on,log,off} {on,local,off}");
 
-    cluster.append("postgresql.conf", "session_limit.max_sessions_per_role = many\nsession_limit.enforcement = maybe\n");
+    cluster.append(
+        "postgresql.conf",
+        "session_limit.max_sessions_per_role = many\nsession_limit.enforcement = maybe\n",
+    );
     cluster.signal(rustix::process::Signal::HUP);
-    let complaint = |name, value| format!("LOG:  invalid value for parameter \"session_limit.{name}\": \"{value}\"");
+    let complaint = |name, value| {
+        format!("LOG:  invalid value for parameter \"session_limit.{name}\": \"{value}\"")
+    };
     let last = complaint("enforcement", "maybe");
-    let log = pg_test::wait_for("the complaint", || Some(cluster.log()).filter(|log| log.contains(&last)));
-    assert!(log.contains(&complaint("max_sessions_per_role", "many")), "{log}");
-    let _first = cluster.login_of("alice").login().expect("the server runs on");
-    assert_eq!(cluster.login_of("alice").login().err().expect("the old limit").sqlstate(), "53300");
+    let log = pg_test::wait_for("the complaint", || {
+        Some(cluster.log()).filter(|log| log.contains(&last))
+    });
+    assert!(
+        log.contains(&complaint("max_sessions_per_role", "many")),
+        "{log}"
+    );
+    let _first = cluster
+        .login_of("alice")
+        .login()
+        .expect("the server runs on");
+    assert_eq!(
+        cluster
+            .login_of("alice")
+            .login()
+            .err()
+            .expect("the old limit")
+            .sqlstate(),
+        "53300"
+    );
     assert_eq!(superuser.value("SHOW session_limit.enforcement"), "on");
 }
 
 fn the_hint_is_the_administrators(server: &Server) {
-    let cluster = Cluster::start(server, &[("session_limit.max_sessions_per_role", "0"), ("session_limit.max_wait", "0")]);
+    let cluster = Cluster::start(
+        server,
+        &[
+            ("session_limit.max_sessions_per_role", "0"),
+            ("session_limit.max_wait", "0"),
+        ],
+    );
     cluster.sql(&["CREATE ROLE alice LOGIN"]);
-    cluster.set(&[("session_limit.refusal_hint", "Ask dba@example.com, 100% of the time: %s %n.")]);
-    let refusal = cluster.login_of("alice").login().err().expect("a limit of zero");
-    assert_eq!(refusal.hint(), "Ask dba@example.com, 100% of the time: %s %n.");
+    cluster.set(&[(
+        "session_limit.refusal_hint",
+        "Ask dba@example.com, 100% of the time: %s %n.",
+    )]);
+    let refusal = cluster
+        .login_of("alice")
+        .login()
+        .err()
+        .expect("a limit of zero");
+    assert_eq!(
+        refusal.hint(),
+        "Ask dba@example.com, 100% of the time: %s %n."
+    );
     cluster.set(&[("session_limit.refusal_hint", "")]);
-    let refusal = cluster.login_of("alice").login().err().expect("a limit of zero");
-    assert!(refusal.hint().starts_with("Close one of these sessions"), "{refusal:?}");
+    let refusal = cluster
+        .login_of("alice")
+        .login()
+        .err()
+        .expect("a limit of zero");
+    assert!(
+        refusal.hint().starts_with("Close one of these sessions"),
+        "{refusal:?}"
+    );
 }

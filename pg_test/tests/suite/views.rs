@@ -4,7 +4,14 @@ use pg_test::client::Target;
 use pg_test::cluster::Cluster;
 use pg_test::server::Server;
 
-tests![sessions, usage, whose_rows_one_sees, dropped_and_created_again, not_preloaded, everything_has_a_comment];
+tests![
+    sessions,
+    usage,
+    whose_rows_one_sees,
+    dropped_and_created_again,
+    not_preloaded,
+    everything_has_a_comment
+];
 
 fn sessions(server: &Server) {
     let cluster = Cluster::start(server, &[]);
@@ -19,35 +26,91 @@ fn sessions(server: &Server) {
         FROM session_limit.sessions s JOIN pg_stat_activity a USING (pid) ORDER BY s.usename";
     let row = |values: [&str; 7]| values.map(String::from).to_vec();
     let expected = [
-        row([&alice.pid.to_string(), "alice", "postgres", "127.0.0.1", "payroll", "t", "f"]),
-        row([&superuser.pid.to_string(), "postgres", "postgres", "", "", "t", "t"]),
+        row([
+            &alice.pid.to_string(),
+            "alice",
+            "postgres",
+            "127.0.0.1",
+            "payroll",
+            "t",
+            "f",
+        ]),
+        row([
+            &superuser.pid.to_string(),
+            "postgres",
+            "postgres",
+            "",
+            "",
+            "t",
+            "t",
+        ]),
     ];
     assert_eq!(superuser.query(sql), expected);
-    assert_eq!(superuser.value("SELECT count(*) FROM session_limit.sessions WHERE client_addr IS NULL"), "1");
+    assert_eq!(
+        superuser.value("SELECT count(*) FROM session_limit.sessions WHERE client_addr IS NULL"),
+        "1"
+    );
 }
 
 fn usage(server: &Server) {
     let cluster = Cluster::start(server, &[("session_limit.max_sessions_per_role", "4")]);
     let mut superuser = cluster.superuser();
-    for sql in ["CREATE ROLE alice LOGIN", "CREATE ROLE bob LOGIN CONNECTION LIMIT 2", "CREATE ROLE carol LOGIN",
-        "CREATE DATABASE app CONNECTION LIMIT 9", "CREATE EXTENSION session_limit"]
-    {
+    for sql in [
+        "CREATE ROLE alice LOGIN",
+        "CREATE ROLE bob LOGIN CONNECTION LIMIT 2",
+        "CREATE ROLE carol LOGIN",
+        "CREATE DATABASE app CONNECTION LIMIT 9",
+        "CREATE EXTENSION session_limit",
+    ] {
         superuser.query(sql);
     }
-    let to_app = |role| Target { database: Some("app".to_string()), ..cluster.login_of(role) };
-    let _alice = [to_app("alice").login().expect("alice"), cluster.login_of("alice").login().expect("alice")];
+    let to_app = |role| Target {
+        database: Some("app".to_string()),
+        ..cluster.login_of(role)
+    };
+    let _alice = [
+        to_app("alice").login().expect("alice"),
+        cluster.login_of("alice").login().expect("alice"),
+    ];
     let _bob = to_app("bob").login().expect("bob");
     let sql = "SELECT source, per, subject, in_use, max, free, waiting FROM session_limit.usage ORDER BY per, subject";
     let row = |values: [&str; 7]| values.map(String::from).to_vec();
     let expected = [
-        row(["CONNECTION LIMIT of database app", "database", "app", "2", "9", "7", "0"]),
-        row(["session_limit.max_sessions_per_role", "role", "alice", "2", "4", "2", "0"]),
-        row(["CONNECTION LIMIT of role bob", "role", "bob", "1", "2", "1", "0"]),
+        row([
+            "CONNECTION LIMIT of database app",
+            "database",
+            "app",
+            "2",
+            "9",
+            "7",
+            "0",
+        ]),
+        row([
+            "session_limit.max_sessions_per_role",
+            "role",
+            "alice",
+            "2",
+            "4",
+            "2",
+            "0",
+        ]),
+        row([
+            "CONNECTION LIMIT of role bob",
+            "role",
+            "bob",
+            "1",
+            "2",
+            "1",
+            "0",
+        ]),
     ];
     assert_eq!(superuser.query(sql), expected);
     // A limit that was lowered since has no room, and not less than none.
     superuser.query("ALTER ROLE alice CONNECTION LIMIT 1");
-    assert_eq!(superuser.value("SELECT free FROM session_limit.usage WHERE subject = 'alice'"), "0");
+    assert_eq!(
+        superuser.value("SELECT free FROM session_limit.usage WHERE subject = 'alice'"),
+        "0"
+    );
 }
 
 fn whose_rows_one_sees(server: &Server) {
@@ -60,8 +123,14 @@ fn whose_rows_one_sees(server: &Server) {
         "CREATE ROLE monitor LOGIN IN ROLE pg_monitor",
         "CREATE DATABASE app CONNECTION LIMIT 9",
     ]);
-    let mut logins = ["alice", "bob", "boss", "monitor"].map(|role| cluster.login_of(role).login().expect("in"));
-    let _app = Target { database: Some("app".to_string()), ..cluster.login_of("bob") }.login().expect("in");
+    let mut logins =
+        ["alice", "bob", "boss", "monitor"].map(|role| cluster.login_of(role).login().expect("in"));
+    let _app = Target {
+        database: Some("app".to_string()),
+        ..cluster.login_of("bob")
+    }
+    .login()
+    .expect("in");
     let [alice, bob, boss, monitor] = &mut logins;
     let all = "SELECT string_agg(usename, ' ' ORDER BY usename) FROM session_limit.sessions";
     assert_eq!(alice.value(all), "alice");
@@ -70,12 +139,22 @@ fn whose_rows_one_sees(server: &Server) {
     assert_eq!(monitor.value(all), "alice bob bob boss monitor");
     let all = "SELECT string_agg(subject, ' ' ORDER BY subject) FROM session_limit.usage";
     assert_eq!(alice.value(all), "alice");
-    assert_eq!(bob.value(all), "app bob", "with the database's limit, under which bob has a session");
+    assert_eq!(
+        bob.value(all),
+        "app bob",
+        "with the database's limit, under which bob has a session"
+    );
     assert_eq!(boss.value(all), "app bob boss");
     assert_eq!(monitor.value(all), "alice app bob boss monitor");
     // The functions under the views tell no more.
-    assert_eq!(alice.value("SELECT count(*) FROM session_limit.active_sessions()"), "1");
-    assert_eq!(alice.value("SELECT count(*) FROM session_limit.current_usage()"), "1");
+    assert_eq!(
+        alice.value("SELECT count(*) FROM session_limit.active_sessions()"),
+        "1"
+    );
+    assert_eq!(
+        alice.value("SELECT count(*) FROM session_limit.current_usage()"),
+        "1"
+    );
 }
 
 fn dropped_and_created_again(server: &Server) {
@@ -85,12 +164,23 @@ fn dropped_and_created_again(server: &Server) {
     let mut superuser = cluster.superuser();
     for _ in 0..2 {
         superuser.query("CREATE EXTENSION session_limit");
-        assert_eq!(superuser.value("SELECT count(*) FROM session_limit.sessions"), "2");
+        assert_eq!(
+            superuser.value("SELECT count(*) FROM session_limit.sessions"),
+            "2"
+        );
         superuser.query("DROP EXTENSION session_limit");
         let left = "SELECT count(*) FROM pg_namespace WHERE nspname = 'session_limit'";
         assert_eq!(superuser.value(left), "0");
         // Enforcement needs none of it.
-        assert_eq!(cluster.login_of("alice").login().err().expect("the second").sqlstate(), "53300");
+        assert_eq!(
+            cluster
+                .login_of("alice")
+                .login()
+                .err()
+                .expect("the second")
+                .sqlstate(),
+            "53300"
+        );
     }
 }
 
@@ -98,12 +188,25 @@ fn not_preloaded(server: &Server) {
     let cluster = Cluster::plain(server, &[]);
     let mut superuser = cluster.superuser();
     superuser.query("CREATE EXTENSION session_limit");
-    let objects = ["session_limit.sessions", "session_limit.usage", "session_limit.active_sessions()", "session_limit.current_usage()"];
+    let objects = [
+        "session_limit.sessions",
+        "session_limit.usage",
+        "session_limit.active_sessions()",
+        "session_limit.current_usage()",
+    ];
     for object in objects {
-        let error = superuser.try_query(&format!("SELECT * FROM {object}")).expect_err("no shared memory");
+        let error = superuser
+            .try_query(&format!("SELECT * FROM {object}"))
+            .expect_err("no shared memory");
         assert_eq!(error.sqlstate(), "55000", "{object}: {error:?}");
-        assert_eq!(error.message(), r#"session_limit must be loaded via "shared_preload_libraries""#);
-        assert_eq!(error.hint(), "Add session_limit to shared_preload_libraries in postgresql.conf and restart the server.");
+        assert_eq!(
+            error.message(),
+            r#"session_limit must be loaded via "shared_preload_libraries""#
+        );
+        assert_eq!(
+            error.hint(),
+            "Add session_limit to shared_preload_libraries in postgresql.conf and restart the server."
+        );
     }
     superuser.query("LOAD 'session_limit'");
     assert!(superuser.is_alive());
@@ -126,5 +229,8 @@ fn everything_has_a_comment(server: &Server) {
         UNION ALL
         SELECT 'setting ' || name FROM pg_settings WHERE name LIKE 'session_limit.%' AND short_desc IS NULL";
     assert_eq!(superuser.query(bare), Vec::<Vec<String>>::new());
-    assert_eq!(superuser.value("SELECT count(*) FROM pg_settings WHERE name LIKE 'session_limit.%'"), "7");
+    assert_eq!(
+        superuser.value("SELECT count(*) FROM pg_settings WHERE name LIKE 'session_limit.%'"),
+        "7"
+    );
 }

@@ -33,11 +33,16 @@ fn patient(server: &Server, settings: &[(&str, &str)]) -> Cluster {
     let mut all = vec![("session_limit.max_wait", "60s")];
     all.extend(settings);
     let cluster = Cluster::start(server, &all);
-    cluster.sql(&["CREATE EXTENSION session_limit", "CREATE ROLE alice LOGIN CONNECTION LIMIT 1", "CREATE ROLE bob LOGIN"]);
+    cluster.sql(&[
+        "CREATE EXTENSION session_limit",
+        "CREATE ROLE alice LOGIN CONNECTION LIMIT 1",
+        "CREATE ROLE bob LOGIN",
+    ]);
     cluster
 }
 
-/// Logs in from another thread, and returns once the login waits, as the last of so many of its role.
+/// Logs in from another thread, and returns once the login waits, as the last of so many of its
+/// role.
 fn start_waiting(cluster: &Cluster, target: Target, last_of: usize) -> JoinHandle<Outcome> {
     let user = target.user.clone();
     let login = thread::spawn(move || target.login());
@@ -50,15 +55,24 @@ fn wait_until_waiting(cluster: &Cluster, user: &str, number: usize) {
         "SELECT coalesce(max(waiting), 0) FROM session_limit.usage WHERE per = 'role' AND subject = '{user}'"
     );
     let mut superuser = cluster.superuser();
-    wait_for("the waiters", || (superuser.value(&sql) == number.to_string()).then_some(()));
+    wait_for("the waiters", || {
+        (superuser.value(&sql) == number.to_string()).then_some(())
+    });
 }
 
 fn admitted(outcome: JoinHandle<Outcome>) -> Session {
-    outcome.join().expect("the thread").unwrap_or_else(|refusal| panic!("refused: {refusal:?}"))
+    outcome
+        .join()
+        .expect("the thread")
+        .unwrap_or_else(|refusal| panic!("refused: {refusal:?}"))
 }
 
 fn refused(outcome: JoinHandle<Outcome>) -> Refusal {
-    outcome.join().expect("the thread").err().expect("a refusal")
+    outcome
+        .join()
+        .expect("the thread")
+        .err()
+        .expect("a refusal")
 }
 
 fn room_lets_a_waiter_in(server: &Server) {
@@ -68,7 +82,10 @@ fn room_lets_a_waiter_in(server: &Server) {
     assert!(!waiter.is_finished());
     drop(first);
     let mut second = admitted(waiter);
-    assert_eq!(second.value("SELECT count(*) FROM session_limit.sessions"), "1");
+    assert_eq!(
+        second.value("SELECT count(*) FROM session_limit.sessions"),
+        "1"
+    );
     assert_eq!(second.value("SELECT waiting FROM session_limit.usage"), "0");
 }
 
@@ -96,7 +113,10 @@ fn waiters_go_in_by_arrival(server: &Server) {
 fn who_cannot_go_in_is_overtaken(server: &Server) {
     let cluster = patient(server, &[]);
     cluster.sql(&["CREATE DATABASE app CONNECTION LIMIT 2"]);
-    let to_app = |role| Target { database: Some("app".to_string()), ..cluster.login_of(role) };
+    let to_app = |role| Target {
+        database: Some("app".to_string()),
+        ..cluster.login_of(role)
+    };
     let _alice = to_app("alice").login().expect("alice");
     let bob = to_app("bob").login().expect("bob");
     // alice waits for her own limit as well as for the database's, bob for the database's only.
@@ -106,7 +126,9 @@ fn who_cannot_go_in_is_overtaken(server: &Server) {
         move || target.login()
     });
     let sql = "SELECT waiting FROM session_limit.usage WHERE per = 'database' AND subject = 'app'";
-    wait_for("both to wait", || (cluster.superuser().value(sql) == "2").then_some(()));
+    wait_for("both to wait", || {
+        (cluster.superuser().value(sql) == "2").then_some(())
+    });
     drop(bob);
     let _bob = admitted(second_bob);
     assert!(!second_alice.is_finished());
@@ -116,13 +138,16 @@ fn who_cannot_go_in_is_overtaken(server: &Server) {
     assert_eq!(refused(second_alice).sqlstate(), "57P01");
 }
 
-/// A place that becomes free while another login waits for it is not for whoever happens to come by.
+/// A place that becomes free while another login waits for it is not for whoever happens to come
+/// by.
 fn an_arriving_login_takes_no_waiters_place(server: &Server) {
     let cluster = patient(server, &[]);
     for _ in 0..20 {
         let first = cluster.login_of("alice").login().expect("the first");
         let waiter = start_waiting(&cluster, cluster.login_of("alice"), 1);
-        let mut later: Vec<_> = (0..3).map(|_| cluster.login_of("alice").connect()).collect();
+        let mut later: Vec<_> = (0..3)
+            .map(|_| cluster.login_of("alice").connect())
+            .collect();
         drop(first);
         for connection in &mut later {
             connection.send_startup(&cluster.login_of("alice"));
@@ -131,11 +156,13 @@ fn an_arriving_login_takes_no_waiters_place(server: &Server) {
         let held = admitted(waiter);
         wait_until_waiting(&cluster, "alice", 3);
         drop(held);
-        let later = later.into_iter().map(|connection| {
-            thread::spawn(|| drop(connection.outcome().expect("in its turn")))
-        });
+        let later = later
+            .into_iter()
+            .map(|connection| thread::spawn(|| drop(connection.outcome().expect("in its turn"))));
         let later: Vec<_> = later.collect();
-        later.into_iter().for_each(|login| login.join().expect("the thread"));
+        later
+            .into_iter()
+            .for_each(|login| login.join().expect("the thread"));
         cluster.wait_until_gone("alice");
     }
 }
@@ -150,9 +177,17 @@ fn a_client_that_goes_away_is_noticed(server: &Server) {
         let process = waiting_process(&cluster);
         drop(gone);
         wait_until_waiting(&cluster, "alice", 0);
-        wait_for("its backend to end", || (!cluster.processes(" authentication").contains(&process)).then_some(()));
+        wait_for("its backend to end", || {
+            (!cluster.processes(" authentication").contains(&process)).then_some(())
+        });
     }
-    assert_eq!(cluster.log().matches("FATAL:  connection to client lost").count(), 2);
+    assert_eq!(
+        cluster
+            .log()
+            .matches("FATAL:  connection to client lost")
+            .count(),
+        2
+    );
 }
 
 /// The process of the only login that waits.
@@ -168,7 +203,10 @@ fn a_refusal_comes_before_the_servers_timeouts(server: &Server) {
     let refusal = cluster.login_of("alice").login().err().expect("no room");
     assert_eq!(refusal.sqlstate(), "53300", "{refusal:?}");
     if server.major >= 17 {
-        cluster.set(&[("authentication_timeout", "1min"), ("transaction_timeout", "1s")]);
+        cluster.set(&[
+            ("authentication_timeout", "1min"),
+            ("transaction_timeout", "1s"),
+        ]);
         let refusal = cluster.login_of("alice").login().err().expect("no room");
         assert_eq!(refusal.sqlstate(), "53300", "{refusal:?}");
     }
@@ -191,7 +229,10 @@ fn a_terminated_waiter_is_told(server: &Server) {
     kill_process(waiting_process(&cluster), Signal::TERM).expect("signal the waiter");
     let refusal = refused(waiter);
     assert_eq!(refusal.sqlstate(), "57P01");
-    assert_eq!(refusal.message(), "terminating connection due to administrator command");
+    assert_eq!(
+        refusal.message(),
+        "terminating connection due to administrator command"
+    );
     assert!(refusal.authenticated);
     wait_until_waiting(&cluster, "alice", 0);
 }
@@ -205,7 +246,13 @@ fn a_cancelled_waiter_is_refused(server: &Server) {
 }
 
 fn a_flood_of_one_role_leaves_room_for_others(server: &Server) {
-    let cluster = patient(server, &[("max_connections", "40"), ("session_limit.max_waiters", "12")]);
+    let cluster = patient(
+        server,
+        &[
+            ("max_connections", "40"),
+            ("session_limit.max_waiters", "12"),
+        ],
+    );
     cluster.sql(&["ALTER ROLE bob CONNECTION LIMIT 1"]);
     let first = cluster.login_of("alice").login().expect("the first");
     let target = cluster.login_of("alice");
@@ -231,7 +278,11 @@ fn a_flood_of_one_role_leaves_room_for_others(server: &Server) {
     admitted(second_bob);
     drop(first);
     for _ in 0..3 {
-        outcomes.recv().expect("an outcome").expect("in its turn").close();
+        outcomes
+            .recv()
+            .expect("an outcome")
+            .expect("in its turn")
+            .close();
     }
 }
 
@@ -256,15 +307,27 @@ fn reserved_connections_stay_free(server: &Server) {
         assert_eq!(refusal.sqlstate(), "53300", "{refusal:?}");
     }
     let sql = "SELECT waiting FROM session_limit.usage WHERE subject = 'alice'";
-    wait_for("five to wait", || (superuser.value(sql) == "5").then_some(()));
-    let superusers = [cluster.superuser(), cluster.superuser(), cluster.superuser()];
+    wait_for("five to wait", || {
+        (superuser.value(sql) == "5").then_some(())
+    });
+    let superusers = [
+        cluster.superuser(),
+        cluster.superuser(),
+        cluster.superuser(),
+    ];
     assert_eq!(superuser.value(sql), "5", "using them sends nobody away");
     drop(superusers);
     let superusers = "SELECT count(*) FROM session_limit.sessions WHERE usename = 'postgres'";
-    wait_for("the superusers to be gone", || (superuser.value(superusers) == "1").then_some(()));
+    wait_for("the superusers to be gone", || {
+        (superuser.value(superusers) == "1").then_some(())
+    });
     drop(first);
     for _ in 0..5 {
-        outcomes.recv().expect("an outcome").expect("in its turn").close();
+        outcomes
+            .recv()
+            .expect("an outcome")
+            .expect("in its turn")
+            .close();
     }
 }
 
@@ -276,7 +339,11 @@ fn waiters_hold_no_snapshot(server: &Server) {
     superuser.query("CREATE TABLE t AS SELECT generate_series(1, 10000)");
     superuser.query("DELETE FROM t");
     superuser.query("VACUUM t");
-    assert_eq!(superuser.value("SELECT pg_relation_size('t')"), "0", "something keeps the dead rows");
+    assert_eq!(
+        superuser.value("SELECT pg_relation_size('t')"),
+        "0",
+        "something keeps the dead rows"
+    );
     wait_until_waiting(&cluster, "alice", 1);
     drop(first);
     admitted(waiter);
@@ -312,17 +379,26 @@ fn a_dropped_database_or_role_is_noticed(server: &Server) {
     let cluster = patient(server, &[]);
     cluster.sql(&["CREATE DATABASE app"]);
     let _first = cluster.login_of("alice").login().expect("the first");
-    let to_app = Target { database: Some("app".to_string()), ..cluster.login_of("alice") };
+    let to_app = Target {
+        database: Some("app".to_string()),
+        ..cluster.login_of("alice")
+    };
     let waiter = start_waiting(&cluster, to_app, 1);
     cluster.sql(&["DROP DATABASE app"]);
     let refusal = refused(waiter);
     match refusal.sqlstate() {
         "3D000" => assert_eq!(refusal.message(), r#"database "app" does not exist"#),
         // DROP DATABASE marks it invalid before it removes it.
-        _ => assert_eq!(refusal.message(), r#"cannot connect to invalid database "app""#),
+        _ => assert_eq!(
+            refusal.message(),
+            r#"cannot connect to invalid database "app""#
+        ),
     }
     let waiter = start_waiting(&cluster, cluster.login_of("alice"), 1);
     cluster.sql(&["DROP ROLE alice"]);
     let refusal = refused(waiter);
-    assert_eq!((refusal.sqlstate(), refusal.message()), ("28000", r#"role "alice" does not exist"#));
+    assert_eq!(
+        (refusal.sqlstate(), refusal.message()),
+        ("28000", r#"role "alice" does not exist"#)
+    );
 }

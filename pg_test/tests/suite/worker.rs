@@ -6,7 +6,11 @@ use pg_test::wait_for;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-tests![reclaims_what_a_vanished_process_left, survives, keeps_no_database_from_being_dropped];
+tests![
+    reclaims_what_a_vanished_process_left,
+    survives,
+    keeps_no_database_from_being_dropped
+];
 
 fn worker(cluster: &Cluster) -> Option<Pid> {
     let workers = cluster.processes("postgres: session_limit worker");
@@ -23,22 +27,37 @@ fn reclaims_what_a_vanished_process_left(server: &Server) {
     ]);
     wait_for("the worker", || worker(&cluster));
     let mut superuser = cluster.superuser();
-    let role: u32 = superuser.value("SELECT oid FROM pg_roles WHERE rolname = 'alice'").parse().expect("an OID");
+    let role: u32 = superuser
+        .value("SELECT oid FROM pg_roles WHERE rolname = 'alice'")
+        .parse()
+        .expect("an OID");
     let mut alice = cluster.login_of("alice").login().expect("the first");
     let pid = alice.pid;
     alice.query("SELECT vanish()");
     drop(alice);
     // No login meanwhile: it could be handed the same PGPROC, and with it the slot.
     let gone = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}");
-    wait_for("the process to leave", || (superuser.value(&gone) == "0").then_some(()));
-    assert_eq!(superuser.value("SELECT count(*) FROM session_limit.sessions WHERE NOT exempt"), "1");
+    wait_for("the process to leave", || {
+        (superuser.value(&gone) == "0").then_some(())
+    });
+    assert_eq!(
+        superuser.value("SELECT count(*) FROM session_limit.sessions WHERE NOT exempt"),
+        "1"
+    );
     let event = wait_for("the worker to reclaim the slot", || {
         let log = cluster.log();
-        log.lines().find_map(|line| Some(line.split_once("LOG:  session_limit: ")?.1.to_string()))
+        log.lines()
+            .find_map(|line| Some(line.split_once("LOG:  session_limit: ")?.1.to_string()))
     });
     let event: Value = serde_json::from_str(&event).expect("JSON");
-    assert_eq!(event, serde_json::json!({"event": "reclaimed", "role_oid": role, "pid": pid}));
-    assert_eq!(superuser.value("SELECT count(*) FROM session_limit.sessions WHERE NOT exempt"), "0");
+    assert_eq!(
+        event,
+        serde_json::json!({"event": "reclaimed", "role_oid": role, "pid": pid})
+    );
+    assert_eq!(
+        superuser.value("SELECT count(*) FROM session_limit.sessions WHERE NOT exempt"),
+        "0"
+    );
     cluster.login_of("alice").login().expect("room");
 }
 
@@ -47,18 +66,31 @@ fn survives(server: &Server) {
     let first = wait_for("the worker", || worker(&cluster));
     cluster.reload();
     assert_eq!(worker(&cluster), Some(first), "a reload");
-    let again = |cluster: &Cluster, before| wait_for("the next worker", || worker(cluster).filter(|pid| *pid != before));
+    let again = |cluster: &Cluster, before| {
+        wait_for("the next worker", || {
+            worker(cluster).filter(|pid| *pid != before)
+        })
+    };
     kill_process(first, Signal::TERM).expect("end the worker");
     let second = again(&cluster, first);
     kill_process(second, Signal::KILL).expect("kill the worker");
     again(&cluster, second);
     cluster.stop(pg_test::cluster::Stop::Fast);
-    assert!(cluster.log().trim_end().ends_with("database system is shut down"));
+    assert!(
+        cluster
+            .log()
+            .trim_end()
+            .ends_with("database system is shut down")
+    );
 }
 
 fn keeps_no_database_from_being_dropped(server: &Server) {
     let cluster = Cluster::start(server, &[]);
     cluster.sql(&["CREATE DATABASE app", "CREATE DATABASE web"]);
     wait_for("the worker", || worker(&cluster));
-    cluster.sql(&["DROP DATABASE app", "ALTER DATABASE web RENAME TO www", "DROP DATABASE www"]);
+    cluster.sql(&[
+        "DROP DATABASE app",
+        "ALTER DATABASE web RENAME TO www",
+        "DROP DATABASE www",
+    ]);
 }
