@@ -27,24 +27,27 @@ pub struct Database {
     pub connection_limit: i32,
 }
 
-/// `datconnlimit` of an invalid database (`DATCONNLIMIT_INVALID_DB`).
-const INVALID: i32 = -2;
-
 impl Role {
     pub fn by_name(name: &CStr) -> Option<Role> {
-        cached(
-            SysCacheIdentifier::AUTHNAME,
-            name.as_ptr().into(),
-            Role::from,
-        )
+        // SAFETY: that cache is of that catalog, and by that key.
+        unsafe {
+            cached(
+                SysCacheIdentifier::AUTHNAME,
+                name.as_ptr().into(),
+                Role::from,
+            )
+        }
     }
 
     pub fn by_oid(oid: u32) -> Option<Role> {
-        cached(
-            SysCacheIdentifier::AUTHOID,
-            pg_sys::Oid::from(oid).into(),
-            Role::from,
-        )
+        // SAFETY: that cache is of that catalog, and by that key.
+        unsafe {
+            cached(
+                SysCacheIdentifier::AUTHOID,
+                pg_sys::Oid::from(oid).into(),
+                Role::from,
+            )
+        }
     }
 
     fn from(row: &FormData_pg_authid) -> Role {
@@ -91,31 +94,36 @@ impl Database {
     }
 
     pub fn by_oid(oid: u32) -> Option<Database> {
-        cached(
-            SysCacheIdentifier::DATABASEOID,
-            pg_sys::Oid::from(oid).into(),
-            Database::from,
-        )
+        // SAFETY: that cache is of that catalog, and by that key.
+        unsafe {
+            cached(
+                SysCacheIdentifier::DATABASEOID,
+                pg_sys::Oid::from(oid).into(),
+                Database::from,
+            )
+        }
     }
 
     fn from(row: &FormData_pg_database) -> Database {
         Database {
             oid: row.oid.to_u32(),
-            invalid: row.datconnlimit == INVALID,
+            invalid: row.datconnlimit == pg_sys::DATCONNLIMIT_INVALID_DB,
             allows_connections: row.datallowconn,
             connection_limit: row.datconnlimit,
         }
     }
 }
 
-/// Copies a row out of a syscache. `Row` must be the struct of that cache's catalog.
-fn cached<Row, T>(
+/// Copies a row out of a syscache.
+///
+/// # Safety
+/// In a transaction. `Row` is the struct of the cache's catalog, and `key` of its key's type.
+unsafe fn cached<Row, T>(
     cache: SysCacheIdentifier::Type,
     key: pg_sys::Datum,
     copy: fn(&Row) -> T,
 ) -> Option<T> {
-    // SAFETY: in a transaction; every caller above pairs a cache with its key's type and its
-    // catalog's struct.
+    // SAFETY: as the caller says; the row is copied before it is given back.
     unsafe {
         let tuple = pg_sys::SearchSysCache1(cache as i32, key);
         if tuple.is_null() {

@@ -40,18 +40,23 @@ pub fn my_slot() -> usize {
 /// Whether the connections reserved for superusers, and on 16+ for `pg_use_reserved_connections`,
 /// are free.
 pub fn reserved_connections_are_free() -> bool {
-    // SAFETY: settings that no backend changes; HaveNFreeProcs takes and gives back a spinlock and
-    // needs nothing else.
+    // SAFETY: settings that no backend changes.
     #[cfg(feature = "pg15")]
-    unsafe {
-        pg_sys::HaveNFreeProcs(pg_sys::ReservedBackends)
-    }
+    let reserved = unsafe { pg_sys::ReservedBackends };
     #[cfg(not(feature = "pg15"))]
-    // SAFETY: as above; the count of free ones is written to a local variable.
+    // SAFETY: as above.
+    let reserved = unsafe { pg_sys::SuperuserReservedConnections + pg_sys::ReservedConnections };
+    // HaveNFreeProcs is not to be asked for none.
+    reserved == 0 || have_free_procs(reserved)
+}
+
+fn have_free_procs(number: i32) -> bool {
+    // SAFETY: takes and gives back a spinlock, and writes to a local variable.
     unsafe {
-        let mut free = 0;
-        let reserved = pg_sys::SuperuserReservedConnections + pg_sys::ReservedConnections;
-        pg_sys::HaveNFreeProcs(reserved, &mut free)
+        #[cfg(feature = "pg15")]
+        return pg_sys::HaveNFreeProcs(number);
+        #[cfg(not(feature = "pg15"))]
+        return pg_sys::HaveNFreeProcs(number, &mut 0);
     }
 }
 
@@ -63,14 +68,18 @@ pub const LOGIN_TIMEOUTS: &[u32] = &[3];
 #[cfg(any(feature = "pg17", feature = "pg18"))]
 pub const LOGIN_TIMEOUTS: &[u32] = &[3, 8];
 
-/// The server's message, and DETAIL, for a walsender whose role may not be one (`InitPostgres`).
+/// The server's message, and DETAIL with its argument, for a walsender whose role may not be one
+/// (`InitPostgres`).
 #[cfg(feature = "pg15")]
-pub const NOT_A_WALSENDER: (&CStr, Option<&CStr>) = (
+pub const NOT_A_WALSENDER: (&CStr, Option<(&CStr, &CStr)>) = (
     c"must be superuser or replication role to start walsender",
     None,
 );
 #[cfg(not(feature = "pg15"))]
-pub const NOT_A_WALSENDER: (&CStr, Option<&CStr>) = (
+pub const NOT_A_WALSENDER: (&CStr, Option<(&CStr, &CStr)>) = (
     c"permission denied to start WAL sender",
-    Some(c"Only roles with the REPLICATION attribute may start a WAL sender process."),
+    Some((
+        c"Only roles with the %s attribute may start a WAL sender process.",
+        c"REPLICATION",
+    )),
 );

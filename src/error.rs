@@ -38,7 +38,7 @@ pub fn role_may_not_replicate() -> ! {
     let (message, detail) = compat::NOT_A_WALSENDER;
     let code = PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE;
     Refusal {
-        detail: detail.map(Text::Server),
+        detail: detail.map(|(format, word)| Text::Format(format, word)),
         ..Refusal::new(code, message, c"")
     }
     .end()
@@ -51,7 +51,7 @@ pub fn no_such_database(name: &CStr) -> ! {
 
 pub fn database_is_invalid(name: &CStr) -> ! {
     let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
-    let hint = Some(Text::Server(
+    let hint = Some(Text::literal(
         c"Use DROP DATABASE to drop invalid databases.",
     ));
     Refusal {
@@ -80,12 +80,15 @@ pub fn too_many(client: &Client, excess: &Excess, waited: Option<Duration>) -> !
             client.database.unwrap_or_default(),
         ),
     };
-    let hint = settings::refusal_hint().map_or(
-        Text::Server(c"Close one of these sessions, or ask for the limit to be raised."),
-        Text::Own,
-    );
+    let hint = match settings::refusal_hint() {
+        Some(hint) => Text::Composed(hint),
+        None if excess.own > 0 => {
+            Text::literal(c"Close one of these sessions, or ask for the limit to be raised.")
+        }
+        None => Text::literal(c"Try again later, or ask for the limit to be raised."),
+    };
     Refusal {
-        detail: Some(Text::Own(what_is_in_the_way(client, excess, waited))),
+        detail: Some(Text::Composed(what_is_in_the_way(client, excess, waited))),
         hint: Some(hint),
         ..Refusal::new(PgSqlErrorCode::ERRCODE_TOO_MANY_CONNECTIONS, message, name)
     }
@@ -121,18 +124,23 @@ pub fn not_preloaded() -> ! {
     unreachable!()
 }
 
-/// One of the server's texts, which it translates, or ours.
+/// A text that the server may translate, with the string for its `%s` if it has one; or one that
+/// was composed.
 enum Text {
-    Server(&'static CStr),
-    Own(CString),
+    Format(&'static CStr, &'static CStr),
+    Composed(CString),
 }
 
 impl Text {
-    /// A format and its argument; the server's texts here have none.
+    fn literal(text: &'static CStr) -> Text {
+        Text::Format(text, c"")
+    }
+
+    /// A format with at most one `%s`, and the string for it.
     fn format(&self) -> (&CStr, &CStr) {
         match self {
-            Text::Server(text) => (text, c""),
-            Text::Own(text) => (c"%s", text),
+            Text::Format(format, argument) => (format, argument),
+            Text::Composed(text) => (c"%s", text),
         }
     }
 }

@@ -20,23 +20,20 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long a login may wait, counted from its arrival.
 pub struct Patience {
     arrived: Instant,
-    /// When the server would end the login.
-    deadline: Option<Instant>,
     /// When it first went to sleep.
     asleep: Cell<Option<Instant>>,
     lost: Cell<bool>,
 }
 
 impl Patience {
-    pub fn begin() -> Patience {
-        let arrived = Instant::now();
-        // Asked once: a superuser who uses a reserved connection later sends nobody away.
-        let lost = Cell::new(!compat::reserved_connections_are_free());
+    pub fn begin(client: &Client) -> Patience {
+        // Asked once: a superuser who uses a reserved connection later sends nobody away. Walsenders
+        // use other connections.
+        let lost = !client.walsender && !compat::reserved_connections_are_free();
         Patience {
-            arrived,
-            deadline: deadline(arrived),
+            arrived: Instant::now(),
             asleep: Cell::new(None),
-            lost,
+            lost: Cell::new(lost),
         }
     }
 
@@ -50,9 +47,8 @@ impl Patience {
     }
 
     fn left(&self, settings: &Settings) -> Duration {
-        let end = self.arrived + settings.max_wait;
-        let end = self.deadline.map_or(end, |deadline| end.min(deadline));
-        end.saturating_duration_since(Instant::now())
+        let left = settings.max_wait.saturating_sub(self.arrived.elapsed());
+        before_timeouts().map_or(left, |before| left.min(before))
     }
 
     /// Returns when there may be room, or when it is time to give up. Takes in what has changed
@@ -111,7 +107,9 @@ unsafe extern "C-unwind" {
     fn get_timeout_finish_time(id: u32) -> pg_sys::TimestampTz;
 }
 
-fn deadline(now: Instant) -> Option<Instant> {
+/// How long until the server ends the login, less the time that a refusal takes. A reload can change
+/// it.
+fn before_timeouts() -> Option<Duration> {
     // SAFETY: both only read variables of this process, and raise nothing.
     let finish =
         |id: &u32| unsafe { get_timeout_active(*id).then(|| get_timeout_finish_time(*id)) };
@@ -119,5 +117,5 @@ fn deadline(now: Instant) -> Option<Instant> {
     // SAFETY: reads the clock.
     let left = finish - unsafe { pg_sys::GetCurrentTimestamp() };
     let left = Duration::from_micros(u64::try_from(left).unwrap_or(0));
-    Some(now + left.saturating_sub(BEFORE_TIMEOUT))
+    Some(left.saturating_sub(BEFORE_TIMEOUT))
 }

@@ -34,9 +34,6 @@ unsafe impl Sync for Previous {}
 
 static PREVIOUS: Previous = Previous(Cell::new(None));
 
-/// `STATUS_OK` of the server (`src/include/c.h`).
-const STATUS_OK: i32 = 0;
-
 pub fn install_hook() {
     // SAFETY: the postmaster is loading the library; the hook is a plain variable, and the previous
     // one is called.
@@ -58,7 +55,7 @@ unsafe extern "C-unwind" fn session_limit_client_authentication(
     }
     // SAFETY: a plain variable of this process.
     let upgrading = unsafe { pg_sys::IsBinaryUpgrade };
-    if status == STATUS_OK && !upgrading {
+    if status == pg_sys::STATUS_OK as i32 && !upgrading {
         // SAFETY: the server passes its own Port, which lives as long as the process.
         admit(&Client::of(unsafe { &*port.cast() }));
     }
@@ -116,13 +113,13 @@ fn address(peer: &pg_sys::SockAddr) -> Option<IpAddr> {
 
 /// Returns when the client is in; else this is the end of the process.
 fn admit(client: &Client) {
-    let patience = Patience::begin();
+    let patience = Patience::begin(client);
     loop {
         let settings = settings::current();
         let (session, limits) = ask(client, &settings);
         let may_wait = patience.may_wait(&settings);
-        let verdict = shmem::decide(|slot| Attempt {
-            slot,
+        let verdict = shmem::decide(&Attempt {
+            slot: shmem::my_slot(),
             pid: std::process::id(),
             session,
             limits,

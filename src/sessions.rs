@@ -6,13 +6,14 @@
 //! never kept, so none can drift.
 //!
 //! The queue holds the slots of the waiting logins in order of arrival. It too is atomic, because
-//! whoever gives up a claim must find the waiters without the lock: it reads the queue backwards,
-//! while entries only ever move forwards, and a waiter enters the queue before it counts. So either
-//! the waiter sees the claim gone, or it is woken.
+//! whoever gives up a claim must find the waiters without the lock. It reads the queue from the end,
+//! while entries only ever move towards the front, so it passes over none. And a waiter enters the
+//! queue before it counts, so either it sees the claim gone, or it is woken: that follows from one order
+//! of all stores and loads of claims, queue and length, hence SeqCst everywhere.
 
 use crate::limit::{Limits, NONE, Scope};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// A backend's hold on its slot: process ID and role OID in one word, 0 when free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,7 +132,6 @@ impl<'a> Shared<'a> {
     /// The slots of the waiters, latest first. Without the lock a slot may come twice, but none is
     /// left out that was in the queue before the call.
     pub fn waiters(self) -> impl Iterator<Item = usize> {
-        fence(Ordering::SeqCst);
         let waiting = self.waiting.load(Ordering::SeqCst) as usize;
         let queue = self.queue.iter().take(waiting).rev();
         queue.map(|slot| slot.load(Ordering::SeqCst) as usize)
@@ -230,7 +230,6 @@ impl<'a> Table<'a> {
         if !queued && let Some(end) = self.shared.queue.get(waiting as usize) {
             end.store(slot as u32, Ordering::SeqCst);
             self.shared.waiting.store(waiting + 1, Ordering::SeqCst);
-            fence(Ordering::SeqCst);
         }
     }
 

@@ -38,9 +38,6 @@ static EXEMPT_SUPERUSERS: GucSetting<ExemptSuperusers> =
 static EXEMPT_REPLICATION: GucSetting<bool> = GucSetting::<bool>::new(true);
 static REFUSAL_HINT: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 
-/// `MAX_BACKENDS` of the server: no more sessions can exist.
-const MAX_BACKENDS: i32 = 262_143;
-
 /// The longest `authentication_timeout`, in ms: no login can wait longer.
 const MAX_AUTHENTICATION_TIMEOUT: i32 = 600_000;
 
@@ -90,7 +87,7 @@ pub fn define() {
         c"-1 means no limit.",
         &MAX_SESSIONS_PER_ROLE,
         -1,
-        MAX_BACKENDS,
+        pg_sys::MAX_BACKENDS as i32,
         GucContext::Sighup,
         plain,
     );
@@ -110,7 +107,7 @@ pub fn define() {
         c"The next login over a limit is refused at once.",
         &MAX_WAITERS,
         0,
-        MAX_BACKENDS,
+        pg_sys::MAX_BACKENDS as i32,
         GucContext::Sighup,
         plain,
     );

@@ -4,16 +4,15 @@
 //! `session_limit_leave_queue` hold it exclusively, `snapshot` shared. Under it nothing raises,
 //! logs, allocates, looks up a name or signals; what is wanted is copied out. The claims and the
 //! queue's entries are atomic besides (see `sessions`): a release takes no lock, because it comes
-//! after the process has left the process array, when none can be taken. Both undos are registered
-//! before the first decision.
+//! after the process has left the process array, when none can be taken. `my_slot`
+//! registers the undo of both before the first decision.
 //!
 //! `session_limit_shmem_startup` runs in the postmaster, also anew after a crash, on a fresh
-//! segment; the rest in backends and the worker, which inherit `TABLE`.
+//! segment; the rest in backends and the worker, which inherit `PROCESS`.
 
 use crate::compat;
 use crate::decide::{self, Attempt, Verdict};
 use crate::error;
-use crate::limit::Limits;
 use crate::sessions::{Claim, Session, Shared, Slot, Table};
 use pgrx::pg_sys::{self, LWLockMode};
 use pgrx::prelude::*;
@@ -138,19 +137,32 @@ unsafe fn array<T>(name: &CStr, length: usize, element: fn() -> T) -> &'static m
     }
 }
 
-/// Decides on this backend's login. What it claims is released when the process has left the
-/// process array.
-pub fn decide(attempt: impl FnOnce(usize) -> Attempt) -> Verdict {
+/// This backend's slot. Whatever it will hold is given up when the process ends.
+pub fn my_slot() -> usize {
+    *PROCESS.slot.get_or_init(|| {
+        // SAFETY: both callbacks are functions of this library, which is never unloaded.
+        unsafe {
+            pg_sys::before_shmem_exit(Some(session_limit_leave_queue), pg_sys::Datum::null());
+            pg_sys::on_proc_exit(Some(session_limit_release), pg_sys::Datum::null());
+        }
+        compat::my_slot()
+    })
+}
+
+/// Decides on this backend's login.
+pub fn decide(attempt: &Attempt) -> Verdict {
     let memory = memory();
-    let slot = *PROCESS.slot.get_or_init(register_undo);
-    let attempt = attempt(slot);
+    let slot = attempt.slot;
     PROCESS
         .claim
         .set(Some(Claim::new(attempt.pid, attempt.session.role)));
     let (waited, verdict) = exclusively(memory, |table| {
         let waited = table.waiters().any(|(waiter, ..)| waiter == slot);
-        (waited, decide::attempt(table, &attempt))
+        (waited, decide::attempt(table, attempt))
     });
+    if !matches!(verdict, Verdict::Admitted(_)) {
+        PROCESS.claim.set(None);
+    }
     if waited && verdict != Verdict::Waiting {
         wake_waiters(memory);
     }
@@ -168,15 +180,6 @@ fn exclusively<R>(memory: &Memory, change: impl FnOnce(&mut Table) -> R) -> R {
     }
 }
 
-fn register_undo() -> usize {
-    // SAFETY: both callbacks are functions of this library, which is never unloaded.
-    unsafe {
-        pg_sys::before_shmem_exit(Some(session_limit_leave_queue), pg_sys::Datum::null());
-        pg_sys::on_proc_exit(Some(session_limit_release), pg_sys::Datum::null());
-    }
-    compat::my_slot()
-}
-
 /// Runs in a backend that exits, while it may still take locks.
 #[pg_guard]
 unsafe extern "C-unwind" fn session_limit_leave_queue(_code: i32, _arg: pg_sys::Datum) {
@@ -190,21 +193,21 @@ unsafe extern "C-unwind" fn session_limit_leave_queue(_code: i32, _arg: pg_sys::
     }
 }
 
-/// Runs in a backend that has left the process array and given back its PGPROC. If nothing was
-/// claimed, or the slot has its next owner, then it does not hold the claim and stays as it is.
+/// Runs in a backend that has left the process array and given back its PGPROC.
 #[pg_guard]
 unsafe extern "C-unwind" fn session_limit_release(_code: i32, _arg: pg_sys::Datum) {
     if let (Some(&slot), Some(claim)) = (PROCESS.slot.get(), PROCESS.claim.get()) {
-        reclaim(slot, claim);
+        release(slot, claim);
     }
 }
 
 /// Frees a slot whose process is gone; false if it does not hold this claim any more.
-pub fn reclaim(slot: usize, claim: Claim) -> bool {
+pub fn release(slot: usize, claim: Claim) -> bool {
     let memory = memory();
-    let reclaimed = memory.shared.release(slot, claim);
+    let released = memory.shared.release(slot, claim);
+    // Also when the slot's next owner has vacated it: that one wakes nobody.
     wake_waiters(memory);
-    reclaimed
+    released
 }
 
 fn wake_waiters(memory: &Memory) {
@@ -225,8 +228,8 @@ pub fn claims() -> impl Iterator<Item = (usize, Claim)> {
 pub struct Snapshot {
     /// The sessions, with their process IDs.
     pub sessions: Vec<(u32, Session)>,
-    /// The logins that wait, in order of arrival, with the limits that they must meet.
-    pub waiters: Vec<(Session, Limits)>,
+    /// The logins that wait, in order of arrival.
+    pub waiters: Vec<Session>,
 }
 
 pub fn snapshot() -> Snapshot {
@@ -240,11 +243,7 @@ pub fn snapshot() -> Snapshot {
         pg_sys::LWLockAcquire(memory.lock, LWLockMode::LW_SHARED);
         let table = &*memory.table.get();
         sessions.extend(table.sessions().map(|(pid, session)| (pid, *session)));
-        waiters.extend(
-            table
-                .waiters()
-                .map(|(_, session, limits)| (*session, *limits)),
-        );
+        waiters.extend(table.waiters().map(|(_, session, _)| *session));
         pg_sys::LWLockRelease(memory.lock);
     }
     Snapshot { sessions, waiters }

@@ -9,7 +9,8 @@
 use crate::catalog::{Database, Role};
 use crate::limit::{self, Limit, Scope, Source};
 use crate::sessions::{Counted, Session};
-use crate::{settings, shmem};
+use crate::settings::{self, ExemptSuperusers, Settings};
+use crate::shmem;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use pgrx::{Inet, pg_sys};
@@ -42,8 +43,7 @@ fn active_sessions() -> TableIterator<
     }))
 }
 
-/// One row for each count that a limit keeps, of those with a session or a waiter that is not
-/// exempt.
+/// One row for each count that a limit keeps, of those with a session or a waiter.
 #[pg_extern(sql = false)]
 fn current_usage() -> TableIterator<
     'static,
@@ -59,15 +59,11 @@ fn current_usage() -> TableIterator<
     let settings = settings::current();
     let shmem::Snapshot { sessions, waiters } = shmem::snapshot();
     let sessions: Vec<Session> = sessions.into_iter().map(|(_, session)| session).collect();
-    let waiters: Vec<Session> = waiters.into_iter().map(|(session, _)| session).collect();
 
     let viewer = Viewer::current();
-    let limited = sessions
-        .iter()
-        .filter(|session| !session.exempt)
-        .chain(&waiters);
     let mut limits: Vec<Limit> = Vec::new();
-    for limit in limited.flat_map(|session| limits_of(session, settings.max_sessions_per_role)) {
+    let all = sessions.iter().chain(&waiters);
+    for limit in all.flat_map(|session| limits_of(session, &settings)) {
         if !limits.contains(&limit) {
             limits.push(limit);
         }
@@ -104,15 +100,23 @@ fn current_usage() -> TableIterator<
     TableIterator::new(rows.collect::<Vec<_>>())
 }
 
-/// The limits that a login like this one would have to meet now. A role or database that was
-/// dropped has none of its own.
-fn limits_of(session: &Session, default: i32) -> Vec<Limit> {
-    let role = Role::by_oid(session.role).map_or(-1, |role| role.connection_limit);
+/// The limits that count such a session now. A role or database that was dropped has none of its own.
+/// A superuser's role has none where superusers are exempt.
+fn limits_of(session: &Session, settings: &Settings) -> Vec<Limit> {
+    let role = Role::by_oid(session.role);
+    let exempt = settings.exempt_superusers == ExemptSuperusers::On;
+    let exempt = exempt && role.as_ref().is_some_and(|role| role.superuser);
+    let role = role.map_or(-1, |role| role.connection_limit);
     let database = Database::by_oid(session.database);
     let database = database.map(|database| (database.oid, database.connection_limit));
-    limit::applicable((session.role, role), database, default)
-        .into_iter()
-        .flatten()
+    let limits = limit::applicable(
+        (session.role, role),
+        database,
+        settings.max_sessions_per_role,
+    );
+    let limits = limits.into_iter().flatten();
+    limits
+        .filter(|limit| !exempt || limit.scope != Scope::Role(session.role))
         .collect()
 }
 

@@ -12,7 +12,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::time::Duration;
 
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 
 pub fn register() {
@@ -29,10 +29,9 @@ pub fn register() {
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn session_limit_worker_main(_arg: pg_sys::Datum) {
-    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGTERM);
     let mut suspects = Vec::new();
     while BackgroundWorker::wait_latch(Some(LOOK_EVERY)) {
-        pgrx::check_for_interrupts!();
         suspects = reclaim(&suspects);
     }
     // Told to stop. Unless the server is stopping, the postmaster starts a worker again that did
@@ -47,7 +46,7 @@ fn reclaim(suspects: &[(usize, Claim)]) -> Vec<(usize, Claim)> {
         .filter(|(_, claim)| is_gone(*claim))
         .collect();
     for (slot, claim) in gone.iter().filter(|orphan| suspects.contains(orphan)) {
-        if shmem::reclaim(*slot, *claim) {
+        if shmem::release(*slot, *claim) {
             events::reclaimed(claim.pid(), claim.role());
         }
     }

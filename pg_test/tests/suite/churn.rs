@@ -15,6 +15,9 @@ fn who_closes_first_is_let_in_again(server: &Server) {
     let ours = Cluster::start(server, &[]);
     ours.sql(&[ROLE]);
     assert_eq!(refused(&ours), 0);
+    let ours = Cluster::start(server, &[("superuser_reserved_connections", "0")]);
+    ours.sql(&[ROLE]);
+    assert_eq!(refused(&ours), 0);
 
     // What it takes the wait for: the server alone refuses some.
     let plain = Cluster::plain(server, &[]);

@@ -153,6 +153,10 @@ fn a_limit_of_zero(server: &Server) {
             "{}",
             refusal.detail()
         );
+        assert_eq!(
+            refusal.hint(),
+            "Try again later, or ask for the limit to be raised."
+        );
     }
 }
 

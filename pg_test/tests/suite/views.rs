@@ -105,6 +105,15 @@ fn usage(server: &Server) {
         ]),
     ];
     assert_eq!(superuser.query(sql), expected);
+    // Superusers are counted under a database's limit, and have none of their own.
+    let to_app = Target {
+        database: Some("app".to_string()),
+        ..cluster.login_of("postgres")
+    };
+    let _superuser = to_app.login().expect("a superuser");
+    let in_use = "SELECT string_agg(subject || ' ' || in_use, ', ' ORDER BY per, subject)
+        FROM session_limit.usage";
+    assert_eq!(superuser.value(in_use), "app 3, alice 2, bob 1");
     // A limit that was lowered since has no room, and not less than none.
     superuser.query("ALTER ROLE alice CONNECTION LIMIT 1");
     assert_eq!(
