@@ -33,7 +33,7 @@ FROM session_limit.active_sessions() s
 LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.usesysid
 LEFT JOIN pg_catalog.pg_database d ON d.oid = s.datid
 LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = s.pid;
-COMMENT ON VIEW session_limit.sessions IS 'the sessions that are counted, one row each';
+COMMENT ON VIEW session_limit.sessions IS 'the sessions, WAL senders among them, one row each';
 COMMENT ON COLUMN session_limit.sessions.pid IS 'process ID of the backend';
 COMMENT ON COLUMN session_limit.sessions.usename IS 'role that logged in; null if it was dropped since';
 COMMENT ON COLUMN session_limit.sessions.datname IS 'database; null for a WAL sender without one';

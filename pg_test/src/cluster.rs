@@ -14,11 +14,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// Runs a server until its input ends, that is until it is told to or the bench is no more; then it
-/// leaves nothing behind. Ctrl-C reaches the server, too, and must not end this first. SIGINT is a
+/// leaves nothing behind. Ctrl-C, or closing the terminal, reaches the server, too, and must not end this first. SIGINT is a
 /// fast shutdown; a server that is so young that it still ignores that one, as the shell has it, is
 /// ended by SIGTERM, and one that is stuck by SIGQUIT.
 const KEEPER: &str = r#"
-trap '' INT
+trap '' INT HUP QUIT
 "$1" -D "$2/data" </dev/null >>"$2/log" 2>&1 & server=$!
 read -r answer
 kill -TERM $server 2>/dev/null

@@ -6,7 +6,8 @@
 
 use crate::{run, say};
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,9 +15,16 @@ use std::sync::OnceLock;
 
 /// The root of the checkout.
 pub fn checkout() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("the bench is a folder of the checkout")
+    static CHECKOUT: OnceLock<PathBuf> = OnceLock::new();
+    CHECKOUT.get_or_init(|| {
+        // Cargo says where it is now, which need not be where it was built.
+        let bench = std::env::var_os("CARGO_MANIFEST_DIR");
+        let bench = bench.map_or(PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+        bench
+            .parent()
+            .expect("the bench is a folder of the checkout")
+            .to_path_buf()
+    })
 }
 
 /// Downloads and builds.
@@ -41,10 +49,7 @@ pub fn servers() -> &'static Path {
         if fits && (server_user().is_none() || inside.ancestors().all(open)) {
             return inside;
         }
-        let outside = std::env::temp_dir().join(format!(
-            "session_limit.{}",
-            rustix::process::getuid().as_raw()
-        ));
+        let outside = outside();
         say(format_args!(
             "{} {}: servers go to {}",
             inside.display(),
@@ -55,10 +60,21 @@ pub fn servers() -> &'static Path {
             },
             outside.display()
         ));
-        fs::create_dir_all(&outside).expect("create a directory for servers");
-        fs::set_permissions(&outside, fs::Permissions::from_mode(0o755)).expect("open it");
         outside
     })
+}
+
+/// A directory for this checkout in the temporary one.
+fn outside() -> PathBuf {
+    let mut hash = DefaultHasher::new();
+    checkout().hash(&mut hash);
+    let user = rustix::process::getuid().as_raw();
+    let name = format!("session_limit.{user}.{:08x}", hash.finish() as u32);
+    let outside = std::env::temp_dir().join(name);
+    let _ = fs::DirBuilder::new().mode(0o755).create(&outside);
+    let ours = fs::symlink_metadata(&outside).is_ok_and(|dir| dir.is_dir() && dir.uid() == user);
+    assert!(ours, "{} is not a directory of ours", outside.display());
+    outside
 }
 
 /// User and group IDs to run a server as, if not our own.

@@ -59,7 +59,11 @@ fn show(cluster: &Cluster) {
     ));
     storm(cluster, "carol", 3);
 
-    title("Over a limit or not, a superuser gets in, and sees who is there");
+    title("A superuser gets in over the limit, too, and sees who is there");
+    let _postgres = [
+        Psql::start(cluster, "postgres"),
+        Psql::start(cluster, "postgres"),
+    ];
     let _alice = Psql::start(cluster, "alice");
     let _carol = [Psql::start(cluster, "carol"), Psql::start(cluster, "carol")];
     expect(
@@ -123,15 +127,16 @@ fn storm(cluster: &Cluster, role: &str, expected: usize) {
     let outcomes = cluster.login_of(role).storm(LOGINS);
     let admitted = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
     println!(
-        "let in: {admitted}, refused: {}, each like this:\n",
+        "let in: {admitted}, refused: {}, for example:\n",
         LOGINS - admitted
     );
     if let Some(refusal) = outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
         println!(
-            "SQLSTATE {}\nFATAL:  {}\nDETAIL:  {}",
+            "SQLSTATE {}\nFATAL:  {}\nDETAIL:  {}\nHINT:  {}",
             refusal.sqlstate(),
             refusal.message(),
-            refusal.detail()
+            refusal.detail(),
+            refusal.hint()
         );
     }
     expect(admitted == expected);
