@@ -8,6 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::Write;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -223,6 +224,16 @@ impl Cluster {
         fs::write(self.dir.join("data").join(file), text).expect("write a configuration file");
     }
 
+    /// Makes a file of the data directory that only the server's user can read.
+    pub fn write_secret(&self, file: &str, text: &str) {
+        self.write(file, text);
+        let path = self.dir.join("data").join(file);
+        if let Some((user, group)) = place::server_user() {
+            std::os::unix::fs::chown(&path, Some(user), Some(group)).expect("give it away");
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("close it");
+    }
+
     /// A login of this role to the database `postgres` over the Unix-domain socket.
     pub fn login_of(&self, user: &str) -> Target {
         Target {
@@ -288,14 +299,29 @@ impl Cluster {
 
     /// What psql prints of a query, with its errors, as this role over the Unix-domain socket.
     pub fn psql(&self, user: &str, sql: &str) -> String {
+        printed(
+            self.client("psql")
+                .env("PGUSER", user)
+                .args(["-X", "-c", sql]),
+        )
+    }
+
+    /// The same over TCP, with a password, and nothing but the values.
+    pub fn psql_with_password(&self, user: &str, password: &str, sql: &str) -> String {
         let mut psql = self.client("psql");
-        let Output { stdout, stderr, .. } = psql
+        psql.env("PGHOST", "127.0.0.1")
             .env("PGUSER", user)
-            .args(["-X", "-c", sql])
-            .output()
-            .expect("run psql");
-        let text = [stderr, stdout].concat();
-        String::from_utf8_lossy(&text).into_owned()
+            .env("PGPASSWORD", password);
+        printed(psql.args(["-X", "-A", "-t", "-c", sql]))
+    }
+
+    /// From now on TCP needs a password.
+    pub fn require_passwords(&self) {
+        self.write(
+            "pg_hba.conf",
+            "local all all trust\nhost all all all scram-sha-256\n",
+        );
+        self.reload();
     }
 
     /// Waits until no session of this role is left in `pg_stat_activity`, nor in the slot table.
@@ -313,6 +339,11 @@ impl Drop for Cluster {
         self.stop(Stop::Fast);
         let _ = fs::remove_dir_all(&self.dir);
     }
+}
+
+fn printed(command: &mut Command) -> String {
+    let Output { stdout, stderr, .. } = command.output().expect("run a client");
+    String::from_utf8_lossy(&[stderr, stdout].concat()).into_owned()
 }
 
 /// Removes what runs left behind that were killed together with their keepers.

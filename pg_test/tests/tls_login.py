@@ -1,8 +1,9 @@
-"""Logs in as alice with libpq, sslmode=prefer, through a TLS endpoint in front of the server, and says what came of it and
-how many connections libpq made. Not every server of the tests has TLS of its own; whether libpq connects again depends
-on its own side only.
+"""Logs in as alice over TCP with libpq and sslmode=prefer, and says what came of it.
 
-Usage: tls_login.py PEM-FILE SERVER-PORT
+Usage: tls_login.py SERVER-PORT [PEM-FILE]
+
+With a certificate it puts a TLS endpoint before a server that has no TLS of its own: whether libpq
+connects again depends on what libpq sees.
 """
 
 import socket
@@ -15,12 +16,6 @@ import psycopg2
 
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 
-pem_file, server_port = sys.argv[1], int(sys.argv[2])
-context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-context.load_cert_chain(pem_file)
-listener = socket.create_server(("127.0.0.1", 0))
-connections = 0
-
 
 def copy(source, target):
     try:
@@ -31,11 +26,9 @@ def copy(source, target):
         pass
 
 
-def serve():
-    global connections
+def serve(listener, context, server_port):
     while True:
         client, _ = listener.accept()
-        connections += 1
         if client.recv(8, socket.MSG_PEEK) == SSL_REQUEST:
             client.recv(8)
             client.sendall(b"S")
@@ -45,11 +38,22 @@ def serve():
             threading.Thread(target=copy, args=pair, daemon=True).start()
 
 
-threading.Thread(target=serve, daemon=True).start()
+def endpoint(server_port, pem_file):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem_file)
+    listener = socket.create_server(("127.0.0.1", 0))
+    arguments = (listener, context, server_port)
+    threading.Thread(target=serve, args=arguments, daemon=True).start()
+    return listener.getsockname()[1]
+
+
+port = int(sys.argv[1])
+if len(sys.argv) > 2:
+    port = endpoint(port, sys.argv[2])
 try:
     session = psycopg2.connect(
         host="127.0.0.1",
-        port=listener.getsockname()[1],
+        port=port,
         user="alice",
         dbname="postgres",
         sslmode="prefer",
@@ -59,4 +63,3 @@ try:
     session.close()
 except psycopg2.OperationalError as error:
     print(str(error).strip())
-print(connections, "connection" if connections == 1 else "connections")

@@ -2,9 +2,9 @@
 //! nothing is left behind in a session by what the hook read.
 
 use pg_test::client::Target;
-use pg_test::cluster::Cluster;
-use pg_test::server::{self, Server};
-use pg_test::{place, run};
+use pg_test::cluster::{Cluster, Stop};
+use pg_test::server::Server;
+use pg_test::{packages, place, run};
 use std::fs;
 use std::process::Command;
 
@@ -23,22 +23,34 @@ fn a_refusal_over_tls_is_one_login(server: &Server) {
         ("session_limit.max_sessions_per_role", "1"),
         ("log_connections", "on"),
     ];
-    let cluster = Cluster::start(server, &settings);
+    let mut cluster = Cluster::start(server, &settings);
     cluster.sql(&["CREATE ROLE alice LOGIN"]);
     let certificate =
         rcgen::generate_simple_self_signed(["localhost".to_string()]).expect("a certificate");
     let pem = certificate.cert.pem() + &certificate.signing_key.serialize_pem();
-    let pem_file = cluster.dir.join("tls.pem");
-    fs::write(&pem_file, pem).expect("write the certificate");
+    // Not every server here has TLS of its own: before the others stands an endpoint that has.
+    let endpoint = if server.config("--configure").contains("openssl") {
+        cluster.write_secret("tls.pem", &pem);
+        let files = "ssl = on\nssl_cert_file = 'tls.pem'\nssl_key_file = 'tls.pem'\n";
+        cluster.append("postgresql.conf", files);
+        cluster.stop(Stop::Fast);
+        cluster.start_again();
+        None
+    } else {
+        let file = cluster.dir.join("tls.pem");
+        fs::write(&file, pem).expect("write the certificate");
+        Some(file)
+    };
     let login = || {
         let script = place::checkout().join("pg_test/tests/tls_login.py");
         let mut python = Command::new("python3");
         python
             .arg(script)
-            .arg(&pem_file)
-            .arg(cluster.port.to_string());
-        run(python.env("PYTHONPATH", server::libpq_with_tls()))
+            .arg(cluster.port.to_string())
+            .args(&endpoint);
+        run(python.env("PYTHONPATH", packages::libpq_with_tls()))
     };
+    // Who connects without TLS after a refusal connects a second time.
     let connections = || {
         cluster
             .log()
@@ -46,7 +58,7 @@ fn a_refusal_over_tls_is_one_login(server: &Server) {
             .count()
     };
 
-    assert_eq!(login(), "admitted over TLS\n1 connection\n");
+    assert_eq!(login(), "admitted over TLS\n");
     assert_eq!(connections(), 1);
     let _first = cluster.login_of("alice").login().expect("the first");
     let refused = login();
@@ -58,29 +70,14 @@ fn a_refusal_over_tls_is_one_login(server: &Server) {
         refused.contains("DETAIL:  The limit is 1 session"),
         "{refused}"
     );
-    assert!(refused.ends_with("\n1 connection\n"), "{refused}");
     assert_eq!(connections(), 2);
 }
 
 fn scram_and_trust(server: &Server) {
     let cluster = Cluster::start(server, &[("session_limit.max_wait", "0")]);
     cluster.sql(&["CREATE ROLE alice LOGIN PASSWORD 'right' CONNECTION LIMIT 2"]);
-    cluster.write(
-        "pg_hba.conf",
-        "local all all trust\nhost all all all scram-sha-256\n",
-    );
-    cluster.reload();
-    let scram = || {
-        let mut psql = cluster.client("psql");
-        psql.env("PGHOST", "127.0.0.1")
-            .env("PGUSER", "alice")
-            .env("PGPASSWORD", "right");
-        let output = psql
-            .args(["-X", "-A", "-t", "-c", "SELECT 'in as ' || current_user"])
-            .output()
-            .expect("run psql");
-        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
-    };
+    cluster.require_passwords();
+    let scram = || cluster.psql_with_password("alice", "right", "SELECT 'in as ' || current_user");
     let _first = cluster.login_of("alice").login().expect("the first");
     assert_eq!(scram(), "in as alice\n");
     let _second = pg_test::wait_for("psql to be gone", || cluster.login_of("alice").login().ok());

@@ -65,19 +65,9 @@ fn beside(server: &Server, libraries: fn(&str) -> String) {
         heard
     );
 
-    cluster.write(
-        "pg_hba.conf",
-        "local all postgres trust\nhost all all all scram-sha-256\n",
-    );
-    cluster.reload();
+    cluster.require_passwords();
     let start = Instant::now();
-    let mut psql = cluster.client("psql");
-    psql.env("PGHOST", "127.0.0.1")
-        .env("PGUSER", "alice")
-        .env("PGPASSWORD", "wrong")
-        .args(["-X", "-c", ""]);
-    let output = psql.output().expect("run psql");
-    let printed = String::from_utf8_lossy(&output.stderr);
+    let printed = cluster.psql_with_password("alice", "wrong", "");
     assert!(
         printed.contains("password authentication failed"),
         "{printed}"

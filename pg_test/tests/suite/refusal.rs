@@ -248,20 +248,11 @@ fn the_servers_own_refusals_take_no_place(server: &Server) {
         refused(&to("private", cluster.login_of("alice"))).sqlstate(),
         "42501"
     );
-    cluster.write(
-        "pg_hba.conf",
-        "local all postgres trust\nhost all all all scram-sha-256\n",
-    );
-    cluster.reload();
-    let mut psql = cluster.client("psql");
-    psql.env("PGHOST", "127.0.0.1")
-        .env("PGUSER", "alice")
-        .env("PGPASSWORD", "wrong")
-        .args(["-X", "-c", ""]);
-    let output = psql.output().expect("run psql");
+    cluster.require_passwords();
+    let printed = cluster.psql_with_password("alice", "wrong", "");
     assert!(
-        String::from_utf8_lossy(&output.stderr).contains("password authentication failed"),
-        "{output:?}"
+        printed.contains("password authentication failed"),
+        "{printed}"
     );
     let mut superuser = cluster.superuser();
     assert_eq!(

