@@ -14,6 +14,7 @@ macro_rules! tests {
 }
 
 mod changes;
+mod chaos;
 mod churn;
 mod clients;
 mod cold;
@@ -29,6 +30,7 @@ mod worker;
 
 const MODULES: &[(&str, &[Test])] = &[
     ("changes", changes::TESTS),
+    ("chaos", chaos::TESTS),
     ("churn", churn::TESTS),
     ("clients", clients::TESTS),
     ("cold", cold::TESTS),
