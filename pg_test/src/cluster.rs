@@ -324,10 +324,11 @@ impl Cluster {
         self.reload();
     }
 
-    /// Waits until no session of this role is left in `pg_stat_activity`, nor in the slot table.
+    /// Waits until no session of this role is left. It leaves `pg_stat_activity` first and the slot
+    /// table last, so the extension must have been created.
     pub fn wait_until_gone(&self, user: &str) {
         let mut session = self.superuser();
-        let sql = format!("SELECT count(*) FROM pg_stat_activity WHERE usename = '{user}'");
+        let sql = format!("SELECT count(*) FROM session_limit.sessions WHERE usename = '{user}'");
         wait_for("sessions to end", || {
             (session.value(&sql) == "0").then_some(())
         });

@@ -23,6 +23,7 @@ fn fifty_at_once(server: &Server) {
 /// not refuse.
 fn under_limits_of_roles(server: &Server, logins: usize, rounds: usize) {
     let cluster = Cluster::start(server, &[]);
+    cluster.sql(&["CREATE EXTENSION session_limit"]);
     for limit in [1, 10] {
         cluster.sql(&[&format!(
             "CREATE ROLE r{limit} LOGIN CONNECTION LIMIT {limit}"
@@ -47,7 +48,7 @@ fn under_limits_of_roles(server: &Server, logins: usize, rounds: usize) {
 
 fn fifty_at_once_under_the_setting(server: &Server) {
     let cluster = Cluster::start(server, &[("session_limit.max_sessions_per_role", "3")]);
-    cluster.sql(&["CREATE ROLE alice LOGIN"]);
+    cluster.sql(&["CREATE EXTENSION session_limit", "CREATE ROLE alice LOGIN"]);
     for _ in 0..20 {
         assert_eq!(
             admitted(&cluster.tcp_login_of("alice"), 50, r#"role "alice""#),
@@ -60,6 +61,7 @@ fn fifty_at_once_under_the_setting(server: &Server) {
 fn fifty_at_once_under_a_databases_limit(server: &Server) {
     let cluster = Cluster::start(server, &[]);
     cluster.sql(&[
+        "CREATE EXTENSION session_limit",
         "CREATE ROLE alice LOGIN",
         "CREATE DATABASE app CONNECTION LIMIT 5",
     ]);
