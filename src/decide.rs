@@ -243,6 +243,15 @@ mod tests {
         }
     }
 
+    fn pids(excess: &Excess) -> Vec<u32> {
+        excess
+            .shown
+            .iter()
+            .flatten()
+            .map(|shown| shown.pid)
+            .collect()
+    }
+
     #[test]
     fn exactly_max_are_admitted() {
         let mut memory = Memory::new(8);
@@ -252,15 +261,7 @@ mod tests {
         }
         let excess = refused(attempt(&mut table, &at_once(alice(3, 3))));
         assert_eq!((excess.in_use, excess.own, excess.ahead), (3, 3, 0));
-        assert_eq!(
-            excess
-                .shown
-                .iter()
-                .flatten()
-                .map(|s| s.pid)
-                .collect::<Vec<_>>(),
-            [100, 101, 102]
-        );
+        assert_eq!(pids(&excess), [100, 101, 102]);
         leave(&table, 1, ALICE);
         assert_eq!(attempt(&mut table, &at_once(alice(3, 3))), IN);
     }
@@ -283,15 +284,7 @@ mod tests {
         assert_eq!(attempt(&mut table, &login(1, ALICE, limits)), IN);
         let excess = refused(attempt(&mut table, &at_once(login(2, ALICE, limits))));
         assert_eq!((excess.in_use, excess.own), (2, 1));
-        assert_eq!(
-            excess
-                .shown
-                .iter()
-                .flatten()
-                .map(|s| s.pid)
-                .collect::<Vec<_>>(),
-            [101]
-        );
+        assert_eq!(pids(&excess), [101]);
     }
 
     #[test]

@@ -73,13 +73,11 @@ pub fn database_accepts_no_connections(name: &CStr) -> ! {
 
 /// The login is over a limit, and has waited as long as it may.
 pub fn too_many(client: &Client, excess: &Excess, waited: Option<Duration>) -> ! {
-    let (message, name) = match excess.limit.scope {
-        Scope::Role(_) => (c"too many connections for role \"%s\"", client.role),
-        Scope::Database(_) => (
-            c"too many connections for database \"%s\"",
-            client.database.unwrap_or_default(),
-        ),
+    let message = match excess.limit.scope {
+        Scope::Role(_) => c"too many connections for role \"%s\"",
+        Scope::Database(_) => c"too many connections for database \"%s\"",
     };
+    let name = client.subject(excess.limit.scope);
     let hint = match settings::refusal_hint() {
         Some(hint) => Text::Composed(hint),
         None if excess.own > 0 => {
@@ -207,10 +205,7 @@ fn what_is_in_the_way(client: &Client, excess: &Excess, waited: Option<Duration>
         own,
         shown,
     } = excess;
-    let name = match limit.scope {
-        Scope::Role(_) => client.role,
-        Scope::Database(_) => client.database.unwrap_or_default(),
-    };
+    let name = client.subject(limit.scope);
     let mut text = format!("The limit is {} (", sessions(limit.max)).into_bytes();
     text.extend(limit.source_name(name.to_bytes()));
     text.extend(format!("); {in_use} {} in use", are(*in_use)).bytes());
@@ -240,7 +235,6 @@ fn what_is_in_the_way(client: &Client, excess: &Excess, waited: Option<Duration>
     if let Some(waited) = waited {
         text.extend(format!(" The login waited {} ms for room.", waited.as_millis()).bytes());
     }
-    text.retain(|byte| *byte != 0);
     CString::new(text).unwrap_or_default()
 }
 

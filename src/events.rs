@@ -1,7 +1,6 @@
 //! What the server log says of decisions: `session_limit: ` and one JSON object a line.
 
 use crate::decide::Excess;
-use crate::limit::Scope;
 use crate::login::Client;
 use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys::panic::ErrorReport};
 use serde::Serialize;
@@ -22,10 +21,7 @@ struct WouldRefuse<'a> {
 
 /// A login that is admitted only because nothing is enforced.
 pub fn would_refuse(client: &Client, excess: &Excess) {
-    let name = match excess.limit.scope {
-        Scope::Role(_) => client.role,
-        Scope::Database(_) => client.database.unwrap_or_default(),
-    };
+    let name = client.subject(excess.limit.scope);
     log(&WouldRefuse {
         event: "would_refuse",
         role: text(client.role),

@@ -15,7 +15,7 @@ use crate::catalog::{Database, Role};
 use crate::compat::Port;
 use crate::decide::{Attempt, Rules, Verdict};
 use crate::excess::Patience;
-use crate::limit;
+use crate::limit::{self, Scope};
 use crate::sessions::Session;
 use crate::settings::{self, Enforcement, ExemptSuperusers, Settings};
 use crate::{error, events, shmem};
@@ -85,6 +85,14 @@ impl<'a> Client<'a> {
                 socket: port.sock,
                 walsender,
             }
+        }
+    }
+
+    /// The name of what a limit on this client counts sessions of: its role or its database.
+    pub fn subject(&self, scope: Scope) -> &'a CStr {
+        match scope {
+            Scope::Role(_) => self.role,
+            Scope::Database(_) => self.database.unwrap_or_default(),
         }
     }
 }
