@@ -1,4 +1,4 @@
--- session_limit 0.1.0. The library enforces limits without any of this; these objects only show them.
+-- session_limit 0.1.0. The library enforces limits without any of this; these objects show and set them.
 
 CREATE SCHEMA session_limit;
 COMMENT ON SCHEMA session_limit IS 'limits on concurrent sessions, and their use';
@@ -18,7 +18,7 @@ COMMENT ON FUNCTION session_limit.active_sessions() IS 'sessions that the caller
 CREATE FUNCTION session_limit.current_usage(
     OUT source text,
     OUT per text,
-    OUT subject oid,
+    OUT subject text,
     OUT in_use bigint,
     OUT max bigint,
     OUT waiting bigint
@@ -26,6 +26,117 @@ CREATE FUNCTION session_limit.current_usage(
 LANGUAGE C VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'current_usage_wrapper';
 COMMENT ON FUNCTION session_limit.current_usage() IS 'limits and their counts that the caller may see; use the view session_limit.usage';
+
+CREATE FUNCTION session_limit.defined_limits(
+    OUT source text,
+    OUT per text,
+    OUT subject text,
+    OUT database text,
+    OUT network text,
+    OUT max bigint,
+    OUT on_excess text,
+    OUT max_wait_ms bigint,
+    OUT enforcement text,
+    OUT unmatched boolean
+) RETURNS SETOF record
+LANGUAGE C STABLE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'defined_limits_wrapper';
+COMMENT ON FUNCTION session_limit.defined_limits() IS 'limits that are set and that the caller may see; use the view session_limit.limits';
+
+CREATE FUNCTION session_limit.effective_limits(
+    OUT usename text,
+    OUT max bigint,
+    OUT source text,
+    OUT exempt boolean,
+    OUT connection_limit integer
+) RETURNS SETOF record
+LANGUAGE C STABLE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'effective_limits_wrapper';
+COMMENT ON FUNCTION session_limit.effective_limits() IS 'the limit of each role that the caller may see; use the view session_limit.role_limits';
+
+CREATE FUNCTION session_limit.explain_login(
+    role name,
+    database name DEFAULT pg_catalog.current_database(),
+    address inet DEFAULT NULL,
+    OUT source text,
+    OUT per text,
+    OUT subject text,
+    OUT in_use bigint,
+    OUT max bigint,
+    OUT fits boolean
+) RETURNS SETOF record
+LANGUAGE C VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'explain_login_wrapper';
+COMMENT ON FUNCTION session_limit.explain_login(name, name, inet) IS
+    'each limit that such a login would have to meet now, and whether it does; without an address: over a Unix-domain socket';
+
+CREATE FUNCTION session_limit.edited_label(role name, database name, a_limit text, keep boolean) RETURNS text
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'edited_label_wrapper';
+COMMENT ON FUNCTION session_limit.edited_label(name, name, text, boolean) IS
+    'the label with a limit set or removed; use session_limit.set_limit and session_limit.clear_limit';
+
+CREATE FUNCTION session_limit.edit_label(role name, database name, a_limit jsonb, keep boolean) RETURNS text
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    label text := session_limit.edited_label(role, database, jsonb_strip_nulls(a_limit)::text, keep);
+BEGIN
+    IF role IS NOT NULL THEN
+        EXECUTE format('SECURITY LABEL FOR session_limit ON ROLE %I IS %L', role, label);
+    ELSE
+        EXECUTE format('SECURITY LABEL FOR session_limit ON DATABASE %I IS %L', database, label);
+    END IF;
+    RETURN label;
+END
+$$;
+COMMENT ON FUNCTION session_limit.edit_label(name, name, jsonb, boolean) IS
+    'sets or removes a limit of a label; use session_limit.set_limit and session_limit.clear_limit';
+
+-- A database is the one that the limit is about if there is a role, else the one whose label is meant.
+CREATE FUNCTION session_limit.set_limit(
+    max integer,
+    role name DEFAULT NULL,
+    database name DEFAULT NULL,
+    per text DEFAULT NULL,
+    network cidr DEFAULT NULL,
+    on_excess text DEFAULT NULL,
+    max_wait interval DEFAULT NULL,
+    enforcement text DEFAULT NULL
+) RETURNS text
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT session_limit.edit_label(role, database, jsonb_build_object(
+    'max', max,
+    'per', per,
+    'database', CASE WHEN role IS NOT NULL THEN database END,
+    'network', network,
+    'on_excess', on_excess,
+    'max_wait', (extract(epoch FROM max_wait) * 1000)::bigint,
+    'enforcement', enforcement), true)
+$$;
+COMMENT ON FUNCTION session_limit.set_limit(integer, name, name, text, cidr, text, interval, text) IS
+    'sets one limit of the label of a role or database, or changes that with the same per, database and network; returns the label';
+
+CREATE FUNCTION session_limit.clear_limit(
+    role name DEFAULT NULL,
+    database name DEFAULT NULL,
+    per text DEFAULT NULL,
+    network cidr DEFAULT NULL
+) RETURNS text
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT session_limit.edit_label(role, database, jsonb_build_object(
+    'max', -1,
+    'per', per,
+    'database', CASE WHEN role IS NOT NULL THEN database END,
+    'network', network), false)
+$$;
+COMMENT ON FUNCTION session_limit.clear_limit(name, name, text, cidr) IS
+    'removes one limit from the label of a role or database; returns the label that is left, null if none is';
 
 CREATE VIEW session_limit.sessions AS
 SELECT s.pid, r.rolname AS usename, d.datname, s.client_addr, a.application_name, s.backend_start, s.exempt
@@ -42,38 +153,67 @@ COMMENT ON COLUMN session_limit.sessions.application_name IS 'application_name o
 COMMENT ON COLUMN session_limit.sessions.backend_start IS 'when the backend was started';
 COMMENT ON COLUMN session_limit.sessions.exempt IS 'whether the session was admitted without regard to limits';
 
+CREATE VIEW session_limit.limits AS
+SELECT
+    l.source,
+    l.per,
+    l.subject,
+    l.database,
+    l.network::cidr AS network,
+    l.max,
+    l.on_excess,
+    l.max_wait_ms * interval '1 ms' AS max_wait,
+    l.enforcement,
+    l.unmatched
+FROM session_limit.defined_limits() l;
+COMMENT ON VIEW session_limit.limits IS 'every limit that is set';
+COMMENT ON COLUMN session_limit.limits.source IS 'where the limit is set';
+COMMENT ON COLUMN session_limit.limits.per IS 'what one count is kept for: role, address, group, database or cluster';
+COMMENT ON COLUMN session_limit.limits.subject IS 'role, group or database on which it is set; null for the whole cluster';
+COMMENT ON COLUMN session_limit.limits.database IS 'only sessions in this database count; null: in any';
+COMMENT ON COLUMN session_limit.limits.network IS 'only sessions from these addresses count; null: from anywhere';
+COMMENT ON COLUMN session_limit.limits.max IS 'sessions that the limit allows; -1: any number, also where another limit would apply';
+COMMENT ON COLUMN session_limit.limits.on_excess IS 'what happens to a login over the limit, once it has waited';
+COMMENT ON COLUMN session_limit.limits.max_wait IS 'how long a login over the limit waits for room';
+COMMENT ON COLUMN session_limit.limits.enforcement IS 'on; log: only logged; off: by the setting, not looked at';
+COMMENT ON COLUMN session_limit.limits.unmatched IS 'whether it can cover no session now: its database does not exist, or its role can, or cannot, log in any more';
+
 CREATE VIEW session_limit.usage AS
 SELECT
-    CASE u.source WHEN 'CONNECTION LIMIT' THEN u.source || ' of ' || u.per || ' ' || s.name ELSE u.source END AS source,
+    u.source,
     u.per,
-    s.name AS subject,
+    u.subject,
     u.in_use,
     u.max,
     greatest(u.max - u.in_use, 0) AS free,
     u.waiting
-FROM session_limit.current_usage() u
-CROSS JOIN LATERAL (
-    SELECT coalesce(
-        CASE u.per
-            WHEN 'role' THEN (SELECT r.rolname::text FROM pg_catalog.pg_roles r WHERE r.oid = u.subject)
-            WHEN 'database' THEN (SELECT d.datname::text FROM pg_catalog.pg_database d WHERE d.oid = u.subject)
-        END,
-        u.subject::text) AS name
-) s;
+FROM session_limit.current_usage() u;
 COMMENT ON VIEW session_limit.usage IS 'the limits that have a session or a waiting login, one row for each count';
 COMMENT ON COLUMN session_limit.usage.source IS 'where the limit is set';
-COMMENT ON COLUMN session_limit.usage.per IS 'what the count is kept for: role or database';
-COMMENT ON COLUMN session_limit.usage.subject IS 'name of that role or database; its OID if it was dropped since';
+COMMENT ON COLUMN session_limit.usage.per IS 'what the count is kept for: role, address, group, database or cluster';
+COMMENT ON COLUMN session_limit.usage.subject IS 'role, group, database, address that is counted; by its OID if it was dropped since; null for the whole cluster';
 COMMENT ON COLUMN session_limit.usage.in_use IS 'sessions that the limit counts';
 COMMENT ON COLUMN session_limit.usage.max IS 'sessions that the limit allows';
 COMMENT ON COLUMN session_limit.usage.free IS 'sessions that the limit has room for';
 COMMENT ON COLUMN session_limit.usage.waiting IS 'logins that wait, of those that the limit would count';
 
+CREATE VIEW session_limit.role_limits AS
+SELECT r.usename, r.max, r.source, r.exempt, r.connection_limit, r.connection_limit = -1 AS stig_finding
+FROM session_limit.effective_limits() r;
+COMMENT ON VIEW session_limit.role_limits IS 'for each role that can log in, how many sessions it may have in all';
+COMMENT ON COLUMN session_limit.role_limits.usename IS 'role';
+COMMENT ON COLUMN session_limit.role_limits.max IS 'its limit, whichever its database and client address; -1: none, or exempt, but for connection_limit, which the server enforces';
+COMMENT ON COLUMN session_limit.role_limits.source IS 'where that is set';
+COMMENT ON COLUMN session_limit.role_limits.exempt IS 'whether it is never refused, by a label or as a superuser';
+COMMENT ON COLUMN session_limit.role_limits.connection_limit IS 'its CONNECTION LIMIT (rolconnlimit); -1: none';
+COMMENT ON COLUMN session_limit.role_limits.stig_finding IS 'whether the check of the PostgreSQL STIG would find it, which takes any role without a CONNECTION LIMIT for unlimited';
+
 REVOKE ALL ON SCHEMA session_limit FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA session_limit FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA session_limit FROM PUBLIC;
 
--- Everyone may look: the functions leave out what the caller may not see.
+-- Everyone may look: the functions leave out what the caller may not see. And everyone may try to set a limit:
+-- SECURITY LABEL refuses whoever may not.
 GRANT USAGE ON SCHEMA session_limit TO PUBLIC;
-GRANT SELECT ON session_limit.sessions, session_limit.usage TO PUBLIC;
-GRANT EXECUTE ON FUNCTION session_limit.active_sessions(), session_limit.current_usage() TO PUBLIC;
+GRANT SELECT ON ALL TABLES IN SCHEMA session_limit TO PUBLIC;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA session_limit TO PUBLIC;

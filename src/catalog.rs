@@ -1,15 +1,20 @@
-//! What a login reads of its role and its database, in shared catalogs, before it has a database.
+//! What is read of roles, groups, databases and labels: in shared catalogs, which a login can read
+//! before it has a database.
 //!
-//! Safe with cold caches, on the first login after a start: the syscaches AUTHNAME, AUTHOID and
-//! DATABASEOID have nailed indexes. A database's name has no syscache, and `get_database_oid` asks
-//! for one that is not built yet.
+//! Safe with cold caches, on the first login after a start: the syscaches AUTHNAME, AUTHOID,
+//! AUTHMEMMEMROLE and DATABASEOID have nailed indexes. A database's name and a group's members have
+//! none that is built yet, so their catalogs are scanned.
 
+use crate::compat::FormData_pg_auth_members;
+use crate::limit::Object;
+use crate::sessions::Members;
 use pgrx::pg_sys::{self, FormData_pg_authid, FormData_pg_database, SysCacheIdentifier};
 use std::ffi::CStr;
 
 /// A row of `pg_authid`.
 pub struct Role {
     pub oid: u32,
+    pub name: Vec<u8>,
     pub superuser: bool,
     pub can_login: bool,
     pub replication: bool,
@@ -20,6 +25,7 @@ pub struct Role {
 /// A row of `pg_database`.
 pub struct Database {
     pub oid: u32,
+    pub name: Vec<u8>,
     /// What is left when `DROP DATABASE` was interrupted.
     pub invalid: bool,
     pub allows_connections: bool,
@@ -50,9 +56,75 @@ impl Role {
         }
     }
 
+    /// What the command that runs has made of a role; nobody else sees that yet.
+    pub fn altered(oid: u32) -> Option<Role> {
+        let mut key = pg_sys::ScanKeyData::default();
+        let mut found = None;
+        // SAFETY: the key is of the index's only column, and the rows are of that catalog.
+        unsafe {
+            pg_sys::ScanKeyInit(
+                &mut key,
+                pg_sys::Anum_pg_authid_oid as i16,
+                pg_sys::BTEqualStrategyNumber as u16,
+                pg_sys::F_OIDEQ.into(),
+                pg_sys::Oid::from(oid).into(),
+            );
+            let itself = &raw mut pg_sys::SnapshotSelfData;
+            let index = pg_sys::Oid::from(pg_sys::AuthIdOidIndexId);
+            scan_as_of(
+                itself,
+                pg_sys::AuthIdRelationId,
+                Some((index, &mut key)),
+                |row| {
+                    found = Some(Role::from(form(row.tuple)));
+                },
+            );
+        }
+        found
+    }
+
+    /// What is left of a role that was dropped while it has sessions.
+    pub fn dropped(oid: u32) -> Role {
+        Role {
+            oid,
+            name: Vec::new(),
+            superuser: false,
+            can_login: false,
+            replication: false,
+            connection_limit: -1,
+        }
+    }
+
+    /// Every role.
+    pub fn all() -> Vec<Role> {
+        let mut roles = Vec::new();
+        // SAFETY: the rows are of that catalog, and copied.
+        scan(pg_sys::AuthIdRelationId, None, |row| unsafe {
+            roles.push(Role::from(form(row.tuple)));
+        });
+        roles
+    }
+
+    /// Every role that it is a member of by grants with INHERIT or SET, directly or through others.
+    pub fn groups(&self) -> Vec<u32> {
+        let mut found = vec![self.oid];
+        let mut next = 0;
+        while let Some(&member) = found.get(next) {
+            for group in granted_to(member) {
+                if !found.contains(&group) {
+                    found.push(group);
+                }
+            }
+            next += 1;
+        }
+        found.swap_remove(0);
+        found
+    }
+
     fn from(row: &FormData_pg_authid) -> Role {
         Role {
             oid: row.oid.to_u32(),
+            name: name(&row.rolname),
             superuser: row.rolsuper,
             can_login: row.rolcanlogin,
             replication: row.rolreplication,
@@ -61,13 +133,71 @@ impl Role {
     }
 }
 
+/// The roles that this one is directly a member of.
+fn granted_to(member: u32) -> Vec<u32> {
+    // SAFETY: in a transaction. The cache is of that catalog, its first key a member; the rows are
+    // copied before the list is given back.
+    unsafe {
+        let cache = SysCacheIdentifier::AUTHMEMMEMROLE as i32;
+        let key = pg_sys::Oid::from(member).into();
+        let none = pg_sys::Datum::null();
+        let list = pg_sys::SearchSysCacheList(cache, 1, key, none, none);
+        let rows = (*list).members.as_slice((*list).n_members as usize);
+        let grants = rows
+            .iter()
+            .map(|row| form::<FormData_pg_auth_members>(&raw mut (**row).tuple));
+        let groups = grants
+            .filter(|grant| grant.is_membership())
+            .map(|grant| grant.roleid.to_u32());
+        let groups = groups.collect();
+        pg_sys::ReleaseCatCacheList(list);
+        groups
+    }
+}
+
+/// Who is a member of each of these groups, by grants with INHERIT or SET, directly or through
+/// others.
+pub fn members_of(groups: &[u32]) -> Members {
+    let mut grants = Vec::new();
+    if !groups.is_empty() {
+        // SAFETY: the rows are of that catalog, and copied.
+        scan(AUTH_MEM_RELATION, None, |row| unsafe {
+            let grant = form::<FormData_pg_auth_members>(row.tuple);
+            if grant.is_membership() {
+                grants.push((grant.roleid.to_u32(), grant.member.to_u32()));
+            }
+        });
+    }
+    grants.sort_unstable();
+    let mut members = Members::default();
+    for group in groups {
+        members.insert(*group, below(&grants, *group));
+    }
+    members
+}
+
+/// Everyone whom `grants`, sorted pairs of a role and its member, lead to from this role.
+fn below(grants: &[(u32, u32)], top: u32) -> Vec<u32> {
+    let mut found = std::collections::BTreeSet::new();
+    let mut next = vec![top];
+    while let Some(role) = next.pop() {
+        let first = grants.partition_point(|(group, _)| *group < role);
+        let direct = grants
+            .iter()
+            .skip(first)
+            .take_while(|(group, _)| *group == role);
+        next.extend(direct.filter_map(|(_, member)| found.insert(*member).then_some(*member)));
+    }
+    found.into_iter().collect()
+}
+
 impl Database {
     pub fn by_name(name: &CStr) -> Option<Database> {
-        // SAFETY: in a transaction. The scan key, and the name it points to, outlive the scan; the
-        // row is copied before the scan ends. The index is used only once the relation cache can
-        // say what it looks like.
+        let mut key = pg_sys::ScanKeyData::default();
+        let mut found = None;
+        // SAFETY: the key is of the index's first column, and the name it points to outlives it.
+        // The rows are of that catalog.
         unsafe {
-            let mut key = pg_sys::ScanKeyData::default();
             pg_sys::ScanKeyInit(
                 &mut key,
                 pg_sys::Anum_pg_database_datname as i16,
@@ -75,22 +205,12 @@ impl Database {
                 pg_sys::F_NAMEEQ.into(),
                 name.as_ptr().into(),
             );
-            let lock = pg_sys::AccessShareLock as i32;
-            let relation = pg_sys::table_open(pg_sys::DatabaseRelationId, lock);
-            let scan = pg_sys::systable_beginscan(
-                relation,
-                pg_sys::DatabaseNameIndexId.into(),
-                pg_sys::criticalSharedRelcachesBuilt,
-                std::ptr::null_mut(),
-                1,
-                &mut key,
-            );
-            let tuple = pg_sys::systable_getnext(scan);
-            let database = (!tuple.is_null()).then(|| Database::from(form(tuple)));
-            pg_sys::systable_endscan(scan);
-            pg_sys::table_close(relation, lock);
-            database
+            let index = pg_sys::Oid::from(pg_sys::DatabaseNameIndexId);
+            scan(pg_sys::DatabaseRelationId, Some((index, &mut key)), |row| {
+                found = Some(Database::from(form(row.tuple)));
+            });
         }
+        found
     }
 
     pub fn by_oid(oid: u32) -> Option<Database> {
@@ -104,13 +224,149 @@ impl Database {
         }
     }
 
+    /// Every database.
+    pub fn all() -> Vec<Database> {
+        let mut databases = Vec::new();
+        // SAFETY: the rows are of that catalog, and copied.
+        scan(pg_sys::DatabaseRelationId, None, |row| unsafe {
+            databases.push(Database::from(form(row.tuple)));
+        });
+        databases
+    }
+
     fn from(row: &FormData_pg_database) -> Database {
         Database {
             oid: row.oid.to_u32(),
+            name: name(&row.datname),
             invalid: row.datconnlimit == pg_sys::DATCONNLIMIT_INVALID_DB,
             allows_connections: row.datallowconn,
             connection_limit: row.datconnlimit,
         }
+    }
+}
+
+/// The name of a role or database; its OID if it was dropped.
+pub fn name_of(object: Object) -> Vec<u8> {
+    let (oid, name) = match object {
+        Object::Role(oid) => (oid, Role::by_oid(oid).map(|role| role.name)),
+        Object::Database(oid) => (oid, Database::by_oid(oid).map(|database| database.name)),
+    };
+    name.unwrap_or_else(|| oid.to_string().into_bytes())
+}
+
+fn name(name: &pg_sys::NameData) -> Vec<u8> {
+    // SAFETY: PostgreSQL ends its names with a zero byte.
+    unsafe { CStr::from_ptr(name.data.as_ptr()) }
+        .to_bytes()
+        .to_vec()
+}
+
+/// The labels of this extension: pairs of what carries one and what it says.
+pub fn labels() -> Vec<(Object, LabelText)> {
+    let mut labels = Vec::new();
+    scan(SHARED_SEC_LABEL_RELATION, None, |row| {
+        // SAFETY: that catalog has these four columns, none of them null.
+        let [object, class, provider, text] = unsafe { row.columns() };
+        // SAFETY: and the last two are texts.
+        if unsafe { plain(provider) } != Some(PROVIDER.to_bytes()) {
+            return;
+        }
+        let oid = object.value() as u32;
+        let object = match pg_sys::Oid::from(class.value() as u32) {
+            pg_sys::AuthIdRelationId => Object::Role(oid),
+            pg_sys::DatabaseRelationId => Object::Database(oid),
+            _ => return,
+        };
+        // SAFETY: as above.
+        labels.push((object, unsafe { plain(text) }.map(Vec::from)));
+    });
+    labels
+}
+
+/// The name under which labels are given.
+pub const PROVIDER: &CStr = c"session_limit";
+
+/// None if it is stored in a way that a login cannot read.
+pub type LabelText = Option<Vec<u8>>;
+
+/// `src/include/catalog/pg_auth_members.h`
+const AUTH_MEM_RELATION: pg_sys::Oid = pg_sys::Oid::from_u32(1261);
+
+/// `src/include/catalog/pg_shseclabel.h`
+const SHARED_SEC_LABEL_RELATION: pg_sys::Oid = pg_sys::Oid::from_u32(3592);
+
+/// A row that a scan has found, good until the next one.
+struct Row {
+    tuple: pg_sys::HeapTuple,
+    shape: pg_sys::TupleDesc,
+}
+
+impl Row {
+    /// # Safety
+    /// The catalog has `N` columns, and the row no null.
+    unsafe fn columns<const N: usize>(&self) -> [pg_sys::Datum; N] {
+        let mut columns = [pg_sys::Datum::null(); N];
+        let mut nulls = [false; N];
+        // SAFETY: as the caller says, there is room for all columns.
+        unsafe {
+            let (columns, nulls) = (columns.as_mut_ptr(), nulls.as_mut_ptr());
+            pg_sys::heap_deform_tuple(self.tuple, self.shape, columns, nulls);
+        }
+        columns
+    }
+}
+
+/// What a text says, unless it is compressed or elsewhere.
+///
+/// # Safety
+/// `text` is a text that lives as long as the result is used.
+unsafe fn plain<'a>(text: pg_sys::Datum) -> Option<&'a [u8]> {
+    // SAFETY: as the caller says; what is not in place is not looked at.
+    unsafe {
+        let text = text.cast_mut_ptr::<pg_sys::varlena>();
+        let in_place = !pgrx::varatt_is_1b_e(text) && !pgrx::varatt_is_4b_c(text);
+        in_place.then(|| pgrx::varlena_to_byte_slice(text))
+    }
+}
+
+/// Visits the rows of a shared catalog as they are now.
+fn scan(catalog: pg_sys::Oid, by: Option<Index>, visit: impl FnMut(Row)) {
+    scan_as_of(std::ptr::null_mut(), catalog, by, visit);
+}
+
+/// An index, and what is sought in it. It is used only once the relation cache can say what it looks
+/// like.
+type Index<'a> = (pg_sys::Oid, &'a mut pg_sys::ScanKeyData);
+
+/// Visits the rows that the snapshot sees. An empty catalog costs next to nothing.
+fn scan_as_of(
+    snapshot: pg_sys::Snapshot,
+    catalog: pg_sys::Oid,
+    by: Option<Index>,
+    mut visit: impl FnMut(Row),
+) {
+    // SAFETY: in a transaction. The key outlives the scan.
+    unsafe {
+        let lock = pg_sys::AccessShareLock as i32;
+        let relation = pg_sys::table_open(catalog, lock);
+        if pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM) > 0 {
+            let (index, keys, key) = match by {
+                Some((index, key)) => (index, 1, &raw mut *key),
+                None => (pg_sys::InvalidOid, 0, std::ptr::null_mut()),
+            };
+            let usable = pg_sys::criticalSharedRelcachesBuilt && index != pg_sys::InvalidOid;
+            let scan = pg_sys::systable_beginscan(relation, index, usable, snapshot, keys, key);
+            loop {
+                let tuple = pg_sys::systable_getnext(scan);
+                if tuple.is_null() {
+                    break;
+                }
+                let shape = (*relation).rd_att;
+                visit(Row { tuple, shape });
+            }
+            pg_sys::systable_endscan(scan);
+        }
+        pg_sys::table_close(relation, lock);
     }
 }
 

@@ -25,6 +25,32 @@ pub struct Port {
     pub user_name: *mut c_char,
 }
 
+/// A row of `pg_auth_members`, which pgrx leaves out (`src/include/catalog/pg_auth_members.h`).
+#[repr(C)]
+#[allow(non_camel_case_types, reason = "named as in the server")]
+pub struct FormData_pg_auth_members {
+    #[cfg(not(feature = "pg15"))]
+    _oid: pg_sys::Oid,
+    pub roleid: pg_sys::Oid,
+    pub member: pg_sys::Oid,
+    _grantor: pg_sys::Oid,
+    _admin_option: bool,
+    #[cfg(not(feature = "pg15"))]
+    inherit_option: bool,
+    #[cfg(not(feature = "pg15"))]
+    set_option: bool,
+}
+
+impl FormData_pg_auth_members {
+    /// Whether it makes a member that can use the role, and not only grant it on.
+    pub fn is_membership(&self) -> bool {
+        #[cfg(feature = "pg15")]
+        return true;
+        #[cfg(not(feature = "pg15"))]
+        return self.inherit_option || self.set_option;
+    }
+}
+
 /// The index of this process's PGPROC, below `MaxBackends` for any that a client can talk to.
 pub fn my_slot() -> usize {
     #[cfg(any(feature = "pg15", feature = "pg16"))]

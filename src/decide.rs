@@ -1,16 +1,20 @@
 //! The decision: count, decide and claim in one go, on a table that nobody else changes meanwhile.
 //! Pure.
 
-use crate::limit::{Limit, Limits};
-use crate::sessions::{Counted, Session, Table};
+use crate::limit::Limit;
+use crate::sessions::{Bound, Counted, Members, Session, Table, UnknownGroup};
 use std::net::IpAddr;
+use std::time::Duration;
 
 /// A login that asks for room.
-pub struct Attempt {
+pub struct Attempt<'a> {
     pub slot: usize,
     pub pid: u32,
     pub session: Session,
-    pub limits: Limits,
+    /// What it must meet; nothing for the exempt.
+    pub limits: &'a [Limit],
+    /// The members of the groups that its limits count, and of any more.
+    pub members: &'a Members,
     pub rules: Rules,
 }
 
@@ -19,10 +23,10 @@ pub struct Attempt {
 pub struct Rules {
     /// Walsenders are sessions like others.
     pub count_walsenders: bool,
-    /// Admit over the limit too, but say so.
-    pub dry_run: bool,
     /// Join the queue, or stay in it, rather than be refused.
     pub may_wait: bool,
+    /// How long the login has tried: each limit lets it wait for so long.
+    pub tried: Duration,
     /// The queue's size; one role has a quarter of it.
     pub max_waiters: u32,
 }
@@ -30,7 +34,7 @@ pub struct Rules {
 /// What becomes of a login.
 #[derive(Debug, PartialEq)]
 pub enum Verdict {
-    /// It is a session. Some: in a dry run, over this limit.
+    /// It is a session. Some: over this limit, which is only tried out.
     Admitted(Option<Excess>),
     /// It is in the queue: try again when woken.
     Waiting,
@@ -60,105 +64,194 @@ pub struct Shown {
     pub started: i64,
 }
 
+/// One of a login's limits, as it stands.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Standing {
+    pub limit: Limit,
+    /// Sessions that the limit counts.
+    pub in_use: u32,
+    /// Whether it would let the login in now.
+    pub fits: bool,
+}
+
 /// Admits the login, queues it, or finds what it exceeds. When a waiter is admitted or refused, the
-/// caller wakes the rest.
-pub fn attempt(table: &mut Table, login: &Attempt) -> Verdict {
+/// caller wakes the rest. If it needs to know a group's members, the login is where it was: no
+/// session, and in the queue or not.
+pub fn attempt(table: &mut Table, login: &Attempt) -> Result<Verdict, UnknownGroup> {
     table.vacate(login.slot);
-    let mut excess = find_excess(table, login);
-    if excess.is_some() && may_wait(table, login) {
-        table.enqueue(login.slot, login.session, login.limits);
+    let mut exceeded = find_exceeded(table, login)?;
+    if exceeded.is_some_and(|(limit, _)| may_wait(table, login, limit)) && enqueue(table, login) {
         // Whoever left before it saw us in the queue did not wake us: count again.
-        excess = find_excess(table, login);
-        if excess.is_some() {
-            return Verdict::Waiting;
+        exceeded = find_exceeded(table, login)?;
+        if exceeded.is_some_and(|(limit, _)| login.lets_wait(limit)) {
+            return Ok(Verdict::Waiting);
         }
     }
     table.dequeue(login.slot);
-    match excess {
-        Some(excess) if !login.rules.dry_run => Verdict::Refused(excess),
-        over => {
-            table.claim(login.slot, login.pid, login.session);
-            Verdict::Admitted(over)
-        }
+    if let Some((limit, ahead)) = exceeded {
+        return Ok(Verdict::Refused(excess(table, login, limit, ahead)?));
     }
-}
-
-fn may_wait(table: &Table, login: &Attempt) -> bool {
-    let rules = login.rules;
-    if rules.dry_run || !rules.may_wait {
-        return false;
-    }
-    let (mut all, mut own, mut queued) = (0, 0, false);
-    for (slot, session, _) in table.waiters() {
-        queued |= slot == login.slot;
-        all += 1;
-        own += u32::from(session.role == login.session.role);
-    }
-    queued || (all < rules.max_waiters && own < rules.max_waiters.div_ceil(4))
-}
-
-fn find_excess(table: &mut Table, login: &Attempt) -> Option<Excess> {
-    let is_full = |limit: &&Limit| room(table, login, limit) == 0;
-    if let Some(limit) = login.limits.iter().flatten().find(is_full) {
-        return Some(excess(table, login, limit, 0));
-    }
-    let rival = |session: &Session| {
-        let mut limits = login.limits.iter().flatten();
-        limits.any(|limit| counted(login, limit).covers(session))
+    let over = match login.first_full(table, |limit| !limit.enforced)? {
+        Some(limit) => Some(excess(table, login, limit, 0)?),
+        None => None,
     };
-    if !table
-        .waiters_before(login.slot)
-        .any(|(_, session, _)| rival(session))
-    {
-        return None;
+    table.claim(login.slot, login.pid, login.session);
+    Ok(Verdict::Admitted(over))
+}
+
+/// How each limit stands for a login that is not made: it would be admitted at once if all that are
+/// enforced fit.
+pub fn explain(table: &Table, login: &Attempt) -> Result<Vec<Standing>, UnknownGroup> {
+    let everyone = table.waiters().count();
+    for position in 0..everyone {
+        mark(table, login, position)?;
+    }
+    let standing = |limit: &Limit| {
+        let taken = ahead(table, login, bound(limit), everyone)?;
+        Ok(Standing {
+            limit: *limit,
+            in_use: table.count(login.counted(bound(limit))?),
+            fits: room(table, login, bound(limit))? > taken,
+        })
+    };
+    login.limits.iter().map(standing).collect()
+}
+
+fn may_wait(table: &Table, login: &Attempt, limit: &Limit) -> bool {
+    let (mut all, mut own, mut queued) = (0, 0, false);
+    for waiter in table.waiters() {
+        queued |= waiter.slot == login.slot;
+        all += 1;
+        own += u32::from(waiter.session.role == login.session.role);
+    }
+    let max = login.rules.max_waiters;
+    login.lets_wait(limit) && (queued || (all < max && own < max.div_ceil(4)))
+}
+
+fn enqueue(table: &mut Table, login: &Attempt) -> bool {
+    let enforced = login.limits.iter().filter(|limit| limit.enforced);
+    table.enqueue(login.slot, login.session, enforced.map(bound))
+}
+
+/// The enforced limit that has no room, and how many earlier waiters there is some for. Of several it
+/// is one for which the login may not wait, if there is such.
+fn find_exceeded<'a>(
+    table: &Table,
+    login: &Attempt<'a>,
+) -> Result<Option<(&'a Limit, u32)>, UnknownGroup> {
+    let refuses = |limit: &Limit| limit.enforced && !login.lets_wait(limit);
+    let full = match login.first_full(table, refuses)? {
+        Some(limit) => Some(limit),
+        None => login.first_full(table, |limit| limit.enforced)?,
+    };
+    if let Some(limit) = full {
+        return Ok(Some((limit, 0)));
+    }
+    if !has_rivals(table, login)? {
+        return Ok(None);
     }
     // There is room, but earlier waiters that fit go first; those that do not are overtaken.
-    for position in 0.. {
-        let (slot, fits) = {
-            let (slot, _, limits) = table.waiters_before(login.slot).nth(position)?;
-            let fits =
-                |limit: &Limit| room(table, login, limit) > ahead(table, login, limit, position);
-            (slot, limits.iter().flatten().all(fits))
-        };
-        table.set_goes_first(slot, fits);
-        for limit in login.limits.iter().flatten().filter(|_| fits) {
-            let ahead = ahead(table, login, limit, position + 1);
-            if room(table, login, limit) <= ahead {
-                return Some(excess(table, login, limit, ahead));
+    for position in 0..table.waiters_before(login.slot).count() {
+        if !mark(table, login, position)? {
+            continue;
+        }
+        let mut short = None;
+        for limit in login.limits.iter().filter(|limit| limit.enforced) {
+            let ahead = ahead(table, login, bound(limit), position + 1)?;
+            if room(table, login, bound(limit))? <= ahead
+                && (short.is_none() || !login.lets_wait(limit))
+            {
+                short = Some((limit, ahead));
             }
         }
+        if short.is_some() {
+            return Ok(short);
+        }
     }
-    None
+    Ok(None)
 }
 
-fn counted(login: &Attempt, limit: &Limit) -> Counted {
-    Counted {
+/// Whether any earlier waiter would take room under one of the login's limits.
+fn has_rivals(table: &Table, login: &Attempt) -> Result<bool, UnknownGroup> {
+    for limit in login.limits.iter().filter(|limit| limit.enforced) {
+        let counted = login.counted(bound(limit))?;
+        if table
+            .waiters_before(login.slot)
+            .any(|waiter| counted.covers(waiter.session))
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Finds out whether the waiter at this position goes first, once that is known of those before it.
+fn mark(table: &Table, login: &Attempt, position: usize) -> Result<bool, UnknownGroup> {
+    let Some(waiter) = table.waiters_before(login.slot).nth(position) else {
+        return Ok(false);
+    };
+    let mut fits = true;
+    for bound in waiter.bounds {
+        fits = fits && room(table, login, *bound)? > ahead(table, login, *bound, position)?;
+    }
+    waiter.goes_first.set(fits);
+    Ok(fits)
+}
+
+fn bound(limit: &Limit) -> Bound {
+    Bound {
         scope: limit.scope,
-        walsenders: login.rules.count_walsenders,
+        max: limit.max,
     }
 }
 
-/// How many more sessions the limit has room for.
-fn room(table: &Table, login: &Attempt, limit: &Limit) -> u32 {
-    limit.max.saturating_sub(table.count(counted(login, limit)))
+impl<'a> Attempt<'a> {
+    fn lets_wait(&self, limit: &Limit) -> bool {
+        self.rules.may_wait && self.rules.tried < limit.max_wait
+    }
+
+    /// The first of the chosen limits that no more session fits under.
+    fn first_full(
+        &self,
+        table: &Table,
+        chosen: impl Fn(&Limit) -> bool,
+    ) -> Result<Option<&'a Limit>, UnknownGroup> {
+        for limit in self.limits.iter().filter(|limit| chosen(limit)) {
+            if room(table, self, bound(limit))? == 0 {
+                return Ok(Some(limit));
+            }
+        }
+        Ok(None)
+    }
+
+    fn counted(&self, bound: Bound) -> Result<Counted<'a>, UnknownGroup> {
+        Counted::new(bound.scope, self.rules.count_walsenders, self.members)
+    }
+}
+
+/// How many more sessions a limit has room for.
+fn room(table: &Table, login: &Attempt, bound: Bound) -> Result<u32, UnknownGroup> {
+    Ok(bound.max.saturating_sub(table.count(login.counted(bound)?)))
 }
 
 /// How many of the first `among` waiters go first and take room under the limit.
-fn ahead(table: &Table, login: &Attempt, limit: &Limit, among: usize) -> u32 {
-    let counted = counted(login, limit);
+fn ahead(table: &Table, login: &Attempt, bound: Bound, among: usize) -> Result<u32, UnknownGroup> {
+    let counted = login.counted(bound)?;
     let waiters = table.waiters_before(login.slot).take(among);
-    let first =
-        waiters.filter(|(slot, session, _)| table.goes_first(*slot) && counted.covers(session));
-    first.count() as u32
+    let first = waiters.filter(|waiter| waiter.goes_first.get() && counted.covers(waiter.session));
+    Ok(first.count() as u32)
 }
 
-fn excess(table: &Table, login: &Attempt, limit: &Limit, ahead: u32) -> Excess {
-    let counted = counted(login, limit);
+fn excess(
+    table: &Table,
+    login: &Attempt,
+    limit: &Limit,
+    ahead: u32,
+) -> Result<Excess, UnknownGroup> {
+    let counted = login.counted(bound(limit))?;
+    let covered = |session: &(u32, &Session)| counted.covers(session.1);
     let (mut in_use, mut own, mut shown) = (0, 0, [None; 5]);
-    for (pid, session) in table
-        .sessions()
-        .filter(|(_, session)| counted.covers(session))
-    {
+    for (pid, session) in table.sessions().filter(covered) {
         in_use += 1;
         if session.role == login.session.role {
             if let Some(free) = shown.get_mut(own as usize) {
@@ -171,48 +264,44 @@ fn excess(table: &Table, login: &Attempt, limit: &Limit, ahead: u32) -> Excess {
             own += 1;
         }
     }
-    Excess {
+    Ok(Excess {
         limit: *limit,
         in_use,
         ahead,
         own,
         shown,
-    }
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limit::{NONE, Scope, Source};
-    use crate::sessions::Claim;
-    use crate::sessions::memory::{Memory, session};
+    use crate::limit::tests::{at_most, in_database, of_role};
+    use crate::limit::{Scope, Who};
+    use crate::sessions::tests::session;
+    use crate::sessions::{Claim, OwnTable};
 
     const ALICE: u32 = 10;
     const BOB: u32 = 11;
+    const CAROL: u32 = 12;
+    const TEAM: u32 = 20;
     const APP: u32 = 5;
     const WEB: u32 = 6;
 
-    fn at_most(max: u32, scope: Scope) -> Option<Limit> {
-        Some(Limit {
-            scope,
-            max,
-            source: Source::ConnectionLimit,
-        })
-    }
-
     /// A login of `role` to `APP` from the process at `slot`, that may wait.
-    fn login(slot: usize, role: u32, limits: Limits) -> Attempt {
+    fn login(slot: usize, role: u32, limits: impl Into<Vec<Limit>>) -> Attempt<'static> {
         let rules = Rules {
             count_walsenders: false,
-            dry_run: false,
             may_wait: true,
+            tried: Duration::ZERO,
             max_waiters: 20,
         };
         Attempt {
             slot,
             pid: 100 + slot as u32,
             session: session(role, APP),
-            limits,
+            limits: limits.into().leak(),
+            members: Box::leak(Box::default()),
             rules,
         }
     }
@@ -222,8 +311,12 @@ mod tests {
         login
     }
 
-    fn alice(slot: usize, max: u32) -> Attempt {
-        login(slot, ALICE, [at_most(max, Scope::Role(ALICE)), None])
+    fn alice(slot: usize, max: u32) -> Attempt<'static> {
+        login(slot, ALICE, [at_most(max, of_role(ALICE))])
+    }
+
+    fn attempt(table: &mut Table, login: &Attempt) -> Verdict {
+        super::attempt(table, login).expect("every group is known")
     }
 
     fn leave(table: &Table, slot: usize, role: u32) {
@@ -254,7 +347,7 @@ mod tests {
 
     #[test]
     fn exactly_max_are_admitted() {
-        let mut memory = Memory::new(8);
+        let mut memory = OwnTable::new(8, 32);
         let mut table = memory.table();
         for slot in 0..3 {
             assert_eq!(attempt(&mut table, &at_once(alice(slot, 3))), IN);
@@ -268,7 +361,7 @@ mod tests {
 
     #[test]
     fn a_limit_of_zero_admits_nobody() {
-        let mut memory = Memory::new(1);
+        let mut memory = OwnTable::new(1, 4);
         assert_eq!(
             refused(attempt(&mut memory.table(), &at_once(alice(0, 0)))).in_use,
             0
@@ -277,9 +370,9 @@ mod tests {
 
     #[test]
     fn a_refusal_shows_only_sessions_of_the_same_role() {
-        let mut memory = Memory::new(8);
+        let mut memory = OwnTable::new(8, 32);
         let mut table = memory.table();
-        let limits = [None, at_most(2, Scope::Database(APP))];
+        let limits = [at_most(2, in_database(APP))];
         assert_eq!(attempt(&mut table, &login(0, BOB, limits)), IN);
         assert_eq!(attempt(&mut table, &login(1, ALICE, limits)), IN);
         let excess = refused(attempt(&mut table, &at_once(login(2, ALICE, limits))));
@@ -288,13 +381,16 @@ mod tests {
     }
 
     #[test]
-    fn no_limit_and_a_dry_run_admit_over_the_limit() {
-        let mut memory = Memory::new(8);
+    fn without_a_limit_or_one_that_is_enforced_all_are_admitted() {
+        let mut memory = OwnTable::new(8, 32);
         let mut table = memory.table();
         assert_eq!(attempt(&mut table, &alice(0, 1)), IN);
-        assert_eq!(attempt(&mut table, &login(1, ALICE, NONE)), IN);
-        let mut dry = alice(2, 1);
-        dry.rules.dry_run = true;
+        assert_eq!(attempt(&mut table, &login(1, ALICE, [])), IN);
+        let tried_out = Limit {
+            enforced: false,
+            ..at_most(1, of_role(ALICE))
+        };
+        let dry = login(2, ALICE, [tried_out]);
         let Verdict::Admitted(Some(excess)) = attempt(&mut table, &dry) else {
             panic!("a dry run admits and says what is exceeded");
         };
@@ -308,7 +404,7 @@ mod tests {
 
     #[test]
     fn waiters_go_in_by_arrival_and_nobody_barges() {
-        let mut memory = Memory::new(8);
+        let mut memory = OwnTable::new(8, 32);
         let mut table = memory.table();
         assert_eq!(attempt(&mut table, &alice(0, 1)), IN);
         assert_eq!(attempt(&mut table, &alice(5, 1)), Verdict::Waiting);
@@ -330,10 +426,10 @@ mod tests {
 
     #[test]
     fn a_waiter_that_cannot_go_in_is_overtaken() {
-        let mut memory = Memory::new(8);
+        let mut memory = OwnTable::new(8, 32);
         let mut table = memory.table();
-        let app = at_most(2, Scope::Database(APP));
-        let of = |role| [at_most(1, Scope::Role(role)), app];
+        let app = at_most(2, in_database(APP));
+        let of = |role| [at_most(1, of_role(role)), app];
         assert_eq!(attempt(&mut table, &login(0, ALICE, of(ALICE))), IN);
         assert_eq!(attempt(&mut table, &login(1, BOB, of(BOB))), IN);
         assert_eq!(
@@ -355,11 +451,11 @@ mod tests {
 
     #[test]
     fn room_is_kept_only_for_waiters_that_fit_together() {
-        let mut memory = Memory::new(8);
+        let mut memory = OwnTable::new(8, 32);
         let mut table = memory.table();
-        let app = at_most(2, Scope::Database(APP));
-        let alice = || login(0, ALICE, [at_most(1, Scope::Role(ALICE)), app]);
-        let at = |slot, login: Attempt| Attempt {
+        let app = at_most(2, in_database(APP));
+        let alice = || login(0, ALICE, [at_most(1, of_role(ALICE)), app]);
+        let at = |slot, login: Attempt<'static>| Attempt {
             slot,
             pid: 100 + slot as u32,
             ..login
@@ -369,7 +465,7 @@ mod tests {
         assert_eq!(attempt(&mut table, &at(2, alice())), Verdict::Waiting);
         leave(&table, 0, ALICE);
         // Two of alice wait, of whom one can go in: the second place in the database is bob's.
-        let bob = login(3, BOB, [None, app]);
+        let bob = login(3, BOB, [app]);
         assert_eq!(attempt(&mut table, &at_once(bob)), IN);
         assert_eq!(attempt(&mut table, &at(2, alice())), Verdict::Waiting);
         assert_eq!(attempt(&mut table, &at(1, alice())), IN);
@@ -377,7 +473,7 @@ mod tests {
 
     #[test]
     fn a_waiter_for_something_else_holds_up_nobody() {
-        let mut memory = Memory::new(8);
+        let mut memory = OwnTable::new(8, 32);
         let mut table = memory.table();
         assert_eq!(attempt(&mut table, &alice(0, 1)), IN);
         assert_eq!(attempt(&mut table, &alice(1, 1)), Verdict::Waiting);
@@ -385,19 +481,16 @@ mod tests {
         let bob = login(
             2,
             BOB,
-            [
-                at_most(1, Scope::Role(BOB)),
-                at_most(1, Scope::Database(WEB)),
-            ],
+            [at_most(1, of_role(BOB)), at_most(1, in_database(WEB))],
         );
         assert_eq!(attempt(&mut table, &at_once(bob)), IN);
     }
 
     #[test]
     fn the_queue_is_bounded_and_one_role_has_a_quarter_of_it() {
-        let mut memory = Memory::new(16);
+        let mut memory = OwnTable::new(16, 64);
         let mut table = memory.table();
-        let full = [at_most(0, Scope::Database(APP)), None];
+        let full = [at_most(0, in_database(APP))];
         let queued = |table: &mut Table, slot, role| {
             let mut login = login(slot, role, full);
             login.rules.max_waiters = 6;
@@ -415,7 +508,7 @@ mod tests {
 
     #[test]
     fn a_refused_waiter_leaves_the_queue() {
-        let mut memory = Memory::new(4);
+        let mut memory = OwnTable::new(4, 16);
         let mut table = memory.table();
         assert_eq!(attempt(&mut table, &alice(0, 0)), Verdict::Waiting);
         refused(attempt(&mut table, &at_once(alice(0, 0))));
@@ -424,9 +517,128 @@ mod tests {
 
     #[test]
     fn the_next_owner_of_a_slot_does_not_count_the_last_one() {
-        let mut memory = Memory::new(1);
+        let mut memory = OwnTable::new(1, 4);
         let mut table = memory.table();
         assert_eq!(attempt(&mut table, &alice(0, 1)), IN);
         assert_eq!(attempt(&mut table, &alice(0, 1)), IN);
+    }
+
+    #[test]
+    fn each_limit_lets_wait_for_its_own_time_and_the_strictest_decides() {
+        let mut memory = OwnTable::new(8, 32);
+        let mut table = memory.table();
+        let patient = at_most(1, of_role(ALICE));
+        let strict = Limit {
+            max_wait: Duration::from_millis(10),
+            ..at_most(1, in_database(APP))
+        };
+        let both = [patient, strict];
+        assert_eq!(attempt(&mut table, &login(0, ALICE, both)), IN);
+        let mut second = login(1, ALICE, both);
+        assert_eq!(attempt(&mut table, &second), Verdict::Waiting);
+        second.rules.tried = Duration::from_millis(10);
+        assert_eq!(refused(attempt(&mut table, &second)).limit, strict);
+        let mut third = login(2, ALICE, [patient]);
+        third.rules.tried = Duration::from_millis(999);
+        assert_eq!(attempt(&mut table, &third), Verdict::Waiting);
+        third.rules.tried = Duration::from_millis(1000);
+        assert_eq!(refused(attempt(&mut table, &third)).limit, patient);
+    }
+
+    fn members(of_team: &[u32]) -> &'static Members {
+        let mut members = Members::default();
+        members.insert(TEAM, of_team.to_vec());
+        Box::leak(Box::new(members))
+    }
+
+    fn of_team() -> Scope {
+        Scope {
+            who: Who::MembersOf(TEAM),
+            database: None,
+            network: None,
+        }
+    }
+
+    #[test]
+    fn a_groups_total_counts_whoever_is_a_member_now() {
+        let mut memory = OwnTable::new(8, 32);
+        let mut table = memory.table();
+        // Bob logged in before he was a member.
+        assert_eq!(attempt(&mut table, &login(0, BOB, [])), IN);
+        let alice = |slot, team: &[u32]| Attempt {
+            members: members(team),
+            ..login(slot, ALICE, [at_most(1, of_team())])
+        };
+        let excess = refused(attempt(&mut table, &at_once(alice(1, &[ALICE, BOB]))));
+        assert_eq!((excess.in_use, excess.own), (1, 0));
+        assert_eq!(attempt(&mut table, &at_once(alice(1, &[ALICE]))), IN);
+    }
+
+    #[test]
+    fn a_waiters_group_must_be_known_only_when_it_matters() {
+        let mut memory = OwnTable::new(8, 32);
+        let mut table = memory.table();
+        let app = at_most(2, in_database(APP));
+        let team = at_most(1, of_team());
+        let known = |login: Attempt<'static>| Attempt {
+            members: members(&[ALICE, BOB]),
+            ..login
+        };
+        assert_eq!(attempt(&mut table, &known(login(0, BOB, [team, app]))), IN);
+        assert_eq!(
+            attempt(&mut table, &known(login(1, ALICE, [team, app]))),
+            Verdict::Waiting
+        );
+        // Carol has nothing to do with the group, but alice, who waits for it, with the database.
+        let mut elsewhere = login(2, CAROL, [at_most(1, in_database(WEB))]);
+        elsewhere.session.database = WEB;
+        assert_eq!(super::attempt(&mut table, &elsewhere), Ok(IN));
+        let carol = login(3, CAROL, [app]);
+        assert_eq!(super::attempt(&mut table, &carol), Err(UnknownGroup(TEAM)));
+        assert_eq!(
+            attempt(&mut table, &known(carol)),
+            IN,
+            "alice does not fit: she is overtaken"
+        );
+        leave(&table, 3, CAROL);
+        leave(&table, 0, BOB);
+        let carol = known(login(3, CAROL, [at_most(1, in_database(APP))]));
+        assert_eq!(
+            attempt(&mut table, &carol),
+            Verdict::Waiting,
+            "now she does"
+        );
+    }
+
+    #[test]
+    fn explained_is_what_a_login_would_meet() {
+        let mut memory = OwnTable::new(8, 32);
+        let mut table = memory.table();
+        let app = at_most(2, in_database(APP));
+        assert_eq!(attempt(&mut table, &login(0, ALICE, [app])), IN);
+        let bob = login(9, BOB, [app, at_most(0, of_role(BOB))]);
+        let standings = |table: &Table, login: &Attempt| {
+            let explained = explain(table, login).expect("every group is known");
+            explained
+                .iter()
+                .map(|it| (it.in_use, it.fits))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(standings(&table, &bob), [(1, true), (0, false)]);
+        assert_eq!(attempt(&mut table, &login(1, ALICE, [app])), IN);
+        assert_eq!(
+            attempt(&mut table, &login(2, ALICE, [app])),
+            Verdict::Waiting
+        );
+        leave(&table, 0, ALICE);
+        assert_eq!(
+            standings(&table, &bob),
+            [(1, false), (0, false)],
+            "the room is alice's"
+        );
+        assert_eq!(
+            refused(attempt(&mut table, &at_once(login(3, BOB, [app])))).ahead,
+            1
+        );
     }
 }

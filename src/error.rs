@@ -5,10 +5,12 @@
 //! as the server does: libpq with `sslmode=prefer` takes an earlier error for a failure of TLS and
 //! tries again without. Names are bytes in an unknown encoding and stay so.
 
+use crate::catalog::name_of;
 use crate::compat;
 use crate::decide::{Excess, Shown};
-use crate::limit::Scope;
-use crate::login::Client;
+use crate::facts::Trouble;
+use crate::grammar::{Carrier, MAX_LABEL_BYTES};
+use crate::limit::{Limit, Object, Scope, Source, Who};
 use crate::settings;
 use pgrx::pg_sys::{self, panic::ErrorReport};
 use pgrx::{PgLogLevel, PgSqlErrorCode};
@@ -72,12 +74,8 @@ pub fn database_accepts_no_connections(name: &CStr) -> ! {
 }
 
 /// The login is over a limit, and has waited as long as it may.
-pub fn too_many(client: &Client, excess: &Excess, waited: Option<Duration>) -> ! {
-    let message = match excess.limit.scope {
-        Scope::Role(_) => c"too many connections for role \"%s\"",
-        Scope::Database(_) => c"too many connections for database \"%s\"",
-    };
-    let name = client.subject(excess.limit.scope);
+pub fn too_many(excess: &Excess, waited: Option<Duration>) -> ! {
+    let (message, name) = too_many_for(&excess.limit);
     let hint = match settings::refusal_hint() {
         Some(hint) => Text::Composed(hint),
         None if excess.own > 0 => {
@@ -86,9 +84,45 @@ pub fn too_many(client: &Client, excess: &Excess, waited: Option<Duration>) -> !
         None => Text::literal(c"Try again later, or ask for the limit to be raised."),
     };
     Refusal {
-        detail: Some(Text::Composed(what_is_in_the_way(client, excess, waited))),
+        detail: Some(Text::Composed(what_is_in_the_way(excess, waited))),
         hint: Some(hint),
-        ..Refusal::new(PgSqlErrorCode::ERRCODE_TOO_MANY_CONNECTIONS, message, name)
+        ..Refusal::new(PgSqlErrorCode::ERRCODE_TOO_MANY_CONNECTIONS, message, &name)
+    }
+    .end()
+}
+
+/// The server's message where it has one, which it may translate.
+fn too_many_for(limit: &Limit) -> (&'static CStr, CString) {
+    match limit.scope {
+        Scope {
+            who: Who::Role(oid),
+            database: None,
+            network: None,
+        } => (
+            c"too many connections for role \"%s\"",
+            composed(name_of(Object::Role(oid))),
+        ),
+        Scope {
+            who: Who::Anyone,
+            database: Some(oid),
+            network: None,
+        } => (
+            c"too many connections for database \"%s\"",
+            composed(name_of(Object::Database(oid))),
+        ),
+        _ => (c"%s", composed(limit.message(&name_of))),
+    }
+}
+
+/// A label that covers the login cannot be read.
+pub fn invalid_label(object: Object, why: &str) -> ! {
+    let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
+    let label = composed(Source::Label(object).words(&name_of));
+    let hint = c"Ask a superuser to set the label anew, or to remove it.";
+    Refusal {
+        detail: Some(Text::Composed(composed(sentence(why).into_bytes()))),
+        hint: Some(Text::literal(hint)),
+        ..Refusal::new(code, c"invalid session_limit %s", &label)
     }
     .end()
 }
@@ -108,18 +142,270 @@ pub fn client_is_gone() -> ! {
     Refusal::new(code, c"connection to client lost", c"").raise()
 }
 
+/// A label that is to be set says what it may not.
+pub fn bad_label(why: &str, carrier: Carrier) -> ! {
+    raise(
+        ErrorReport::new(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            "invalid session_limit label",
+            "",
+        )
+        .set_detail(sentence(why))
+        .set_hint(example(carrier)),
+    )
+}
+
+pub fn label_too_long(bytes: usize, carrier: Carrier) -> ! {
+    raise(
+        ErrorReport::new(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            "invalid session_limit label",
+            "",
+        )
+        .set_detail(format!(
+            "The label has {bytes} bytes; a login can read {MAX_LABEL_BYTES}."
+        ))
+        .set_hint(format!(
+            "Leave out blanks, or spread the limits over several groups. {}",
+            example(carrier)
+        )),
+    )
+}
+
+pub fn labels_are_for_roles_and_databases() -> ! {
+    raise(
+        ErrorReport::new(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            "session_limit labels are for roles and databases only",
+            "",
+        )
+        .set_detail("No other object has sessions.")
+        .set_hint(format!(
+            "Use SECURITY LABEL FOR session_limit ON ROLE or ON DATABASE. {}",
+            example(Carrier::Database)
+        )),
+    )
+}
+
+pub fn only_superusers_label_groups() -> ! {
+    raise(
+        ErrorReport::new(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            "must be superuser to set the session_limit label of a role without LOGIN",
+            "",
+        )
+        .set_detail("Such a label limits the role's members, and whoever administers the role can make anyone a member.")
+        .set_hint(format!("Ask a superuser, or label a role that can log in. {}", example(Carrier::Role))),
+    )
+}
+
+pub fn only_superusers_turn_labels() -> ! {
+    raise(
+        ErrorReport::new(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            "must be superuser to change LOGIN of a role with a session_limit label",
+            "",
+        )
+        .set_detail("Without LOGIN the label is about the role's members.")
+        .set_hint("Remove the label first, or ask a superuser."),
+    )
+}
+
+/// A role gets, or loses, LOGIN, and keeps a label that it could not be given now.
+pub fn label_fits_no_more(why: &str) {
+    let code = PgSqlErrorCode::ERRCODE_WARNING;
+    let message =
+        "the role's session_limit label does not fit a role with, or without, LOGIN any more";
+    ErrorReport::new(code, message, "")
+        .set_detail(sentence(why))
+        .set_hint("Such a limit has no effect, and a dump with this label cannot be restored. Set the label anew, or remove it.")
+        .report(PgLogLevel::WARNING);
+}
+
+pub fn only_superusers_exempt() -> ! {
+    raise(
+        ErrorReport::new(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            "must be superuser to exempt a role from limits",
+            "",
+        )
+        .set_detail("Field \"exempt\" is true.")
+        .set_hint(format!(
+            "Ask a superuser, or leave it out. {}",
+            example(Carrier::Role)
+        )),
+    )
+}
+
+/// A label that is set allows more than the server will.
+pub fn connection_limit_is_smaller(object: &str, connection_limit: i32) {
+    let code = PgSqlErrorCode::ERRCODE_WARNING;
+    let message = format!(
+        "the {object}'s CONNECTION LIMIT, {connection_limit}, is smaller than the label's limit"
+    );
+    ErrorReport::new(code, message, "")
+        .set_detail("The smaller one applies.")
+        .report(PgLogLevel::WARNING);
+}
+
+/// The value that a setting was to have is no good: the server says which, and keeps the old one.
+pub fn bad_setting(why: &str, carrier: Carrier) {
+    let say = |text: String| {
+        let text = composed(text.into_bytes());
+        // SAFETY: what the macros GUC_check_errdetail and GUC_check_errhint do; the text is copied.
+        unsafe {
+            pg_sys::pre_format_elog_string(0, std::ptr::null());
+            pg_sys::format_elog_string(c"%s".as_ptr(), text.as_ptr())
+        }
+    };
+    // SAFETY: variables of this process, for the check hook that calls this.
+    unsafe {
+        pg_sys::GUC_check_errdetail_string = say(sentence(why));
+        pg_sys::GUC_check_errhint_string = say(example(carrier));
+    }
+}
+
+/// The server is about to start with such a value of `cluster_limits`.
+pub fn cannot_start(value: &CStr, why: &str, carrier: Carrier) -> ! {
+    let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
+    let message = c"invalid value for parameter \"session_limit.cluster_limits\": \"%s\"";
+    Refusal {
+        detail: Some(Text::Composed(composed(sentence(why).into_bytes()))),
+        hint: Some(Text::Composed(composed(example(carrier).into_bytes()))),
+        ..Refusal::new(code, message, value)
+    }
+    .raise()
+}
+
+fn example(carrier: Carrier) -> String {
+    format!("A right one is: {}", carrier.example())
+}
+
+/// As a DETAIL is written. It may cite anything, a zero byte, too, at which it must not end.
+fn sentence(text: &str) -> String {
+    let mut chars = text.chars();
+    let first = chars.next().map(|first| first.to_ascii_uppercase());
+    let mut sentence = String::new();
+    for char in first.into_iter().chain(chars).chain(['.']) {
+        match char.is_control() {
+            true => sentence.extend(char.escape_default()),
+            false => sentence.push(char),
+        }
+    }
+    sentence
+}
+
+fn composed(text: Vec<u8>) -> CString {
+    CString::new(text).unwrap_or_default()
+}
+
+/// For messages that pgrx must have as UTF-8.
+fn text(name: &[u8]) -> std::borrow::Cow<'_, str> {
+    String::from_utf8_lossy(name)
+}
+
+fn fail(code: PgSqlErrorCode, message: String) -> ! {
+    raise(ErrorReport::new(code, message, ""))
+}
+
+fn raise(report: ErrorReport) -> ! {
+    report.report(PgLogLevel::ERROR);
+    unreachable!("an error does not return")
+}
+
+/// A query met a label that is wrong.
+pub fn warn_of(trouble: &Trouble) {
+    let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
+    ErrorReport::new(code, trouble.to_string(), "").report(PgLogLevel::WARNING);
+}
+
+/// Such a login would be refused for the sake of a label.
+pub fn label_is_invalid(object: Object, why: &str) -> ! {
+    let label = Source::Label(object).words(&name_of);
+    let message = format!("invalid session_limit {}", text(&label));
+    let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
+    raise(ErrorReport::new(code, message, "").set_detail(sentence(why)))
+}
+
+pub fn undefined_role(name: &CStr) -> ! {
+    let code = PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT;
+    fail(
+        code,
+        format!("role \"{}\" does not exist", text(name.to_bytes())),
+    )
+}
+
+pub fn cannot_log_in(name: &[u8]) -> ! {
+    let code = PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION;
+    fail(
+        code,
+        format!("role \"{}\" is not permitted to log in", text(name)),
+    )
+}
+
+pub fn must_not_be_null(argument: &str) -> ! {
+    let code = PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED;
+    fail(code, format!("{argument} must not be null"))
+}
+
+pub fn nothing_to_label() -> ! {
+    let code = PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED;
+    let hint = "Name the role or the database whose label is to change.";
+    raise(ErrorReport::new(code, "role and database must not both be null", "").set_hint(hint))
+}
+
+pub fn no_such_limit() -> ! {
+    let code = PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT;
+    let hint =
+        "A limit is found by \"per\", \"database\" and \"network\". See session_limit.limits.";
+    raise(ErrorReport::new(code, "the label has no such limit", "").set_hint(hint))
+}
+
+pub fn undefined_database(name: &CStr) -> ! {
+    let code = PgSqlErrorCode::ERRCODE_INVALID_CATALOG_NAME;
+    fail(
+        code,
+        format!("database \"{}\" does not exist", text(name.to_bytes())),
+    )
+}
+
+pub fn cannot_connect_to(name: &[u8]) -> ! {
+    let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+    fail(
+        code,
+        format!(
+            "database \"{}\" is not currently accepting connections",
+            text(name)
+        ),
+    )
+}
+
+pub fn not_an_address(text: &str) -> ! {
+    let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
+    fail(code, format!("\"{text}\" is not a client's address"))
+}
+
+pub fn may_not_explain(role: &[u8]) -> ! {
+    let code = PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE;
+    let message = format!(
+        "permission denied to explain a login of role \"{}\"",
+        text(role)
+    );
+    let detail =
+        "Only roles with privileges of that role, or of the role \"pg_read_all_stats\", may.";
+    raise(ErrorReport::new(code, message, "").set_detail(detail))
+}
+
 /// A SQL function needs the table in shared memory.
 pub fn not_preloaded() -> ! {
-    ErrorReport::new(
-        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-        "session_limit must be loaded via \"shared_preload_libraries\"",
-        "",
+    raise(
+        ErrorReport::new(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "session_limit must be loaded via \"shared_preload_libraries\"",
+            "",
+        )
+        .set_hint("Add session_limit to shared_preload_libraries in postgresql.conf and restart the server."),
     )
-    .set_hint(
-        "Add session_limit to shared_preload_libraries in postgresql.conf and restart the server.",
-    )
-    .report(PgLogLevel::ERROR);
-    unreachable!()
 }
 
 /// A text that the server may translate, with the string for its `%s` if it has one; or one that
@@ -197,7 +483,7 @@ impl<'a> Refusal<'a> {
 
 /// The limit, where it is set, what is in use, and of that the role's own sessions: a user learns
 /// nothing of others.
-fn what_is_in_the_way(client: &Client, excess: &Excess, waited: Option<Duration>) -> CString {
+fn what_is_in_the_way(excess: &Excess, waited: Option<Duration>) -> CString {
     let Excess {
         limit,
         in_use,
@@ -205,14 +491,13 @@ fn what_is_in_the_way(client: &Client, excess: &Excess, waited: Option<Duration>
         own,
         shown,
     } = excess;
-    let name = client.subject(limit.scope);
     let mut text = format!("The limit is {} (", sessions(limit.max)).into_bytes();
-    text.extend(limit.source_name(name.to_bytes()));
+    text.extend(limit.source.words(&name_of));
     text.extend(format!("); {in_use} {} in use", are(*in_use)).bytes());
     if *own > 0 {
-        let by = match limit.scope {
-            Scope::Role(_) => String::new(),
-            Scope::Database(_) => format!(", {own} of them by this role"),
+        let by = match limit.scope.who {
+            Who::Role(_) => String::new(),
+            Who::Anyone | Who::MembersOf(_) => format!(", {own} of them by this role"),
         };
         let list: Vec<String> = shown.iter().flatten().map(describe).collect();
         let more = match *own as usize - list.len() {
@@ -235,7 +520,7 @@ fn what_is_in_the_way(client: &Client, excess: &Excess, waited: Option<Duration>
     if let Some(waited) = waited {
         text.extend(format!(" The login waited {} ms for room.", waited.as_millis()).bytes());
     }
-    CString::new(text).unwrap_or_default()
+    composed(text)
 }
 
 fn sessions(number: u32) -> String {

@@ -1,6 +1,8 @@
 //! What the server log says of decisions: `session_limit: ` and one JSON object a line.
 
+use crate::catalog;
 use crate::decide::Excess;
+use crate::facts::Trouble;
 use crate::login::Client;
 use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys::panic::ErrorReport};
 use serde::Serialize;
@@ -21,14 +23,14 @@ struct WouldRefuse<'a> {
 
 /// A login that is admitted only because nothing is enforced.
 pub fn would_refuse(client: &Client, excess: &Excess) {
-    let name = client.subject(excess.limit.scope);
+    let source = excess.limit.source.words(&catalog::name_of);
     log(&WouldRefuse {
         event: "would_refuse",
         role: text(client.role),
         database: client.database.map(text),
         client_addr: client.address,
         pid: std::process::id(),
-        source: &String::from_utf8_lossy(&excess.limit.source_name(name.to_bytes())),
+        source: &String::from_utf8_lossy(&source),
         in_use: excess.in_use,
         max: excess.limit.max,
     });
@@ -49,6 +51,12 @@ pub fn reclaimed(pid: u32, role: u32) {
         role_oid: role,
         pid,
     });
+}
+
+/// A label that a login had to pass over, in part or as a whole.
+pub fn trouble(trouble: &Trouble) {
+    let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
+    ErrorReport::new(code, trouble.to_string(), "").report(PgLogLevel::LOG);
 }
 
 /// JSON is Unicode; names are bytes, usually UTF-8.

@@ -5,7 +5,7 @@
 //! waits unless the reserved connections stay free; it holds no snapshot; and it must be done
 //! before the server's own timeouts would end it with nothing but an EOF for its client.
 
-use crate::settings::Settings;
+use crate::limit::Limit;
 use crate::{compat, error, login::Client};
 use pgrx::pg_sys;
 use std::cell::Cell;
@@ -37,8 +37,13 @@ impl Patience {
         }
     }
 
-    pub fn may_wait(&self, settings: &Settings) -> bool {
-        !self.lost.get() && !self.left(settings).is_zero()
+    pub fn may_wait(&self) -> bool {
+        !self.lost.get() && before_timeouts().is_none_or(|left| !left.is_zero())
+    }
+
+    /// How long ago the login arrived.
+    pub fn tried(&self) -> Duration {
+        self.arrived.elapsed()
     }
 
     /// How long the login has waited; None if it has not.
@@ -46,17 +51,25 @@ impl Patience {
         self.asleep.get().map(|asleep| asleep.elapsed())
     }
 
-    fn left(&self, settings: &Settings) -> Duration {
-        let left = settings.max_wait.saturating_sub(self.arrived.elapsed());
-        before_timeouts().map_or(left, |before| left.min(before))
+    /// How long until one of the limits, or the server, lets it wait no longer.
+    fn left(&self, limits: &[Limit]) -> Duration {
+        let tried = self.tried();
+        let left = |limit: &Limit| {
+            limit
+                .max_wait
+                .checked_sub(tried)
+                .filter(|left| !left.is_zero())
+        };
+        let ends = limits.iter().filter_map(left).chain(before_timeouts());
+        ends.min().unwrap_or(LOOK_EVERY)
     }
 
     /// Returns when there may be room, or when it is time to give up. Takes in what has changed
     /// meanwhile.
-    pub fn sleep(&self, client: &Client, settings: &Settings) {
+    pub fn sleep(&self, client: &Client, limits: &[Limit]) {
         self.asleep
             .set(self.asleep.get().or_else(|| Some(Instant::now())));
-        let at_most = self.left(settings).min(LOOK_EVERY);
+        let at_most = self.left(limits).min(LOOK_EVERY);
         let wake = pg_sys::WL_LATCH_SET
             | pg_sys::WL_SOCKET_CLOSED
             | pg_sys::WL_TIMEOUT

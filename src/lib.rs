@@ -1,10 +1,11 @@
 //! `session_limit`: how many sessions a user may have open at once, decided inside the server,
 //! exactly.
 //!
-//! Read in this order: `limit`, `sessions` and `decide` are the model and know nothing of
-//! PostgreSQL; `shmem` holds the model's table for all processes; `login` is the hook, `excess`
-//! what happens to a login that finds no room, `error` what its client is told; `worker` and
-//! `views` look after the table and show it.
+//! Read in this order: `limit`, `network`, `grammar`, `apply`, `sessions` and `decide` are the model
+//! and know nothing of PostgreSQL; `shmem` holds the model's table for all processes; `label` takes
+//! labels in, `catalog` and `facts` read what a login depends on; `login` is the hook, `excess` what
+//! happens to a login that finds no room, `error` what its client is told; `worker` and `views` look
+//! after the table and show it, and `edit` writes labels.
 
 #![deny(
     clippy::unwrap_used,
@@ -13,15 +14,22 @@
     clippy::indexing_slicing
 )]
 
+mod apply;
 mod decide;
+mod grammar;
 mod limit;
+mod network;
 mod sessions;
 
 mod catalog;
 mod compat;
+mod edit;
 mod error;
 mod events;
 mod excess;
+mod explain;
+mod facts;
+mod label;
 mod login;
 mod settings;
 mod shmem;
@@ -35,9 +43,10 @@ pgrx::pg_module_magic!(name, version);
 pgrx::extension_sql_file!("../sql/session_limit--0.1.0.sql", name = "session_limit");
 
 /// Run by the postmaster as it starts. A backend that loads the library later has no shared memory
-/// to count in: there only the SQL functions remain, each of which says so.
+/// to count in: there labels can be set and removed, and each SQL function says what is missing.
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
+    label::register_provider();
     if !shmem::can_preload() {
         return;
     }

@@ -7,17 +7,22 @@
 //!   let the server do it would let in, uncounted, whoever becomes admissible between our look and
 //!   its own.
 //! - an exempt superuser: counted and admitted, whatever else is set.
+//! - exempt by a label: counted and admitted.
+//! - a label that cannot be read: whom it covers is refused, for it may have been meant to; in a dry
+//!   run the label is passed over, and the log says so.
 //! - everyone else: `decide`; over a limit: `excess`.
 //! - an error of ours, or of the catalogs: this one login fails with it. What was claimed or queued
 //!   is given up on exit.
 
+use crate::apply::{Applicable, applicable};
 use crate::catalog::{Database, Role};
 use crate::compat::Port;
 use crate::decide::{Attempt, Rules, Verdict};
 use crate::excess::Patience;
-use crate::limit::{self, Scope};
-use crate::sessions::Session;
-use crate::settings::{self, Enforcement, ExemptSuperusers, Settings};
+use crate::facts::{self, Labels, Trouble};
+use crate::limit::Limit;
+use crate::sessions::{Members, Session};
+use crate::settings::{self, Enforcement, Settings};
 use crate::{error, events, shmem};
 use pgrx::pg_sys::{self, libpq};
 use pgrx::prelude::*;
@@ -87,14 +92,6 @@ impl<'a> Client<'a> {
             }
         }
     }
-
-    /// The name of what a limit on this client counts sessions of: its role or its database.
-    pub fn subject(&self, scope: Scope) -> &'a CStr {
-        match scope {
-            Scope::Role(_) => self.role,
-            Scope::Database(_) => self.database.unwrap_or_default(),
-        }
-    }
 }
 
 /// The client's address as the socket has it: `remote_host` is text that reverse DNS chooses under
@@ -112,11 +109,22 @@ fn address(peer: &pg_sys::SockAddr) -> Option<IpAddr> {
             }
             libc::AF_INET6 => {
                 let ip = (*storage.cast::<libc::sockaddr_in6>()).sin6_addr.s6_addr;
-                Some(Ipv6Addr::from(ip).into())
+                // An IPv4 client of a socket for both is one all the same.
+                Some(IpAddr::from(Ipv6Addr::from(ip)).to_canonical())
             }
             _ => None,
         }
     }
+}
+
+/// What is known of a login when it is decided.
+struct Asked {
+    session: Session,
+    limits: Vec<Limit>,
+    /// Of the groups that the limits count.
+    members: Members,
+    /// What was passed over in labels.
+    troubles: Vec<Trouble>,
 }
 
 /// Returns when the client is in; else this is the end of the process.
@@ -124,32 +132,44 @@ fn admit(client: &Client) {
     let patience = Patience::begin(client);
     loop {
         let settings = settings::current();
-        let (session, limits) = ask(client, &settings);
-        let may_wait = patience.may_wait(&settings);
-        let verdict = shmem::decide(&Attempt {
-            slot: shmem::my_slot(),
-            pid: std::process::id(),
+        let Asked {
             session,
             limits,
-            rules: Rules {
-                count_walsenders: !settings.exempt_replication,
-                dry_run: settings.enforcement == Enforcement::Log,
-                may_wait,
-                max_waiters: settings.max_waiters,
-            },
+            members,
+            troubles,
+        } = ask(client, &settings);
+        // A waiter asks again and again.
+        if patience.waited().is_none() {
+            troubles.iter().for_each(events::trouble);
+        }
+        let rules = Rules {
+            count_walsenders: !settings.exempt_replication,
+            may_wait: patience.may_wait(),
+            tried: patience.tried(),
+            max_waiters: settings.max_waiters,
+        };
+        let verdict = facts::knowing_members(members, |members| {
+            shmem::decide(&Attempt {
+                slot: shmem::my_slot(),
+                pid: std::process::id(),
+                session,
+                limits: &limits,
+                members,
+                rules,
+            })
         });
         match verdict {
             Verdict::Admitted(None) => return,
             Verdict::Admitted(Some(excess)) => return events::would_refuse(client, &excess),
-            Verdict::Refused(excess) => error::too_many(client, &excess, patience.waited()),
-            Verdict::Waiting => patience.sleep(client, &settings),
+            Verdict::Refused(excess) => error::too_many(&excess, patience.waited()),
+            Verdict::Waiting => patience.sleep(client, &limits),
         }
     }
 }
 
 /// Reads what the catalogs say of the client's role and database now, and which limits apply.
 /// Raises what the server would.
-fn ask(client: &Client, settings: &Settings) -> (Session, limit::Limits) {
+fn ask(client: &Client, settings: &Settings) -> Asked {
     // Roles may have been made or changed while the client was authenticated.
     // SAFETY: in a transaction, in a backend.
     unsafe { pg_sys::AcceptInvalidationMessages() };
@@ -161,13 +181,11 @@ fn ask(client: &Client, settings: &Settings) -> (Session, limit::Limits) {
         error::role_may_not_replicate();
     }
     let database = client.database.map(database);
-    let exempt_superuser = role.superuser
-        && match settings.exempt_superusers {
-            ExemptSuperusers::On => true,
-            ExemptSuperusers::Local => client.address.is_none(),
-            ExemptSuperusers::Off => false,
-        };
-    let exempt = exempt_superuser || (client.walsender && settings.exempt_replication);
+    let exempt = settings.exempts(role.superuser, client.address, client.walsender);
+    let (applicable, troubles) = match exempt || settings.enforcement == Enforcement::Off {
+        true => (Applicable::default(), Vec::new()),
+        false => limits(client, &role, database.as_ref(), settings),
+    };
     let session = Session {
         role: role.oid,
         database: database.as_ref().map_or(0, |database| database.oid),
@@ -175,18 +193,38 @@ fn ask(client: &Client, settings: &Settings) -> (Session, limit::Limits) {
         // SAFETY: a plain variable of this process.
         started: unsafe { pg_sys::MyStartTimestamp },
         walsender: client.walsender,
-        exempt,
+        exempt: exempt || applicable.exempt,
     };
-    let limits = if exempt || settings.enforcement == Enforcement::Off {
-        limit::NONE
-    } else {
-        limit::applicable(
-            (role.oid, role.connection_limit),
-            database.map(|database| (database.oid, database.connection_limit)),
-            settings.max_sessions_per_role,
-        )
+    let limits = match applicable.exempt {
+        true => Vec::new(),
+        false => applicable.limits,
     };
-    (session, limits)
+    Asked {
+        session,
+        members: facts::members(&limits),
+        limits,
+        troubles,
+    }
+}
+
+/// What labels and settings say of the login, and what had to be passed over.
+fn limits(
+    client: &Client,
+    role: &Role,
+    database: Option<&Database>,
+    settings: &Settings,
+) -> (Applicable, Vec<Trouble>) {
+    let defaults = settings::defaults();
+    let (facts, troubles) = Labels::read().facts(role, database, client.address, &defaults);
+    let applicable = applicable(&facts);
+    if settings.enforcement == Enforcement::On && !applicable.exempt {
+        for trouble in &troubles {
+            if let Trouble::Invalid(object, why) = trouble {
+                error::invalid_label(*object, why);
+            }
+        }
+    }
+    (applicable, troubles)
 }
 
 fn database(name: &CStr) -> Database {

@@ -11,7 +11,8 @@
 //! queue before it counts, so either it sees the claim gone, or it is woken: that follows from one order
 //! of all stores and loads of claims, queue and length, hence SeqCst everywhere.
 
-use crate::limit::{Limits, NONE, Scope};
+use crate::limit::{Scope, Who};
+use std::cell::Cell;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -56,44 +57,114 @@ pub struct Session {
 }
 
 /// One backend's place in the table.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Slot {
     session: Session,
-    /// The limits that a waiting login must meet.
-    limits: Limits,
+    /// How many limits a waiting login must meet.
+    bounds: u32,
     /// Scratch of one hold of the lock: this waiter fits and goes before whoever is deciding.
-    goes_first: bool,
+    goes_first: Cell<bool>,
 }
 
 impl Slot {
-    pub const FREE: Slot = Slot {
-        session: Session {
-            role: 0,
-            database: 0,
-            address: None,
-            started: 0,
-            walsender: false,
-            exempt: false,
+    pub fn free() -> Slot {
+        Slot {
+            session: Session {
+                role: 0,
+                database: 0,
+                address: None,
+                started: 0,
+                walsender: false,
+                exempt: false,
+            },
+            bounds: 0,
+            goes_first: Cell::new(false),
+        }
+    }
+}
+
+/// What a waiting login has to meet: less than `max` sessions in `scope`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bound {
+    pub scope: Scope,
+    pub max: u32,
+}
+
+impl Bound {
+    pub const FREE: Bound = Bound {
+        scope: Scope {
+            who: Who::Anyone,
+            database: None,
+            network: None,
         },
-        limits: NONE,
-        goes_first: false,
+        max: 0,
     };
+}
+
+/// The members of some groups, as the catalogs had them before the lock was taken.
+#[derive(Clone, Debug, Default)]
+pub struct Members(Vec<(u32, Vec<u32>)>);
+
+/// Nobody has said who the members of the group with this OID are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct UnknownGroup(pub u32);
+
+impl Members {
+    pub fn insert(&mut self, group: u32, mut members: Vec<u32>) {
+        members.sort_unstable();
+        self.0.push((group, members));
+    }
+
+    pub fn extend(&mut self, others: Members) {
+        self.0.extend(others.0);
+    }
+
+    pub fn of(&self, group: u32) -> Option<&[u32]> {
+        let known = self.0.iter().find(|(known, _)| *known == group);
+        known.map(|(_, members)| members.as_slice())
+    }
 }
 
 /// The sessions that a limit counts: those in its scope, walsenders among them or not.
 #[derive(Clone, Copy)]
-pub struct Counted {
-    pub scope: Scope,
-    pub walsenders: bool,
+pub struct Counted<'a> {
+    scope: Scope,
+    /// Sorted.
+    members: &'a [u32],
+    walsenders: bool,
 }
 
-impl Counted {
-    pub fn covers(self, session: &Session) -> bool {
-        let in_scope = match self.scope {
-            Scope::Role(role) => session.role == role,
-            Scope::Database(database) => session.database == database,
+impl<'a> Counted<'a> {
+    pub fn new(scope: Scope, walsenders: bool, members: &'a Members) -> Result<Self, UnknownGroup> {
+        let members = match scope.who {
+            Who::MembersOf(group) => members.of(group).ok_or(UnknownGroup(group))?,
+            Who::Anyone | Who::Role(_) => &[],
         };
-        in_scope && (self.walsenders || !session.walsender)
+        Ok(Counted {
+            scope,
+            members,
+            walsenders,
+        })
+    }
+
+    pub fn covers(self, session: &Session) -> bool {
+        let theirs = match self.scope.who {
+            Who::Anyone => true,
+            Who::Role(role) => session.role == role,
+            Who::MembersOf(_) => self.members.binary_search(&session.role).is_ok(),
+        };
+        let from = |address| {
+            self.scope
+                .network
+                .is_none_or(|network| network.contains(address))
+        };
+        theirs
+            && self
+                .scope
+                .database
+                .is_none_or(|database| session.database == database)
+            && session.address.map_or(self.scope.network.is_none(), from)
+            && (self.walsenders || !session.walsender)
     }
 }
 
@@ -142,12 +213,26 @@ impl<'a> Shared<'a> {
 pub struct Table<'a> {
     pub shared: Shared<'a>,
     slots: &'a mut [Slot],
+    /// What the waiters have to meet, one waiter's after the other's, in the order of the queue.
+    bounds: &'a mut [Bound],
+}
+
+/// A login in the queue.
+pub struct Waiter<'a> {
+    pub slot: usize,
+    pub session: &'a Session,
+    pub bounds: &'a [Bound],
+    pub goes_first: &'a Cell<bool>,
 }
 
 impl<'a> Table<'a> {
     /// `slots` has as many elements as there are claims.
-    pub fn new(shared: Shared<'a>, slots: &'a mut [Slot]) -> Self {
-        Table { shared, slots }
+    pub fn new(shared: Shared<'a>, slots: &'a mut [Slot], bounds: &'a mut [Bound]) -> Self {
+        Table {
+            shared,
+            slots,
+            bounds,
+        }
     }
 
     /// The sessions with their process IDs.
@@ -158,19 +243,17 @@ impl<'a> Table<'a> {
 
     /// How many sessions a limit counts.
     pub fn count(&self, counted: Counted) -> u32 {
-        self.sessions()
-            .filter(|(_, session)| counted.covers(session))
-            .count() as u32
+        let covered = self
+            .sessions()
+            .filter(|(_, session)| counted.covers(session));
+        covered.count() as u32
     }
 
     /// Makes the owner of `slot` a session.
     pub fn claim(&mut self, slot: usize, pid: u32, session: Session) {
         if let (Some(place), Some(word)) = (self.slots.get_mut(slot), self.shared.claims.get(slot))
         {
-            *place = Slot {
-                session,
-                ..Slot::FREE
-            };
+            place.session = session;
             word.store(Claim::new(pid, session.role).0, Ordering::SeqCst);
         }
     }
@@ -182,63 +265,67 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// The waiters in order of arrival, with the limits that each must meet.
-    pub fn waiters(&self) -> impl Iterator<Item = (usize, &Session, &Limits)> {
+    /// The waiters in order of arrival.
+    pub fn waiters(&self) -> impl Iterator<Item = Waiter<'_>> {
         let waiting = self.shared.waiting.load(Ordering::SeqCst) as usize;
-        let queue = self
-            .shared
-            .queue
-            .iter()
-            .take(waiting)
-            .map(|s| s.load(Ordering::SeqCst) as usize);
-        queue.filter_map(|slot| {
+        let queue = self.shared.queue.iter().take(waiting);
+        let mut rest = &*self.bounds;
+        queue.filter_map(move |entry| {
+            let slot = entry.load(Ordering::SeqCst) as usize;
             let place = self.slots.get(slot)?;
-            Some((slot, &place.session, &place.limits))
+            let (bounds, others) = rest.split_at_checked(place.bounds as usize)?;
+            rest = others;
+            Some(Waiter {
+                slot,
+                session: &place.session,
+                bounds,
+                goes_first: &place.goes_first,
+            })
         })
     }
 
     /// Those who arrived before the owner of `slot`: all, if it does not wait.
-    pub fn waiters_before(&self, slot: usize) -> impl Iterator<Item = (usize, &Session, &Limits)> {
-        self.waiters()
-            .take_while(move |(waiter, ..)| *waiter != slot)
-    }
-
-    /// Marks, for this hold of the lock, that a waiter goes before whoever is deciding, or does
-    /// not.
-    pub fn set_goes_first(&mut self, slot: usize, first: bool) {
-        if let Some(place) = self.slots.get_mut(slot) {
-            place.goes_first = first;
-        }
-    }
-
-    pub fn goes_first(&self, slot: usize) -> bool {
-        self.slots.get(slot).is_some_and(|place| place.goes_first)
+    pub fn waiters_before(&self, slot: usize) -> impl Iterator<Item = Waiter<'_>> {
+        self.waiters().take_while(move |waiter| waiter.slot != slot)
     }
 
     /// Puts the owner of `slot` at the end of the queue, or, if it is there, renews what it waits
-    /// for.
-    pub fn enqueue(&mut self, slot: usize, session: Session, limits: Limits) {
-        let queued = self.waiters().any(|(waiter, ..)| waiter == slot);
+    /// for. False if there is no room for that many `bounds`.
+    pub fn enqueue(
+        &mut self,
+        slot: usize,
+        session: Session,
+        bounds: impl Iterator<Item = Bound> + Clone,
+    ) -> bool {
+        let queued = self.waiters().any(|waiter| waiter.slot == slot);
+        let kept = if queued {
+            self.slots.get(slot).map_or(0, |place| place.bounds)
+        } else {
+            0
+        };
+        if !self.splice(slot, kept, bounds.clone()) {
+            return false;
+        }
         if let Some(place) = self.slots.get_mut(slot) {
-            *place = Slot {
-                session,
-                limits,
-                goes_first: false,
-            };
+            place.session = session;
+            place.bounds = bounds.count() as u32;
         }
         let waiting = self.shared.waiting.load(Ordering::SeqCst);
         if !queued && let Some(end) = self.shared.queue.get(waiting as usize) {
             end.store(slot as u32, Ordering::SeqCst);
             self.shared.waiting.store(waiting + 1, Ordering::SeqCst);
         }
+        true
     }
 
     /// Takes the owner of `slot` out of the queue; true if it was in.
     pub fn dequeue(&mut self, slot: usize) -> bool {
         let waiting = self.shared.waiting.load(Ordering::SeqCst);
-        let Some(position) = self.waiters().position(|(waiter, ..)| waiter == slot) else {
+        let Some(position) = self.waiters().position(|waiter| waiter.slot == slot) else {
             return false;
         };
+        let kept = self.slots.get(slot).map_or(0, |place| place.bounds);
+        self.splice(slot, kept, std::iter::empty());
         let queue = self
             .shared
             .queue
@@ -251,89 +338,131 @@ impl<'a> Table<'a> {
         self.shared.waiting.store(waiting - 1, Ordering::SeqCst);
         true
     }
+
+    /// Replaces the `kept` bounds of the owner of `slot`, which come after those of the waiters before
+    /// it. False, and nothing changed, if there is no room.
+    fn splice(
+        &mut self,
+        slot: usize,
+        kept: u32,
+        bounds: impl Iterator<Item = Bound> + Clone,
+    ) -> bool {
+        let all = |waiter: Waiter| waiter.bounds.len();
+        let start: usize = self.waiters_before(slot).map(all).sum();
+        let end: usize = self.waiters().map(all).sum();
+        let (old, new) = (start + kept as usize, start + bounds.clone().count());
+        if end - old + new > self.bounds.len() {
+            return false;
+        }
+        self.bounds.copy_within(old..end, new);
+        for (place, bound) in self.bounds.iter_mut().skip(start).zip(bounds) {
+            *place = bound;
+        }
+        true
+    }
 }
 
-/// A table of its own memory, for the unit tests of the model.
+/// A table in a process's own memory: a copy, for a view, or a test's.
+pub struct OwnTable {
+    claims: Vec<AtomicU64>,
+    queue: Vec<AtomicU32>,
+    waiting: AtomicU32,
+    slots: Vec<Slot>,
+    bounds: Vec<Bound>,
+}
+
+impl OwnTable {
+    pub fn new(slots: usize, bounds: usize) -> OwnTable {
+        OwnTable {
+            claims: (0..slots).map(|_| AtomicU64::new(0)).collect(),
+            queue: (0..slots).map(|_| AtomicU32::new(0)).collect(),
+            waiting: AtomicU32::new(0),
+            slots: vec![Slot::free(); slots],
+            bounds: vec![Bound::FREE; bounds],
+        }
+    }
+
+    pub fn table(&mut self) -> Table<'_> {
+        let shared = Shared::new(&self.claims, &self.queue, &self.waiting);
+        Table::new(shared, &mut self.slots, &mut self.bounds)
+    }
+
+    /// Becomes a copy of a table of the same size. Allocates nothing.
+    pub fn copy(&mut self, table: &Table) {
+        for (own, claim) in self.claims.iter().zip(table.shared.claims) {
+            own.store(claim.load(Ordering::SeqCst), Ordering::SeqCst);
+        }
+        for (own, entry) in self.queue.iter().zip(table.shared.queue) {
+            own.store(entry.load(Ordering::SeqCst), Ordering::SeqCst);
+        }
+        let waiting = table.shared.waiting.load(Ordering::SeqCst);
+        self.waiting.store(waiting, Ordering::SeqCst);
+        self.slots.clone_from_slice(table.slots);
+        self.bounds.copy_from_slice(table.bounds);
+    }
+}
+
 #[cfg(test)]
-pub mod memory {
+pub mod tests {
     use super::*;
-
-    pub struct Memory {
-        claims: Vec<AtomicU64>,
-        queue: Vec<AtomicU32>,
-        waiting: AtomicU32,
-        slots: Vec<Slot>,
-    }
-
-    impl Memory {
-        pub fn new(slots: usize) -> Memory {
-            Memory {
-                claims: (0..slots).map(|_| AtomicU64::new(0)).collect(),
-                queue: (0..slots).map(|_| AtomicU32::new(0)).collect(),
-                waiting: AtomicU32::new(0),
-                slots: vec![Slot::FREE; slots],
-            }
-        }
-
-        pub fn table(&mut self) -> Table<'_> {
-            let shared = Shared::new(&self.claims, &self.queue, &self.waiting);
-            Table::new(shared, &mut self.slots)
-        }
-    }
+    use crate::limit::tests::{in_database, of_role};
 
     pub fn session(role: u32, database: u32) -> Session {
         Session {
             role,
             database,
-            ..Slot::FREE.session
+            ..Slot::free().session
         }
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::memory::{Memory, session};
-    use super::*;
 
     const ALICE: u32 = 10;
     const BOB: u32 = 11;
+    const OTHER: u32 = 12;
+    const TEAM: u32 = 20;
     const APP: u32 = 5;
 
     fn count(table: &Table, scope: Scope) -> u32 {
-        table.count(Counted {
-            scope,
-            walsenders: false,
-        })
+        counted(table, scope, false)
+    }
+
+    fn counted(table: &Table, scope: Scope, walsenders: bool) -> u32 {
+        let mut members = Members::default();
+        members.insert(TEAM, vec![BOB, ALICE]);
+        table.count(Counted::new(scope, walsenders, &members).expect("a known group"))
+    }
+
+    fn slots(table: &Table) -> Vec<usize> {
+        table.waiters().map(|waiter| waiter.slot).collect()
     }
 
     #[test]
     fn a_session_counts_for_its_role_and_its_database_until_it_is_released() {
-        let mut memory = Memory::new(3);
+        let mut memory = OwnTable::new(3, 0);
         let mut table = memory.table();
         table.claim(0, 100, session(ALICE, APP));
         table.claim(2, 101, session(BOB, APP));
-        assert_eq!(count(&table, Scope::Role(ALICE)), 1);
-        assert_eq!(count(&table, Scope::Database(APP)), 2);
+        assert_eq!(count(&table, of_role(ALICE)), 1);
+        assert_eq!(count(&table, in_database(APP)), 2);
         assert!(table.shared.release(0, Claim::new(100, ALICE)));
-        assert_eq!(count(&table, Scope::Role(ALICE)), 0);
-        assert_eq!(count(&table, Scope::Database(APP)), 1);
+        assert_eq!(count(&table, of_role(ALICE)), 0);
+        assert_eq!(count(&table, in_database(APP)), 1);
     }
 
     #[test]
     fn the_previous_owner_of_a_slot_cannot_release_the_next_one() {
-        let mut memory = Memory::new(1);
+        let mut memory = OwnTable::new(1, 0);
         let mut table = memory.table();
         table.claim(0, 100, session(ALICE, APP));
         table.vacate(0);
-        assert_eq!(count(&table, Scope::Role(ALICE)), 0);
+        assert_eq!(count(&table, of_role(ALICE)), 0);
         table.claim(0, 101, session(ALICE, APP));
         assert!(!table.shared.release(0, Claim::new(100, ALICE)));
-        assert_eq!(count(&table, Scope::Role(ALICE)), 1);
+        assert_eq!(count(&table, of_role(ALICE)), 1);
     }
 
     #[test]
     fn walsenders_count_only_where_they_are_sessions_like_others() {
-        let mut memory = Memory::new(1);
+        let mut memory = OwnTable::new(1, 0);
         let mut table = memory.table();
         table.claim(
             0,
@@ -343,45 +472,105 @@ mod tests {
                 ..session(ALICE, 0)
             },
         );
-        let scope = Scope::Role(ALICE);
-        assert_eq!(
-            table.count(Counted {
-                scope,
-                walsenders: false
-            }),
-            0
-        );
-        assert_eq!(
-            table.count(Counted {
-                scope,
-                walsenders: true
-            }),
-            1
-        );
+        assert_eq!(counted(&table, of_role(ALICE), false), 0);
+        assert_eq!(counted(&table, of_role(ALICE), true), 1);
         assert_eq!(table.sessions().count(), 1, "listed all the same");
     }
 
     #[test]
-    fn the_queue_keeps_the_order_of_arrival() {
-        let mut memory = Memory::new(5);
+    fn a_scope_covers_what_all_of_it_applies_to() {
+        let from = |address: Option<&str>| Session {
+            address: address.map(|text| text.parse().expect(text)),
+            ..session(ALICE, APP)
+        };
+        let network = Some("10.0.0.0/8".parse().expect("a network"));
+        let mut memory = OwnTable::new(5, 0);
         let mut table = memory.table();
-        for slot in [3, 1, 4, 0] {
-            table.enqueue(slot, session(ALICE, APP), NONE);
+        table.claim(0, 100, from(Some("10.0.0.5")));
+        table.claim(1, 101, from(Some("192.168.0.1")));
+        table.claim(2, 102, from(None));
+        table.claim(
+            3,
+            103,
+            Session {
+                role: BOB,
+                ..from(Some("10.0.0.6"))
+            },
+        );
+        table.claim(
+            4,
+            104,
+            Session {
+                role: OTHER,
+                database: 6,
+                ..from(Some("10.0.0.7"))
+            },
+        );
+        let team = Scope {
+            who: Who::MembersOf(TEAM),
+            database: None,
+            network: None,
+        };
+        let anyone = Scope {
+            who: Who::Anyone,
+            ..team
+        };
+        let counts = [
+            (anyone, 5),
+            (Scope { network, ..anyone }, 3),
+            (
+                Scope {
+                    network,
+                    ..in_database(APP)
+                },
+                2,
+            ),
+            (of_role(ALICE), 3),
+            (
+                Scope {
+                    network,
+                    ..of_role(ALICE)
+                },
+                1,
+            ),
+            (team, 4),
+            (Scope { network, ..team }, 2),
+            (
+                Scope {
+                    database: Some(6),
+                    ..team
+                },
+                0,
+            ),
+        ];
+        for (scope, expected) in counts {
+            assert_eq!(count(&table, scope), expected, "{scope:?}");
         }
-        table.enqueue(1, session(BOB, APP), NONE);
-        let order = |table: &Table| table.waiters().map(|(slot, ..)| slot).collect::<Vec<_>>();
+        let unknown = Counted::new(team, false, &Members::default()).err();
+        assert_eq!(unknown, Some(UnknownGroup(TEAM)));
+    }
+
+    #[test]
+    fn the_queue_keeps_the_order_of_arrival() {
+        let mut memory = OwnTable::new(5, 0);
+        let mut table = memory.table();
+        let nothing = std::iter::empty::<Bound>;
+        for slot in [3, 1, 4, 0] {
+            assert!(table.enqueue(slot, session(ALICE, APP), nothing()));
+        }
+        assert!(table.enqueue(1, session(BOB, APP), nothing()));
         assert_eq!(
-            order(&table),
+            slots(&table),
             [3, 1, 4, 0],
             "renewing what one waits for keeps the place"
         );
         assert_eq!(
-            table.waiters().nth(1).map(|(_, session, _)| session.role),
+            table.waiters().nth(1).map(|waiter| waiter.session.role),
             Some(BOB)
         );
         assert!(table.dequeue(1));
         assert!(!table.dequeue(1));
-        assert_eq!(order(&table), [3, 4, 0]);
+        assert_eq!(slots(&table), [3, 4, 0]);
         assert_eq!(table.shared.waiters().collect::<Vec<_>>(), [0, 4, 3]);
         assert_eq!(table.waiters_before(0).count(), 2);
         assert_eq!(
@@ -393,5 +582,48 @@ mod tests {
             assert!(table.dequeue(slot));
         }
         assert_eq!(table.waiters().count(), 0);
+    }
+
+    #[test]
+    fn each_waiter_has_its_bounds_as_far_as_there_is_room() {
+        let mut memory = OwnTable::new(5, 6);
+        let mut table = memory.table();
+        let bounds = |maxes: &'static [u32]| {
+            maxes.iter().map(|max| Bound {
+                scope: of_role(ALICE),
+                max: *max,
+            })
+        };
+        let of = |table: &Table| {
+            let maxes = |waiter: Waiter| waiter.bounds.iter().map(|bound| bound.max).collect();
+            table.waiters().map(maxes).collect::<Vec<Vec<u32>>>()
+        };
+        assert!(table.enqueue(3, session(ALICE, APP), bounds(&[1, 2])));
+        assert!(table.enqueue(0, session(ALICE, APP), bounds(&[])));
+        assert!(table.enqueue(1, session(ALICE, APP), bounds(&[3])));
+        assert_eq!(of(&table), [vec![1, 2], vec![], vec![3]]);
+        assert!(table.enqueue(3, session(ALICE, APP), bounds(&[4])));
+        assert!(table.enqueue(0, session(ALICE, APP), bounds(&[5, 6, 7, 8])));
+        assert_eq!(of(&table), [vec![4], vec![5, 6, 7, 8], vec![3]]);
+        assert!(
+            !table.enqueue(1, session(ALICE, APP), bounds(&[3, 9])),
+            "seven"
+        );
+        assert!(
+            !table.enqueue(4, session(ALICE, APP), bounds(&[9])),
+            "and one more"
+        );
+        assert_eq!(
+            of(&table),
+            [vec![4], vec![5, 6, 7, 8], vec![3]],
+            "as before"
+        );
+        assert!(table.dequeue(0));
+        assert_eq!(of(&table), [vec![4], vec![3]]);
+        assert!(table.enqueue(0, session(ALICE, APP), bounds(&[10])));
+        assert_eq!(of(&table), [vec![4], vec![3], vec![10]]);
+        let mut copy = OwnTable::new(5, 6);
+        copy.copy(&table);
+        assert_eq!(of(&copy.table()), of(&table));
     }
 }

@@ -1,7 +1,12 @@
 //! The settings. Defined by the postmaster; every one can be changed by reload.
 
+use crate::apply::Defaults;
+use crate::grammar::{Carrier, Label, MAX_SESSIONS, MAX_WAIT as LONGEST_WAIT};
+use crate::limit::OnExcess;
+use crate::{error, shmem};
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum, pg_sys};
-use std::ffi::CString;
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// What a limit does.
@@ -31,6 +36,7 @@ pub enum ExemptSuperusers {
 
 static ENFORCEMENT: GucSetting<Enforcement> = GucSetting::<Enforcement>::new(Enforcement::On);
 static MAX_SESSIONS_PER_ROLE: GucSetting<i32> = GucSetting::<i32>::new(-1);
+static CLUSTER_LIMITS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static MAX_WAIT: GucSetting<i32> = GucSetting::<i32>::new(100);
 static MAX_WAITERS: GucSetting<i32> = GucSetting::<i32>::new(20);
 static EXEMPT_SUPERUSERS: GucSetting<ExemptSuperusers> =
@@ -38,29 +44,72 @@ static EXEMPT_SUPERUSERS: GucSetting<ExemptSuperusers> =
 static EXEMPT_REPLICATION: GucSetting<bool> = GucSetting::<bool>::new(true);
 static REFUSAL_HINT: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 
-/// The longest `authentication_timeout`, in ms: no login can wait longer.
-const MAX_AUTHENTICATION_TIMEOUT: i32 = 600_000;
-
 /// The values of the settings at one moment.
 #[derive(Clone, Copy)]
 pub struct Settings {
     pub enforcement: Enforcement,
-    /// Negative: no limit.
-    pub max_sessions_per_role: i32,
-    pub max_wait: Duration,
     pub max_waiters: u32,
     pub exempt_superusers: ExemptSuperusers,
     pub exempt_replication: bool,
 }
 
+impl Settings {
+    /// Whether such a login is counted, or for a walsender not even that, but never refused.
+    pub fn exempts(&self, superuser: bool, address: Option<IpAddr>, walsender: bool) -> bool {
+        let superusers = match self.exempt_superusers {
+            ExemptSuperusers::On => true,
+            ExemptSuperusers::Local => address.is_none(),
+            ExemptSuperusers::Off => false,
+        };
+        (superuser && superusers) || (walsender && self.exempt_replication)
+    }
+}
+
 pub fn current() -> Settings {
     Settings {
         enforcement: ENFORCEMENT.get(),
-        max_sessions_per_role: MAX_SESSIONS_PER_ROLE.get(),
-        max_wait: Duration::from_millis(MAX_WAIT.get() as u64),
         max_waiters: MAX_WAITERS.get() as u32,
         exempt_superusers: EXEMPT_SUPERUSERS.get(),
         exempt_replication: EXEMPT_REPLICATION.get(),
+    }
+}
+
+/// What they say about limits.
+pub fn defaults() -> Defaults {
+    let cluster_limits = CLUSTER_LIMITS.get().unwrap_or_default();
+    Defaults {
+        cluster_limits: cluster_label(&cluster_limits).unwrap_or_default(),
+        max_sessions_per_role: MAX_SESSIONS_PER_ROLE.get(),
+        on_excess: OnExcess::Refuse,
+        max_wait: Duration::from_millis(MAX_WAIT.get() as u64),
+        dry_run: ENFORCEMENT.get() != Enforcement::On,
+    }
+}
+
+/// The value of `cluster_limits`; empty, it sets none.
+fn cluster_label(json: &CStr) -> Result<Label, String> {
+    match json.to_bytes() {
+        b"" => Ok(Label::default()),
+        json => Label::check(json, Carrier::Cluster),
+    }
+}
+
+/// Run wherever the setting could change, in the postmaster, too, which an error would stop: it only
+/// says no. At start, however, that would be a warning, and a server without the limits.
+unsafe extern "C-unwind" fn session_limit_check_cluster_limits(
+    value: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    _source: pg_sys::GucSource::Type,
+) -> bool {
+    // SAFETY: the server passes the new value, which ends with a zero byte.
+    let json = unsafe { CStr::from_ptr(*value) };
+    match cluster_label(json) {
+        Ok(_) => true,
+        Err(why) if shmem::can_preload() => error::cannot_start(json, &why, Carrier::Cluster),
+        Err(why) => {
+            error::bad_setting(&why, Carrier::Cluster);
+            false
+        }
     }
 }
 
@@ -87,17 +136,31 @@ pub fn define() {
         c"-1 means no limit.",
         &MAX_SESSIONS_PER_ROLE,
         -1,
-        pg_sys::MAX_BACKENDS as i32,
+        MAX_SESSIONS,
         GucContext::Sighup,
         plain,
     );
+    // SAFETY: the hook raises nothing, and does not panic.
+    unsafe {
+        GucRegistry::define_string_guc_with_hooks(
+            c"session_limit.cluster_limits",
+            c"Sets limits on the sessions of each role, address or database, or of all together.",
+            c"JSON, as in a security label.",
+            &CLUSTER_LIMITS,
+            GucContext::Sighup,
+            plain,
+            Some(session_limit_check_cluster_limits),
+            None,
+            None,
+        );
+    }
     GucRegistry::define_int_guc(
         c"session_limit.max_wait",
         c"Sets how long a login over a limit waits for room before it is refused.",
         c"0 refuses at once. No login waits beyond authentication_timeout.",
         &MAX_WAIT,
         0,
-        MAX_AUTHENTICATION_TIMEOUT,
+        LONGEST_WAIT.as_millis() as i32,
         GucContext::Sighup,
         GucFlags::UNIT_MS,
     );
@@ -107,7 +170,7 @@ pub fn define() {
         c"The next login over a limit is refused at once.",
         &MAX_WAITERS,
         0,
-        pg_sys::MAX_BACKENDS as i32,
+        MAX_SESSIONS,
         GucContext::Sighup,
         plain,
     );

@@ -13,7 +13,7 @@
 use crate::compat;
 use crate::decide::{self, Attempt, Verdict};
 use crate::error;
-use crate::sessions::{Claim, Session, Shared, Slot, Table};
+use crate::sessions::{Bound, Claim, OwnTable, Shared, Slot, Table, UnknownGroup};
 use pgrx::pg_sys::{self, LWLockMode};
 use pgrx::prelude::*;
 use std::cell::{Cell, OnceCell, UnsafeCell};
@@ -21,6 +21,10 @@ use std::ffi::CStr;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 const LOCK_NAME: &CStr = c"session_limit";
+
+/// How many limits there is room for in the queue, for each slot. A login with more of them than are
+/// left does not wait.
+const BOUNDS: usize = 4;
 
 struct Memory {
     lock: *mut pg_sys::LWLock,
@@ -54,6 +58,11 @@ fn memory() -> &'static Memory {
     unsafe { (*PROCESS.memory.get()).as_ref() }.unwrap_or_else(|| error::not_preloaded())
 }
 
+/// Raises an error if the library was not preloaded.
+pub fn require() {
+    memory();
+}
+
 /// Whether the postmaster is loading the library, the only time at which shared memory can be asked
 /// for.
 pub fn can_preload() -> bool {
@@ -85,6 +94,7 @@ unsafe extern "C-unwind" fn session_limit_shmem_request() {
             array_size::<AtomicU64>(slots),
             array_size::<AtomicU32>(slots + 1),
             array_size::<Slot>(slots),
+            array_size::<Bound>(slots * BOUNDS),
         ];
         pg_sys::RequestAddinShmemSpace(bytes.iter().sum());
         pg_sys::RequestNamedLWLockTranche(LOCK_NAME.as_ptr(), 1);
@@ -107,11 +117,12 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
             return;
         };
         let shared = Shared::new(claims, queue, waiting);
-        let slots = array(c"session_limit slots", slots, || Slot::FREE);
+        let bounds = array(c"session_limit bounds", slots * BOUNDS, || Bound::FREE);
+        let slots = array(c"session_limit slots", slots, Slot::free);
         *PROCESS.memory.get() = Some(Memory {
             lock: &raw mut (*pg_sys::GetNamedLWLockTranche(LOCK_NAME.as_ptr())).lock,
             shared,
-            table: UnsafeCell::new(Table::new(shared, slots)),
+            table: UnsafeCell::new(Table::new(shared, slots, bounds)),
         });
     }
 }
@@ -150,20 +161,22 @@ pub fn my_slot() -> usize {
 }
 
 /// Decides on this backend's login.
-pub fn decide(attempt: &Attempt) -> Verdict {
+pub fn decide(attempt: &Attempt) -> Result<Verdict, UnknownGroup> {
     let memory = memory();
     let slot = attempt.slot;
     PROCESS
         .claim
         .set(Some(Claim::new(attempt.pid, attempt.session.role)));
-    let (waited, verdict) = exclusively(memory, |table| {
-        let waited = table.waiters().any(|(waiter, ..)| waiter == slot);
-        (waited, decide::attempt(table, attempt))
+    let (has_left_the_queue, verdict) = exclusively(memory, |table| {
+        let waits = |table: &Table| table.waiters().any(|waiter| waiter.slot == slot);
+        let waited = waits(table);
+        let verdict = decide::attempt(table, attempt);
+        (waited && !waits(table), verdict)
     });
-    if !matches!(verdict, Verdict::Admitted(_)) {
+    if !matches!(verdict, Ok(Verdict::Admitted(_))) {
         PROCESS.claim.set(None);
     }
-    if waited && verdict != Verdict::Waiting {
+    if has_left_the_queue {
         wake_waiters(memory);
     }
     verdict
@@ -225,26 +238,16 @@ pub fn claims() -> impl Iterator<Item = (usize, Claim)> {
 }
 
 /// A copy of the table.
-pub struct Snapshot {
-    /// The sessions, with their process IDs.
-    pub sessions: Vec<(u32, Session)>,
-    /// The logins that wait, in order of arrival.
-    pub waiters: Vec<Session>,
-}
-
-pub fn snapshot() -> Snapshot {
+pub fn snapshot() -> OwnTable {
     let memory = memory();
     // SAFETY: set before any backend is started.
     let slots = unsafe { pg_sys::MaxBackends as usize };
-    let (mut sessions, mut waiters) = (Vec::with_capacity(slots), Vec::with_capacity(slots));
-    // SAFETY: as in `exclusively`, but the shared lock keeps out only writers. The vectors have
-    // room for all there can be.
+    let mut copy = OwnTable::new(slots, slots * BOUNDS);
+    // SAFETY: as in `exclusively`, but the shared lock keeps out only writers.
     unsafe {
         pg_sys::LWLockAcquire(memory.lock, LWLockMode::LW_SHARED);
-        let table = &*memory.table.get();
-        sessions.extend(table.sessions().map(|(pid, session)| (pid, *session)));
-        waiters.extend(table.waiters().map(|(_, session, _)| *session));
+        copy.copy(&*memory.table.get());
         pg_sys::LWLockRelease(memory.lock);
     }
-    Snapshot { sessions, waiters }
+    copy
 }

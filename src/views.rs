@@ -1,19 +1,25 @@
-//! The functions under the SQL views. They show of other roles' sessions no more than
-//! `pg_stat_activity` does.
+//! The functions under the SQL views. They show of other roles' sessions and limits no more than
+//! `pg_stat_activity` shows of sessions. Names are bytes, so texts are returned as bytes.
 
 #![expect(
     clippy::type_complexity,
     reason = "pgrx wants a row's columns named in the signature"
 )]
 
-use crate::catalog::{Database, Role};
-use crate::limit::{self, Limit, Scope, Source};
+use crate::apply::{Defaults, Policy, applicable, policy};
+use crate::catalog::{Database, Role, name_of};
+use crate::facts::{self, Labels};
+use crate::grammar::{self, Carrier, LabelLimit};
+use crate::limit::{Limit, Object, Per, Source, Who};
 use crate::sessions::{Counted, Session};
-use crate::settings::{self, ExemptSuperusers, Settings};
-use crate::shmem;
+use crate::settings::{self, Enforcement, Settings};
+use crate::{error, shmem};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use pgrx::{Inet, pg_sys};
+
+/// A text in the database's encoding, which is stored as a `bytea` is.
+pub type Text = Vec<u8>;
 
 /// One row a session that the caller may see.
 #[pg_extern(sql = false)]
@@ -28,10 +34,12 @@ fn active_sessions() -> TableIterator<
         name!(exempt, bool),
     ),
 > {
-    let mut sessions = shmem::snapshot().sessions;
+    let mut copy = shmem::snapshot();
     let viewer = Viewer::current();
-    sessions.retain(|(_, session)| viewer.may_see(session.role));
-    TableIterator::new(sessions.into_iter().map(|(pid, session)| {
+    let table = copy.table();
+    let sessions = table.sessions();
+    let rows = sessions.filter(|(_, session)| viewer.may_see(session.role));
+    let rows = rows.map(|(pid, session)| {
         (
             pid as i32,
             session.role.into(),
@@ -40,7 +48,8 @@ fn active_sessions() -> TableIterator<
             TimestampWithTimeZone::try_from(session.started).ok(),
             session.exempt,
         )
-    }))
+    });
+    TableIterator::new(rows.collect::<Vec<_>>())
 }
 
 /// One row for each count that a limit keeps, of those with a session or a waiter.
@@ -48,86 +57,239 @@ fn active_sessions() -> TableIterator<
 fn current_usage() -> TableIterator<
     'static,
     (
-        name!(source, &'static str),
+        name!(source, Text),
         name!(per, &'static str),
-        name!(subject, pg_sys::Oid),
+        name!(subject, Option<Text>),
         name!(in_use, i64),
         name!(max, i64),
         name!(waiting, i64),
     ),
 > {
     let settings = settings::current();
-    let shmem::Snapshot { sessions, waiters } = shmem::snapshot();
-    let sessions: Vec<Session> = sessions.into_iter().map(|(_, session)| session).collect();
-
+    let mut copy = shmem::snapshot();
+    let table = copy.table();
     let viewer = Viewer::current();
-    let mut limits: Vec<Limit> = Vec::new();
-    let all = sessions.iter().chain(&waiters);
-    for limit in all.flat_map(|session| limits_of(session, &settings)) {
-        if !limits.contains(&limit) {
-            limits.push(limit);
-        }
-    }
-    let rows = limits.into_iter().filter_map(move |limit| {
-        let counted = Counted {
-            scope: limit.scope,
-            walsenders: !settings.exempt_replication,
-        };
+    let sessions: Vec<Session> = table.sessions().map(|(_, session)| *session).collect();
+    let waiters: Vec<Session> = table.waiters().map(|waiter| *waiter.session).collect();
+    let limits = limits_of(sessions.iter().chain(&waiters), &settings);
+    let members = facts::members(&limits);
+    let rows = limits.iter().filter_map(|limit| {
+        let counted = Counted::new(limit.scope, !settings.exempt_replication, &members).ok()?;
         let covered = |session: &&Session| counted.covers(session);
-        let mut own = sessions.iter().chain(&waiters).filter(covered);
-        if !own.any(|session| viewer.may_see(session.role)) {
+        let mut all = sessions.iter().chain(&waiters).filter(covered);
+        if !all.any(|session| viewer.may_see(session.role)) {
             return None;
         }
-        let (per, subject) = match limit.scope {
-            Scope::Role(oid) => ("role", oid),
-            Scope::Database(oid) => ("database", oid),
-        };
-        let source = match limit.source {
-            Source::ConnectionLimit => "CONNECTION LIMIT",
-            Source::MaxSessionsPerRole => "session_limit.max_sessions_per_role",
-        };
-        let in_use = sessions.iter().filter(covered).count() as i64;
-        let waiting = waiters.iter().filter(covered).count() as i64;
         Some((
-            source,
-            per,
-            subject.into(),
-            in_use,
+            limit.source.words(&name_of),
+            limit.per.word(),
+            limit.subject(&name_of),
+            i64::from(table.count(counted)),
             i64::from(limit.max),
-            waiting,
+            waiters.iter().filter(covered).count() as i64,
         ))
     });
     TableIterator::new(rows.collect::<Vec<_>>())
 }
 
-/// The limits that count such a session now. A role or database that was dropped has none of its own.
-/// A superuser's role has none where superusers are exempt.
-fn limits_of(session: &Session, settings: &Settings) -> Vec<Limit> {
-    let role = Role::by_oid(session.role);
-    let exempt = settings.exempt_superusers == ExemptSuperusers::On;
-    let exempt = exempt && role.as_ref().is_some_and(|role| role.superuser);
-    let role = role.map_or(-1, |role| role.connection_limit);
-    let database = Database::by_oid(session.database);
-    let database = database.map(|database| (database.oid, database.connection_limit));
-    let limits = limit::applicable(
-        (session.role, role),
-        database,
-        settings.max_sessions_per_role,
-    );
-    let limits = limits.into_iter().flatten();
+/// The limits that count these sessions now, each once. A role or database that was dropped has none
+/// of its own; one that is exempt has none that counts only its own sessions.
+fn limits_of<'a>(sessions: impl Iterator<Item = &'a Session>, settings: &Settings) -> Vec<Limit> {
+    let (labels, defaults) = (Labels::read(), settings::defaults());
+    let mut limits: Vec<Limit> = Vec::new();
+    let mut done = Vec::new();
+    for session in sessions {
+        let who = (
+            session.role,
+            session.database,
+            session.address,
+            session.walsender,
+        );
+        if done.contains(&who) {
+            continue;
+        }
+        done.push(who);
+        let role = Role::by_oid(session.role).unwrap_or_else(|| Role::dropped(session.role));
+        let database = Database::by_oid(session.database);
+        let (facts, _) = labels.facts(&role, database.as_ref(), session.address, &defaults);
+        let applicable = applicable(&facts);
+        let exempt = settings.exempts(role.superuser, session.address, session.walsender);
+        for limit in applicable.limits {
+            let refuses = limit.scope.who != Who::Role(role.oid) || !(exempt || applicable.exempt);
+            if refuses && !limits.iter().any(|known| is_same(known, &limit)) {
+                limits.push(limit);
+            }
+        }
+    }
     limits
-        .filter(|limit| !exempt || limit.scope != Scope::Role(session.role))
-        .collect()
+}
+
+/// Policies may differ.
+fn is_same(one: &Limit, other: &Limit) -> bool {
+    (one.source, one.scope, one.per, one.max) == (other.source, other.scope, other.per, other.max)
+}
+
+/// Every limit that is set, of those on roles only what the caller may see.
+#[pg_extern(sql = false)]
+fn defined_limits() -> TableIterator<
+    'static,
+    (
+        name!(source, Text),
+        name!(per, Option<&'static str>),
+        name!(subject, Option<Text>),
+        name!(database, Option<Text>),
+        name!(network, Option<String>),
+        name!(max, i64),
+        name!(on_excess, &'static str),
+        name!(max_wait_ms, i64),
+        name!(enforcement, &'static str),
+        name!(unmatched, bool),
+    ),
+> {
+    shmem::require();
+    let (settings, defaults) = (settings::current(), settings::defaults());
+    let databases = Database::all();
+    let limits = Defined::all(&databases, &defaults);
+    let rows = limits.into_iter().map(
+        |Defined {
+             source,
+             carrier,
+             limit,
+             policy,
+         }| {
+            let subject = match source {
+                Source::ConnectionLimit(object) | Source::Label(object) => Some(name_of(object)),
+                Source::ClusterLimits | Source::MaxSessionsPerRole => None,
+            };
+            let per = limit.per.or(carrier.default_per());
+            let exists = |name: &String| {
+                databases
+                    .iter()
+                    .any(|database| database.name == name.as_bytes())
+            };
+            let covers = per.is_some_and(|per| carrier.pers().contains(&per));
+            (
+                source.words(&name_of),
+                per.map(Per::word),
+                subject,
+                limit.database.clone().map(String::into_bytes),
+                limit.network.map(|network| network.to_string()),
+                i64::from(limit.max),
+                limit
+                    .on_excess
+                    .or(policy.0)
+                    .unwrap_or(defaults.on_excess)
+                    .word(),
+                limit
+                    .max_wait
+                    .or(policy.1)
+                    .unwrap_or(defaults.max_wait)
+                    .as_millis() as i64,
+                match (settings.enforcement, limit.enforcement) {
+                    (Enforcement::Off, _) => "off",
+                    (Enforcement::On, None | Some(grammar::Enforcement::On)) => "on",
+                    _ => "log",
+                },
+                !covers || !limit.database.as_ref().is_none_or(exists),
+            )
+        },
+    );
+    TableIterator::new(rows.collect::<Vec<_>>())
+}
+
+/// A limit as it is set, whomever it covers.
+struct Defined {
+    source: Source,
+    carrier: Carrier,
+    limit: LabelLimit,
+    policy: Policy,
+}
+
+impl Defined {
+    fn all(databases: &[Database], defaults: &Defaults) -> Vec<Defined> {
+        let labels = Labels::read();
+        let viewer = Viewer::current();
+        let mut troubles = Vec::new();
+        let mut all = Vec::new();
+        let bare = |source, carrier, max: i32, policy| {
+            let mut limit = LabelLimit::new(max);
+            limit.per = (carrier == Carrier::Cluster).then_some(Per::Role);
+            (max >= 0).then_some(Defined {
+                source,
+                carrier,
+                limit,
+                policy,
+            })
+        };
+        for role in Role::all().iter().filter(|role| viewer.may_see(role.oid)) {
+            let object = Object::Role(role.oid);
+            if role.can_login {
+                let policy = labels.facts(role, None, None, defaults).0.role_policy();
+                all.extend(bare(
+                    Source::ConnectionLimit(object),
+                    Carrier::Role,
+                    role.connection_limit,
+                    policy,
+                ));
+            }
+            let carrier = Carrier::of_role(role.can_login);
+            let label = labels.label(object, &mut troubles);
+            all.extend(Defined::labelled(Source::Label(object), carrier, label));
+        }
+        for database in databases {
+            let object = Object::Database(database.oid);
+            let label = labels.label(object, &mut troubles);
+            all.extend(bare(
+                Source::ConnectionLimit(object),
+                Carrier::Database,
+                database.connection_limit,
+                policy(&label),
+            ));
+            all.extend(Defined::labelled(
+                Source::Label(object),
+                Carrier::Database,
+                label,
+            ));
+        }
+        all.extend(Defined::labelled(
+            Source::ClusterLimits,
+            Carrier::Cluster,
+            defaults.cluster_limits.clone(),
+        ));
+        all.extend(bare(
+            Source::MaxSessionsPerRole,
+            Carrier::Cluster,
+            defaults.max_sessions_per_role,
+            (None, None),
+        ));
+        troubles.iter().for_each(error::warn_of);
+        all
+    }
+
+    fn labelled(
+        source: Source,
+        carrier: Carrier,
+        label: grammar::Label,
+    ) -> impl Iterator<Item = Defined> {
+        let policy = policy(&label);
+        let defined = move |limit| Defined {
+            source,
+            carrier,
+            limit,
+            policy,
+        };
+        label.limits.into_iter().map(defined)
+    }
 }
 
 /// Whoever runs the query.
-struct Viewer {
+pub struct Viewer {
     role: pg_sys::Oid,
     sees_all: bool,
 }
 
 impl Viewer {
-    fn current() -> Viewer {
+    pub fn current() -> Viewer {
         // SAFETY: in a transaction, in a backend with a database.
         unsafe {
             let role = pg_sys::GetUserId();
@@ -139,7 +301,7 @@ impl Viewer {
         }
     }
 
-    fn may_see(&self, role: u32) -> bool {
+    pub fn may_see(&self, role: u32) -> bool {
         // SAFETY: as above.
         self.sees_all || unsafe { pg_sys::has_privs_of_role(self.role, role.into()) }
     }

@@ -3,41 +3,77 @@
 
 #![allow(dead_code)]
 
+#[path = "../../src/apply.rs"]
+mod apply;
 #[path = "../../src/decide.rs"]
 mod decide;
+#[path = "../../src/grammar.rs"]
+mod grammar;
 #[path = "../../src/limit.rs"]
 mod limit;
+#[path = "../../src/network.rs"]
+mod network;
 #[path = "../../src/sessions.rs"]
 mod sessions;
 
-/// Any sequence of logins, retries and departures, against a reference that is slow and plain.
-mod against_a_reference {
-    use crate::decide::{Attempt, Rules, Verdict, attempt};
-    use crate::limit::{Limits, Scope, applicable};
-    use crate::sessions::memory::{Memory, session};
-    use crate::sessions::{Claim, Session, Table};
+/// Any sequence of logins, retries and departures, under limits of every kind, against a reference
+/// that is slow and plain.
+mod decisions {
+    use crate::decide::{Attempt, Rules, Verdict, attempt, explain};
+    use crate::limit::tests::at_most;
+    use crate::limit::{Limit, Scope, Who};
+    use crate::sessions::tests::session;
+    use crate::sessions::{Claim, Members, OwnTable, Session, Table, UnknownGroup};
     use proptest::collection::vec;
     use proptest::prelude::*;
+    use std::time::Duration;
 
     const SLOTS: usize = 12;
-    const MAX_WAITERS: u32 = 6;
+    const MAX_WAITERS: u32 = 8;
+    const ROLES: u32 = 4;
 
-    /// `CONNECTION LIMIT` of each role and each database; -1 is none. Their OIDs are the indexes.
+    /// Limits, and who is a member of the groups 10 and 11.
     #[derive(Clone, Debug)]
-    struct Limited {
-        roles: [i32; 3],
-        databases: [i32; 2],
+    struct World {
+        limits: Vec<Limit>,
+        members: [Vec<u32>; 2],
     }
 
-    impl Limited {
-        fn limits(&self, session: &Session) -> Limits {
-            let (role, database) = (session.role, session.database);
-            applicable(
-                (role, self.roles[role as usize]),
-                Some((database, self.databases[database as usize])),
-                -1,
-            )
-        }
+    fn who() -> impl Strategy<Value = Who> {
+        prop_oneof![
+            Just(Who::Anyone),
+            (0..ROLES).prop_map(Who::Role),
+            (10..12u32).prop_map(Who::MembersOf),
+        ]
+    }
+
+    fn limit() -> impl Strategy<Value = Limit> {
+        let network = prop_oneof![Just("10.0.0.0/31"), Just("10.0.0.1/32"), Just("0.0.0.0/0")];
+        let network = proptest::option::of(network);
+        let scope = (who(), proptest::option::of(0..2u32), network);
+        (scope, 0..4u32, any::<bool>(), 0..5u32).prop_map(
+            |((who, database, network), max, patient, trial)| {
+                let network = network.map(|text| text.parse().expect(text));
+                Limit {
+                    max_wait: Duration::from_secs(if patient { 1 } else { 0 }),
+                    enforced: trial > 0,
+                    ..at_most(
+                        max,
+                        Scope {
+                            who,
+                            database,
+                            network,
+                        },
+                    )
+                }
+            },
+        )
+    }
+
+    fn world() -> impl Strategy<Value = World> {
+        let members = || vec(0..ROLES, 0..4);
+        (vec(limit(), 0..7), [members(), members()])
+            .prop_map(|(limits, members)| World { limits, members })
     }
 
     #[derive(Clone, Debug)]
@@ -45,8 +81,7 @@ mod against_a_reference {
         /// Whoever is at the slot tries: a new login, or one that waits.
         Try {
             slot: usize,
-            role: u32,
-            database: u32,
+            session: Session,
             may_wait: bool,
         },
         /// Whoever is at the slot goes away.
@@ -54,24 +89,65 @@ mod against_a_reference {
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let login = (0..SLOTS, 0..3u32, 0..2u32, any::<bool>());
-        let login = login.prop_map(|(slot, role, database, may_wait)| Step::Try {
+        let address = prop_oneof![Just(None), Just(Some("10.0.0.1")), Just(Some("10.0.0.2"))];
+        let session = (0..ROLES, 0..2u32, address).prop_map(|(role, database, address)| Session {
+            address: address.map(|text| text.parse().expect(text)),
+            ..session(role, database)
+        });
+        let login = (0..SLOTS, session, any::<bool>());
+        let login = login.prop_map(|(slot, session, may_wait)| Step::Try {
             slot,
-            role,
-            database,
+            session,
             may_wait,
         });
         let leave = (0..SLOTS).prop_map(|slot| Step::Leave { slot });
-        vec(prop_oneof![3 => login, 2 => leave], 1..120)
+        vec(prop_oneof![3 => login, 2 => leave], 1..100)
     }
 
-    fn limited() -> impl Strategy<Value = Limited> {
-        let max = -1..4i32;
-        (
-            [max.clone(), max.clone(), max.clone()],
-            [max.clone(), -1..6i32],
-        )
-            .prop_map(|(roles, databases)| Limited { roles, databases })
+    impl World {
+        fn covers(&self, limit: &Limit, session: &Session) -> bool {
+            let Scope {
+                who,
+                database,
+                network,
+            } = limit.scope;
+            let theirs = match who {
+                Who::Anyone => true,
+                Who::Role(role) => role == session.role,
+                Who::MembersOf(group) => self.members[group as usize - 10].contains(&session.role),
+            };
+            let here = database.is_none() || database == Some(session.database);
+            let from = match (network, session.address) {
+                (None, _) => true,
+                (Some(network), Some(address)) => match network.to_string().as_str() {
+                    "10.0.0.1/32" => address.to_string() == "10.0.0.1",
+                    "10.0.0.0/31" => address.to_string() != "10.0.0.2",
+                    _ => true,
+                },
+                (Some(_), None) => false,
+            };
+            theirs && here && from
+        }
+
+        /// The limits that such a session must meet.
+        fn of(&self, session: &Session) -> Vec<Limit> {
+            self.limits
+                .iter()
+                .copied()
+                .filter(|limit| self.covers(limit, session))
+                .collect()
+        }
+
+        fn full<'a>(&self, limits: &'a [Limit], among: &[Session]) -> Vec<&'a Limit> {
+            let is_full = |limit: &&Limit| {
+                let in_use = among
+                    .iter()
+                    .filter(|session| self.covers(limit, session))
+                    .count();
+                limit.enforced && in_use >= limit.max as usize
+            };
+            limits.iter().filter(is_full).collect()
+        }
     }
 
     /// Who is in, and who waits, by slot; the waiters in order of arrival.
@@ -82,97 +158,156 @@ mod against_a_reference {
     }
 
     impl Reference {
-        fn fits(limited: &Limited, session: &Session, among: &[Session]) -> bool {
-            limited.limits(session).iter().flatten().all(|limit| {
-                let in_scope = |other: &&Session| match limit.scope {
-                    Scope::Role(role) => other.role == role,
-                    Scope::Database(database) => other.database == database,
-                };
-                among.iter().filter(in_scope).count() < limit.max as usize
-            })
-        }
-
-        /// What must become of this login, once earlier waiters that fit have gone in.
-        fn attempt(&mut self, limited: &Limited, login: &Attempt) -> &'static str {
-            let position = self
+        /// The sessions there are once earlier waiters that fit have gone in.
+        fn among(&self, world: &World, slot: usize) -> Vec<Session> {
+            let mut among: Vec<Session> =
+                self.sessions.iter().map(|(_, session)| *session).collect();
+            for (_, waiter) in self
                 .waiters
                 .iter()
-                .position(|(slot, _)| *slot == login.slot);
-            let mut among: Vec<Session> = self.sessions.iter().map(|(_, s)| *s).collect();
-            for (_, waiter) in &self.waiters[..position.unwrap_or(self.waiters.len())] {
-                if Reference::fits(limited, waiter, &among) {
+                .take_while(|(waiter, _)| *waiter != slot)
+            {
+                if world.full(&world.of(waiter), &among).is_empty() {
                     among.push(*waiter);
                 }
             }
-            if Reference::fits(limited, &login.session, &among) {
-                self.waiters.retain(|(slot, _)| *slot != login.slot);
-                self.sessions.push((login.slot, login.session));
-                return "admitted";
-            }
-            let of_role = |w: &&(usize, Session)| w.1.role == login.session.role;
-            let own = self.waiters.iter().filter(of_role).count();
-            let place = self.waiters.len() < MAX_WAITERS as usize && own < 2;
-            match position {
-                Some(_) if login.rules.may_wait => "waiting",
-                None if login.rules.may_wait && place => {
-                    self.waiters.push((login.slot, login.session));
-                    "waiting"
-                }
-                _ => {
-                    self.waiters.retain(|(slot, _)| *slot != login.slot);
-                    "refused"
-                }
-            }
+            among
+        }
+
+        /// Every limit has room for the session without any waiter.
+        fn has_room(&self, world: &World, session: &Session) -> bool {
+            let among: Vec<Session> = self.sessions.iter().map(|(_, session)| *session).collect();
+            world.full(&world.of(session), &among).is_empty()
         }
     }
 
-    fn attempt_of(limited: &Limited, slot: usize, session: Session, may_wait: bool) -> Attempt {
-        let rules = Rules {
-            count_walsenders: false,
-            dry_run: false,
-            may_wait,
-            max_waiters: MAX_WAITERS,
-        };
-        Attempt {
-            slot,
-            pid: 100 + slot as u32,
-            session,
-            limits: limited.limits(&session),
-            rules,
-        }
-    }
-
-    fn name(verdict: &Verdict) -> &'static str {
+    /// Runs one login through both, and compares.
+    fn try_one(
+        world: &World,
+        table: &mut Table,
+        reference: &mut Reference,
+        slot: usize,
+        session: Session,
+        may_wait: bool,
+    ) -> Result<(), TestCaseError> {
+        let limits = world.of(&session);
+        let was_waiting = reference.waiters.iter().any(|(waiter, _)| *waiter == slot);
+        let among = reference.among(world, slot);
+        let full = world.full(&limits, &among);
+        let own = reference
+            .waiters
+            .iter()
+            .filter(|(_, waiter)| waiter.role == session.role)
+            .count();
+        let place = was_waiting || (reference.waiters.len() < MAX_WAITERS as usize && own < 2);
+        let impatient = full.iter().any(|limit| limit.max_wait.is_zero());
+        let verdict = ask(world, table, slot, session, may_wait, &limits);
+        reference
+            .waiters
+            .retain(|(waiter, _)| *waiter != slot || matches!(verdict, Verdict::Waiting));
         match verdict {
-            Verdict::Admitted(_) => "admitted",
-            Verdict::Waiting => "waiting",
-            Verdict::Refused(_) => "refused",
+            Verdict::Admitted(_) => {
+                prop_assert!(full.is_empty(), "admitted over {:?}", full);
+                reference.sessions.push((slot, session));
+            }
+            Verdict::Waiting => {
+                prop_assert!(!full.is_empty() && may_wait && place);
+                // Nobody waits under a limit that lets nobody wait and that is full, not only spoken
+                // for by those who wait.
+                let among: Vec<Session> = reference
+                    .sessions
+                    .iter()
+                    .map(|(_, session)| *session)
+                    .collect();
+                let full = world.full(&limits, &among);
+                prop_assert!(full.iter().all(|limit| !limit.max_wait.is_zero()));
+                if !was_waiting {
+                    reference.waiters.push((slot, session));
+                }
+            }
+            Verdict::Refused(excess) => {
+                prop_assert!(full.contains(&&excess.limit), "{:?} has room", excess.limit);
+                prop_assert!(!may_wait || !place || impatient);
+            }
+        }
+        Ok(())
+    }
+
+    /// As the login hook: learns who is in a group when it must.
+    fn ask(
+        world: &World,
+        table: &mut Table,
+        slot: usize,
+        session: Session,
+        may_wait: bool,
+        limits: &[Limit],
+    ) -> Verdict {
+        let mut members = Members::default();
+        for limit in limits {
+            if let Who::MembersOf(group) = limit.scope.who {
+                members.insert(group, world.members[group as usize - 10].clone());
+            }
+        }
+        loop {
+            let rules = Rules {
+                count_walsenders: false,
+                may_wait,
+                tried: Duration::ZERO,
+                max_waiters: MAX_WAITERS,
+            };
+            let login = Attempt {
+                slot,
+                pid: 100 + slot as u32,
+                session,
+                limits,
+                members: &members,
+                rules,
+            };
+            let explained = explain(
+                table,
+                &Attempt {
+                    slot: usize::MAX,
+                    ..login
+                },
+            );
+            let waiting = table.waiters().any(|waiter| waiter.slot == slot);
+            match attempt(table, &login) {
+                Ok(verdict) => {
+                    // What is explained of a new login is what it meets.
+                    if let (Ok(standings), false) = (explained, waiting) {
+                        let fits = standings.iter().all(|it| it.fits || !it.limit.enforced);
+                        assert_eq!(fits, matches!(verdict, Verdict::Admitted(_)));
+                    }
+                    return verdict;
+                }
+                Err(UnknownGroup(group)) => {
+                    members.insert(group, world.members[group as usize - 10].clone())
+                }
+            }
         }
     }
 
     fn queue(table: &Table) -> Vec<usize> {
-        table.waiters().map(|(slot, ..)| slot).collect()
+        table.waiters().map(|waiter| waiter.slot).collect()
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(3000) })]
 
         #[test]
-        fn every_decision_is_the_references(limited in limited(), steps in steps()) {
-            let mut memory = Memory::new(SLOTS);
+        fn every_decision_is_the_references(world in world(), steps in steps()) {
+            let mut memory = OwnTable::new(SLOTS, 4 * SLOTS);
             let mut table = memory.table();
             let mut reference = Reference::default();
             for step in steps {
                 match step {
-                    Step::Try { slot, role, database, may_wait } => {
+                    Step::Try { slot, session, may_wait } => {
                         if reference.sessions.iter().any(|(taken, _)| *taken == slot) {
                             continue;
                         }
                         let waiting = reference.waiters.iter().find(|(taken, _)| *taken == slot);
-                        let session = waiting.map_or(session(role, database), |(_, waiter)| *waiter);
-                        let login = attempt_of(&limited, slot, session, may_wait);
-                        let verdict = attempt(&mut table, &login);
-                        prop_assert_eq!(name(&verdict), reference.attempt(&limited, &login));
+                        let session = waiting.map_or(session, |(_, waiter)| *waiter);
+                        try_one(&world, &mut table, &mut reference, slot, session, may_wait)?;
                     }
                     Step::Leave { slot } => {
                         let here = |place: &&(usize, Session)| place.0 == slot;
@@ -195,17 +330,321 @@ mod against_a_reference {
                 for slot in before.iter().rev() {
                     let here = |place: &&(usize, Session)| place.0 == *slot;
                     let waiter = reference.waiters.iter().find(here).map(|(_, waiter)| *waiter);
-                    let login = attempt_of(&limited, *slot, waiter.expect("in both"), true);
-                    let verdict = attempt(&mut table, &login);
-                    prop_assert_eq!(name(&verdict), reference.attempt(&limited, &login));
+                    try_one(&world, &mut table, &mut reference, *slot, waiter.expect("in both"), true)?;
                 }
                 if queue(&table) == before {
                     break;
                 }
             }
-            let among: Vec<Session> = table.sessions().map(|(_, session)| *session).collect();
-            for (_, waiter, _) in table.waiters() {
-                prop_assert!(!Reference::fits(&limited, waiter, &among));
+            for (_, waiter) in &reference.waiters {
+                prop_assert!(!reference.has_room(&world, waiter));
+            }
+        }
+    }
+}
+
+/// Which limits apply, against the rules as they are told: one limit at a time, by what would have to
+/// be so if it applied.
+mod applying {
+    use crate::apply::{Defaults, Facts, InDatabase, applicable};
+    use crate::grammar::{Carrier, Label};
+    use crate::limit::{Object, OnExcess, Source};
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    /// A limit as written: per, database, network, max, enforced.
+    type Written = (&'static str, bool, bool, i32, bool);
+
+    fn written(
+        pers: &'static [&'static str],
+        databases: bool,
+    ) -> impl Strategy<Value = Vec<Written>> {
+        let limit = (
+            proptest::sample::select(pers),
+            any::<bool>().prop_map(move |in_database| in_database && databases),
+            any::<bool>(),
+            -1..5i32,
+            proptest::bool::weighted(0.8),
+        );
+        proptest::collection::vec(limit, 0..4).prop_map(|mut limits: Vec<Written>| {
+            let mut keys = BTreeSet::new();
+            limits.retain(|(per, database, network, ..)| keys.insert((*per, *database, *network)));
+            limits
+        })
+    }
+
+    fn label(carrier: Carrier, limits: &[Written]) -> Label {
+        let limits = limits.iter().map(|(per, database, network, max, enforced)| {
+            let database = if *database { r#", "database": "app""# } else { "" };
+            let network = if *network { r#", "network": "10.0.0.0/8""# } else { "" };
+            let enforcement = if *enforced { "on" } else { "log" };
+            format!(r#"{{"max": {max}, "per": "{per}"{database}{network}, "enforcement": "{enforcement}"}}"#)
+        });
+        let json = format!(
+            r#"{{"limits": [{}]}}"#,
+            limits.collect::<Vec<_>>().join(", ")
+        );
+        Label::check(json.as_bytes(), carrier).expect(&json)
+    }
+
+    #[derive(Clone, Debug)]
+    struct Case {
+        role: Vec<Written>,
+        groups: [Vec<Written>; 2],
+        database: Vec<Written>,
+        cluster: Vec<Written>,
+        numbers: [i32; 3],
+        in_app: bool,
+        address: Option<&'static str>,
+    }
+
+    fn case() -> impl Strategy<Value = Case> {
+        let group = || written(&["role", "address", "group"], true);
+        let address = prop_oneof![
+            Just(None),
+            Just(Some("10.1.1.1")),
+            Just(Some("192.168.0.1"))
+        ];
+        (
+            written(&["role", "address"], true),
+            [group(), group()],
+            written(&["database", "role", "address"], false),
+            written(&["role", "address", "database", "cluster"], true),
+            [-1..5i32, -1..5i32, -1..5i32],
+            any::<bool>(),
+            address,
+        )
+            .prop_map(
+                |(role, groups, database, cluster, numbers, in_app, address)| Case {
+                    role,
+                    groups,
+                    database,
+                    cluster,
+                    numbers,
+                    in_app,
+                    address,
+                },
+            )
+    }
+
+    /// Where a limit is set, how far out that is, and what is written there.
+    type Placed = (Source, u32, Written);
+
+    impl Case {
+        fn all(&self) -> Vec<Placed> {
+            let mut all: Vec<Placed> = Vec::new();
+            let mut add = |source, level, limits: &[Written]| {
+                all.extend(limits.iter().map(|limit| (source, level, *limit)))
+            };
+            let bare = |per: &'static str, max| {
+                if max < 0 {
+                    vec![]
+                } else {
+                    vec![(per, false, false, max, true)]
+                }
+            };
+            add(Source::Label(Object::Role(1)), 0, &self.role);
+            add(
+                Source::ConnectionLimit(Object::Role(1)),
+                0,
+                &bare("role", self.numbers[0]),
+            );
+            add(Source::Label(Object::Role(2)), 1, &self.groups[0]);
+            add(Source::Label(Object::Role(3)), 1, &self.groups[1]);
+            add(Source::Label(Object::Database(9)), 2, &self.database);
+            add(
+                Source::ConnectionLimit(Object::Database(9)),
+                2,
+                &bare("database", self.numbers[1]),
+            );
+            add(Source::ClusterLimits, 3, &self.cluster);
+            add(
+                Source::MaxSessionsPerRole,
+                3,
+                &bare("role", self.numbers[2]),
+            );
+            all.retain(|(_, _, limit)| self.matches(limit));
+            all
+        }
+
+        fn matches(&self, (per, database, network, ..): &Written) -> bool {
+            (!database || self.in_app)
+                && (!network || self.address == Some("10.1.1.1"))
+                && (*per != "address" || self.address.is_some())
+        }
+
+        /// For one address the smaller network is nearer, in one label.
+        fn is_hidden(&self, (source, _, limit): &Placed, among: &[Placed]) -> bool {
+            let nearer = |other: &Placed| {
+                other.0 == *source
+                    && (other.2.0, other.2.1, other.2.2) == ("address", limit.1, true)
+            };
+            limit.0 == "address" && !limit.2 && among.iter().any(nearer)
+        }
+
+        /// Whether of these limits this one applies.
+        fn applies(&self, limit: &Placed, among: &[Placed]) -> bool {
+            let (source, level, (per, database, network, max, _)) = *limit;
+            let as_number = |max: i32| if max < 0 { i32::MAX } else { max };
+            let rivals = among
+                .iter()
+                .filter(|(_, _, other)| (other.0, other.1, other.2) == (per, database, network));
+            let mut rivals: Vec<&Placed> = rivals.collect();
+            match per {
+                "group" => rivals.clear(),
+                "database" => rivals.retain(|other| other.1 < level),
+                _ if level == 2 => rivals.clear(),
+                _ => rivals.retain(|other| other.1 != 2),
+            }
+            let earlier = |other: &Placed| {
+                among.iter().position(|it| it == other) < among.iter().position(|it| it == limit)
+            };
+            let beaten = |other: &&Placed| {
+                let smaller =
+                    as_number(other.2.3) < as_number(max) || (other.2.3 == max && earlier(other));
+                other.1 < level
+                    || (other.1 == level
+                        && !self.is_hidden(other, among)
+                        && smaller
+                        && (other.0, other.2) != (source, limit.2))
+            };
+            max >= 0 && !self.is_hidden(limit, among) && !rivals.iter().any(beaten)
+        }
+
+        fn expected(&self) -> Vec<(String, i64, bool)> {
+            let all = self.all();
+            let enforced: Vec<Placed> = all.iter().copied().filter(|limit| limit.2.4).collect();
+            let chosen = all.iter().filter(|limit| match limit.2.4 {
+                true => self.applies(limit, &enforced),
+                false => self.applies(limit, &all),
+            });
+            let mut expected: Vec<_> = chosen
+                .map(|(source, _, (per, _, _, max, enforced))| {
+                    (format!("{source:?} {per}"), i64::from(*max), *enforced)
+                })
+                .collect();
+            expected.sort();
+            expected
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(5000) })]
+
+        #[test]
+        fn those_apply_that_should(case in case()) {
+            let defaults = Defaults {
+                cluster_limits: label(Carrier::Cluster, &case.cluster),
+                max_sessions_per_role: case.numbers[2],
+                on_excess: OnExcess::Refuse,
+                max_wait: Duration::ZERO,
+                dry_run: false,
+            };
+            let facts = Facts {
+                role: 1,
+                connection_limit: case.numbers[0],
+                label: label(Carrier::Role, &case.role),
+                groups: vec![(2, label(Carrier::Group, &case.groups[0])), (3, label(Carrier::Group, &case.groups[1]))],
+                database: Some(InDatabase {
+                    oid: 9,
+                    name: if case.in_app { b"app" } else { b"web" },
+                    connection_limit: case.numbers[1],
+                    label: label(Carrier::Database, &case.database),
+                }),
+                address: case.address.map(|address| address.parse().expect(address)),
+                defaults: &defaults,
+            };
+            let limits = applicable(&facts).limits;
+            let mut found: Vec<_> = limits
+                .iter()
+                .map(|limit| (format!("{:?} {}", limit.source, limit.per.word()), i64::from(limit.max), limit.enforced))
+                .collect();
+            found.sort();
+            prop_assert_eq!(found, case.expected());
+        }
+    }
+}
+
+/// Whatever is given as a label, reading it ends, without a panic, in a label or an error.
+mod any_bytes {
+    use crate::grammar::{Carrier, Label};
+    use crate::network::Network;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    /// Pieces of labels, in any order.
+    fn nearly() -> impl Strategy<Value = String> {
+        const PIECES: &[&str] = &[
+            "{",
+            "}",
+            "[",
+            "]",
+            ",",
+            ":",
+            "\"limits\"",
+            "\"max\"",
+            "\"per\"",
+            "\"network\"",
+            "\"database\"",
+            "\"max_wait\"",
+            "\"exempt\"",
+            "\"on_excess\"",
+            "\"enforcement\"",
+            "1",
+            "-1",
+            "1e99",
+            "262144",
+            "\"role\"",
+            "\"10.0.0.0/8\"",
+            "\"::/129\"",
+            "\"5s\"",
+            "\"99999999999999999999min\"",
+            "\"\\ud800\"",
+            "\"\\u0000\"",
+            "true",
+            "null",
+            "\"log\"",
+            " ",
+            "{\"max\": 1}",
+            "\"",
+        ];
+        vec(proptest::sample::select(PIECES), 0..24).prop_map(|pieces| pieces.concat())
+    }
+
+    fn check(json: &[u8]) -> Result<(), TestCaseError> {
+        for carrier in [
+            Carrier::Role,
+            Carrier::Group,
+            Carrier::Database,
+            Carrier::Cluster,
+        ] {
+            match Label::check(json, carrier) {
+                Ok(label) => prop_assert_eq!(Label::read(json), Ok(label)),
+                Err(why) => prop_assert!(!why.is_empty()),
+            }
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(20000) })]
+
+        #[test]
+        fn of_any_kind(bytes in vec(any::<u8>(), 0..200)) {
+            check(&bytes)?;
+        }
+
+        #[test]
+        fn that_look_like_a_label(text in nearly()) {
+            check(text.as_bytes())?;
+        }
+
+        #[test]
+        fn as_a_network(text in "[0-9a-f:./]{0,40}") {
+            if let Ok(network) = text.parse::<Network>() {
+                prop_assert_eq!(network.to_string().parse(), Ok(network));
+                prop_assert!(network.contains(network.first()));
             }
         }
     }

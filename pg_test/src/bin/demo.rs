@@ -29,6 +29,10 @@ fn main() {
         "CREATE ROLE alice LOGIN",
         "CREATE ROLE bob LOGIN",
         "CREATE ROLE carol LOGIN CONNECTION LIMIT 3",
+        "CREATE ROLE team",
+        "CREATE ROLE dave LOGIN IN ROLE team",
+        r#"SECURITY LABEL FOR session_limit ON ROLE dave IS '{"max": 10}'"#,
+        r#"SECURITY LABEL FOR session_limit ON ROLE team IS '{"max": 2, "per": "group"}'"#,
     ]);
     if keep {
         stay(&cluster);
@@ -59,6 +63,13 @@ fn show(cluster: &Cluster) {
     ));
     storm(cluster, "carol", 3);
 
+    title(&format!(
+        "{LOGINS} of dave, who may have 10, but whose team may have 2: exactly 2 are let in"
+    ));
+    storm(cluster, "dave", 2);
+    let sql = "SELECT * FROM session_limit.explain_login('dave')";
+    expect(psql(cluster, "postgres", sql).contains("label on role team"));
+
     title("A superuser gets in over the limit, too, and sees who is there");
     let _postgres = [
         Psql::start(cluster, "postgres"),
@@ -88,7 +99,7 @@ fn show(cluster: &Cluster) {
 
 fn stay(cluster: &Cluster) {
     println!(
-        "\nRoles: alice and bob, under the setting's limit of 1; carol, with CONNECTION LIMIT 3; postgres, a superuser."
+        "\nRoles: alice and bob, under the setting's limit of 1; carol, with CONNECTION LIMIT 3; dave, whose team may have 2 sessions; postgres, a superuser."
     );
     println!("Log in from several terminals:\n");
     println!(

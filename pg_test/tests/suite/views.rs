@@ -10,7 +10,8 @@ tests![
     whose_rows_one_sees,
     dropped_and_created_again,
     not_preloaded,
-    everything_has_a_comment
+    everything_has_a_comment,
+    no_function_minds_nulls
 ];
 
 fn sessions(server: &Server) {
@@ -202,6 +203,11 @@ fn not_preloaded(server: &Server) {
         "session_limit.usage",
         "session_limit.active_sessions()",
         "session_limit.current_usage()",
+        "session_limit.limits",
+        "session_limit.role_limits",
+        "session_limit.explain_login('postgres')",
+        "session_limit.set_limit(role => 'postgres', max => 1)",
+        "session_limit.clear_limit(role => 'postgres')",
     ];
     for object in objects {
         let error = superuser
@@ -240,6 +246,40 @@ fn everything_has_a_comment(server: &Server) {
     assert_eq!(superuser.query(bare), Vec::<Vec<String>>::new());
     assert_eq!(
         superuser.value("SELECT count(*) FROM pg_settings WHERE name LIKE 'session_limit.%'"),
-        "7"
+        "8"
     );
+}
+
+/// Every function, with each of its arguments null, by someone with no rights at all.
+fn no_function_minds_nulls(server: &Server) {
+    let cluster = Cluster::start(server, &[]);
+    cluster.sql(&["CREATE EXTENSION session_limit", "CREATE ROLE alice LOGIN"]);
+    let mut alice = cluster.login_of("alice").login().expect("alice");
+    let functions = alice.query(
+        "SELECT oid::regproc, proargtypes::regtype[], pronargs FROM pg_proc
+        WHERE pronamespace = 'session_limit'::regnamespace AND pronargs > 0",
+    );
+    assert!(functions.len() > 3, "{functions:?}");
+    for function in functions {
+        let types = function[1].trim_matches(|c: char| "[]{}0123456789:=".contains(c));
+        let types: Vec<&str> = types.split(',').collect();
+        for null in 0..=types.len() {
+            let argument = |(index, of): (usize, &&str)| match *of {
+                _ if index == null || null == types.len() => format!("NULL::{of}"),
+                "integer" => "1".to_string(),
+                "boolean" => "true".to_string(),
+                "jsonb" => "'{}'".to_string(),
+                "cidr" | "inet" => "'10.0.0.1'".to_string(),
+                "interval" => "'1s'".to_string(),
+                _ => "'alice'".to_string(),
+            };
+            let arguments: Vec<String> = types.iter().enumerate().map(argument).collect();
+            let sql = format!("SELECT * FROM {}({})", function[0], arguments.join(", "));
+            if let Err(error) = alice.try_query(&sql) {
+                let expected = ["22004", "22023", "42501", "3D000", "42704"];
+                assert!(expected.contains(&error.sqlstate()), "{sql}: {error:?}");
+            }
+        }
+    }
+    assert!(!cluster.log().contains("terminated by signal"));
 }

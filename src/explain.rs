@@ -1,0 +1,178 @@
+//! The functions that say what would be: how each limit stands for a login that is not made, and
+//! which limit each role has.
+
+#![expect(
+    clippy::type_complexity,
+    reason = "pgrx wants a row's columns named in the signature"
+)]
+
+use crate::apply::{Applicable, Defaults, applicable};
+use crate::catalog::{Database, Role, name_of};
+use crate::decide::{self, Attempt, Rules, Standing};
+use crate::facts::{self, Labels, Trouble};
+use crate::limit::{Limit, Scope, Who};
+use crate::sessions::Session;
+use crate::settings::{self, Enforcement};
+use crate::views::{Text, Viewer};
+use crate::{error, shmem};
+use pgrx::Inet;
+use pgrx::prelude::*;
+use std::ffi::CStr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+/// One row a limit that such a login would have to meet now.
+#[pg_extern(sql = false)]
+fn explain_login(
+    role: Option<&CStr>,
+    database: Option<&CStr>,
+    address: Option<Inet>,
+) -> TableIterator<
+    'static,
+    (
+        name!(source, Text),
+        name!(per, &'static str),
+        name!(subject, Option<Text>),
+        name!(in_use, i64),
+        name!(max, i64),
+        name!(fits, bool),
+    ),
+> {
+    shmem::require();
+    let role = role.unwrap_or_else(|| error::must_not_be_null("role"));
+    let database = database.unwrap_or_else(|| error::must_not_be_null("database"));
+    let role = Role::by_name(role).unwrap_or_else(|| error::undefined_role(role));
+    if !Viewer::current().may_see(role.oid) {
+        error::may_not_explain(&role.name);
+    }
+    if !role.can_login {
+        error::cannot_log_in(&role.name);
+    }
+    let database =
+        Database::by_name(database).unwrap_or_else(|| error::undefined_database(database));
+    if database.invalid || !database.allows_connections {
+        error::cannot_connect_to(&database.name);
+    }
+    let rows = standings(&role, &database, address.map(host))
+        .into_iter()
+        .map(|standing| {
+            let limit = standing.limit;
+            (
+                limit.source.words(&name_of),
+                limit.per.word(),
+                limit.subject(&name_of),
+                i64::from(standing.in_use),
+                i64::from(limit.max),
+                standing.fits,
+            )
+        });
+    TableIterator::new(rows.collect::<Vec<_>>())
+}
+
+fn host(inet: Inet) -> IpAddr {
+    let host = inet.0.split('/').next().and_then(|host| host.parse().ok());
+    host.map_or_else(
+        || error::not_an_address(&inet.0),
+        |host: IpAddr| host.to_canonical(),
+    )
+}
+
+fn standings(role: &Role, database: &Database, address: Option<IpAddr>) -> Vec<Standing> {
+    let settings = settings::current();
+    let limits = limits(role, database, address);
+    let session = Session {
+        role: role.oid,
+        database: database.oid,
+        address,
+        started: 0,
+        walsender: false,
+        exempt: false,
+    };
+    let rules = Rules {
+        count_walsenders: !settings.exempt_replication,
+        may_wait: false,
+        tried: Duration::ZERO,
+        max_waiters: 0,
+    };
+    let mut copy = shmem::snapshot();
+    facts::knowing_members(facts::members(&limits), |members| {
+        let login = Attempt {
+            // No process's slot: all who wait came before.
+            slot: usize::MAX,
+            pid: 0,
+            session,
+            limits: &limits,
+            members,
+            rules,
+        };
+        decide::explain(&copy.table(), &login)
+    })
+}
+
+/// None for the exempt, and where nothing is decided.
+fn limits(role: &Role, database: &Database, address: Option<IpAddr>) -> Vec<Limit> {
+    let (settings, defaults) = (settings::current(), settings::defaults());
+    if settings.enforcement == Enforcement::Off || settings.exempts(role.superuser, address, false)
+    {
+        return Vec::new();
+    }
+    let (facts, troubles) = Labels::read().facts(role, Some(database), address, &defaults);
+    let Applicable { exempt, limits } = applicable(&facts);
+    if exempt {
+        return Vec::new();
+    }
+    for trouble in &troubles {
+        match trouble {
+            Trouble::Invalid(object, why) if settings.enforcement == Enforcement::On => {
+                error::label_is_invalid(*object, why);
+            }
+            trouble => error::warn_of(trouble),
+        }
+    }
+    limits
+}
+
+/// One row a role that may log in and that the caller may see. No limit: -1.
+#[pg_extern(sql = false)]
+fn effective_limits() -> TableIterator<
+    'static,
+    (
+        name!(usename, Text),
+        name!(max, i64),
+        name!(source, Option<Text>),
+        name!(exempt, bool),
+        name!(connection_limit, i32),
+    ),
+> {
+    shmem::require();
+    let (settings, labels, viewer) = (settings::current(), Labels::read(), Viewer::current());
+    let defaults = Defaults {
+        dry_run: false,
+        ..settings::defaults()
+    };
+    let roles = Role::all().into_iter();
+    let rows = roles
+        .filter(|role| role.can_login && viewer.may_see(role.oid))
+        .map(|role| {
+            let (facts, _) = labels.facts(&role, None, None, &defaults);
+            let Applicable { exempt, limits } = applicable(&facts);
+            // Exempt wherever it comes from.
+            let over_tcp = Some(Ipv4Addr::UNSPECIFIED.into());
+            let exempt = exempt || settings.exempts(role.superuser, over_tcp, false);
+            let of_role = Scope {
+                who: Who::Role(role.oid),
+                database: None,
+                network: None,
+            };
+            let is_effective = |limit: &&Limit| limit.enforced && limit.scope == of_role && !exempt;
+            let limit = limits.iter().find(is_effective);
+            (
+                role.name,
+                limit.map_or(-1, |limit| i64::from(limit.max)),
+                limit.map(|limit| limit.source.words(&name_of)),
+                exempt,
+                role.connection_limit,
+            )
+        });
+    TableIterator::new(rows.collect::<Vec<_>>())
+}

@@ -1,0 +1,140 @@
+//! What decides which limits apply to a login, read from the catalogs: for the hook, and for the
+//! views, which ask the same of logins that are not made.
+
+use crate::apply::{Defaults, Facts, InDatabase};
+use crate::catalog::{self, Database, LabelText, Role};
+use crate::grammar::Label;
+use crate::limit::{Limit, Object, Source, Who};
+use crate::sessions::{Members, UnknownGroup};
+use std::fmt;
+use std::net::IpAddr;
+
+/// The labels as they were at one moment.
+pub struct Labels(Vec<(Object, LabelText)>);
+
+/// Something about a label that the hook met.
+pub enum Trouble {
+    /// It cannot be read, and why.
+    Invalid(Object, String),
+    /// It has fields that this version does not know.
+    Unknown(Object, Vec<String>),
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (object, what) = match self {
+            Trouble::Invalid(object, why) => (object, format!("is invalid: {why}")),
+            Trouble::Unknown(object, fields) => {
+                (object, format!("has unknown fields: {}", fields.join(", ")))
+            }
+        };
+        let label = Source::Label(*object).words(&catalog::name_of);
+        write!(
+            f,
+            "session_limit: {} {what}",
+            String::from_utf8_lossy(&label)
+        )
+    }
+}
+
+/// Finding out whether any of these few roles is a group is cheaper than finding someone's groups.
+const FEW: usize = 8;
+
+impl Labels {
+    pub fn read() -> Labels {
+        Labels(catalog::labels())
+    }
+
+    /// What decides about such a login, and what is wrong with the labels that it met.
+    pub fn facts<'a>(
+        &self,
+        role: &Role,
+        database: Option<&'a Database>,
+        address: Option<IpAddr>,
+        defaults: &'a Defaults,
+    ) -> (Facts<'a>, Vec<Trouble>) {
+        let mut troubles = Vec::new();
+        let mut label = |object| self.label(object, &mut troubles);
+        let facts = Facts {
+            role: role.oid,
+            connection_limit: role.connection_limit,
+            label: label(Object::Role(role.oid)),
+            groups: self
+                .labelled_groups(role)
+                .into_iter()
+                .map(|group| (group, label(Object::Role(group))))
+                .collect(),
+            database: database.map(|database| InDatabase {
+                oid: database.oid,
+                name: &database.name,
+                connection_limit: database.connection_limit,
+                label: label(Object::Database(database.oid)),
+            }),
+            address,
+            defaults,
+        };
+        (facts, troubles)
+    }
+
+    /// What carries this label says; nothing if it carries none, or one that is wrong.
+    pub fn label(&self, object: Object, troubles: &mut Vec<Trouble>) -> Label {
+        match self.text(object).map(|text| Label::read(text?)) {
+            None => Label::default(),
+            Some(Ok(label)) => {
+                if !label.unknown.is_empty() {
+                    troubles.push(Trouble::Unknown(object, label.unknown.clone()));
+                }
+                label
+            }
+            Some(Err(why)) => {
+                troubles.push(Trouble::Invalid(object, why));
+                Label::default()
+            }
+        }
+    }
+
+    /// The label as it was set, or why it cannot be read.
+    pub fn text(&self, object: Object) -> Option<Result<&[u8], String>> {
+        let label = self.0.iter().find(|(labelled, _)| *labelled == object);
+        let too_long = || "it is too long to be read at login".to_string();
+        label.map(|(_, text)| text.as_deref().ok_or_else(too_long))
+    }
+
+    /// The groups with a label that the role is a member of.
+    fn labelled_groups(&self, role: &Role) -> Vec<u32> {
+        let other = |(object, _): &(Object, LabelText)| match object {
+            Object::Role(oid) if *oid != role.oid => Some(*oid),
+            Object::Role(_) | Object::Database(_) => None,
+        };
+        let others: Vec<u32> = self.0.iter().filter_map(other).collect();
+        let is_group = |oid: &u32| Role::by_oid(*oid).is_some_and(|role| !role.can_login);
+        if others.is_empty() || (others.len() <= FEW && !others.iter().any(is_group)) {
+            return Vec::new();
+        }
+        let mut groups = role.groups();
+        groups.retain(|group| others.contains(group) && is_group(group));
+        groups
+    }
+}
+
+/// Who is a member of the groups that these limits count the members of.
+pub fn members(limits: &[Limit]) -> Members {
+    let groups = limits.iter().filter_map(|limit| match limit.scope.who {
+        Who::MembersOf(group) => Some(group),
+        Who::Anyone | Who::Role(_) => None,
+    });
+    catalog::members_of(&groups.collect::<Vec<_>>())
+}
+
+/// Asks again, each time knowing one more group, until all are known that matter.
+pub fn knowing_members<T>(
+    mut members: Members,
+    mut ask: impl FnMut(&Members) -> Result<T, UnknownGroup>,
+) -> T {
+    loop {
+        match ask(&members) {
+            Ok(answer) => return answer,
+            Err(UnknownGroup(group)) => members.extend(catalog::members_of(&[group])),
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! The label provider: run in a backend by `SECURITY LABEL FOR session_limit`, after the server has
+//! found that its user may label the object. What passes is stored to the letter.
+//!
+//! With LOGIN, a role's label is about itself; without, it is a group's, about others, and for
+//! superusers to set. So the second hook keeps others from turning the one into the other.
+
+use crate::catalog::{Database, PROVIDER, Role};
+use crate::error;
+use crate::facts::Labels;
+use crate::grammar::{Carrier, Label, MAX_LABEL_BYTES};
+use crate::limit::{Object, Per};
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use std::cell::Cell;
+use std::ffi::{CStr, c_char, c_int, c_void};
+
+struct Previous(Cell<pg_sys::object_access_hook_type>);
+
+// SAFETY: PostgreSQL runs this library in single-threaded processes.
+unsafe impl Sync for Previous {}
+
+static PREVIOUS: Previous = Previous(Cell::new(None));
+
+pub fn register_provider() {
+    // SAFETY: the name is static, the hooks are functions of this library, which is never unloaded,
+    // and the previous one is called.
+    unsafe {
+        pg_sys::register_label_provider(PROVIDER.as_ptr(), Some(session_limit_check_label));
+        PREVIOUS.0.set(pg_sys::object_access_hook);
+        pg_sys::object_access_hook = Some(session_limit_object_access);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn session_limit_object_access(
+    access: pg_sys::ObjectAccessType::Type,
+    class: pg_sys::Oid,
+    object: pg_sys::Oid,
+    sub: c_int,
+    argument: *mut c_void,
+) {
+    if let Some(previous) = PREVIOUS.0.get() {
+        // SAFETY: the arguments are the server's own, and what the previous hook raises is passed on.
+        unsafe {
+            pg_sys::ffi::pg_guard_ffi_boundary(|| previous(access, class, object, sub, argument));
+        }
+    }
+    // ALTER ROLE … [NO]LOGIN
+    if access == pg_sys::ObjectAccessType::OAT_POST_ALTER && class == pg_sys::AuthIdRelationId {
+        check_altered(object.to_u32());
+    }
+}
+
+fn check_altered(oid: u32) {
+    let (Some(before), Some(after)) = (Role::by_oid(oid), Role::altered(oid)) else {
+        return;
+    };
+    if before.can_login == after.can_login {
+        return;
+    }
+    // As SECURITY LABEL does, so that none is being set meanwhile.
+    // SAFETY: in a transaction.
+    unsafe {
+        let lock = pg_sys::ShareUpdateExclusiveLock;
+        pg_sys::LockSharedObject(pg_sys::AuthIdRelationId, oid.into(), 0, lock as _);
+    }
+    let labels = Labels::read();
+    let Some(text) = labels.text(Object::Role(oid)) else {
+        return;
+    };
+    let is_about_members = || {
+        text.clone()
+            .and_then(Label::read)
+            .is_ok_and(|label| label.is_about_members())
+    };
+    if !is_superuser() && (after.can_login || is_about_members()) {
+        error::only_superusers_turn_labels();
+    }
+    let fits = text.and_then(|text| Label::check(text, Carrier::of_role(after.can_login)));
+    if let Err(why) = fits {
+        error::label_fits_no_more(&why);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn session_limit_check_label(
+    object: *const pg_sys::ObjectAddress,
+    label: *const c_char,
+) {
+    // SAFETY: the server passes the object that it has locked, and a text or, to remove the label,
+    // null.
+    let (object, label) = unsafe {
+        let label = (!label.is_null()).then(|| CStr::from_ptr(label).to_bytes());
+        (&*object, label)
+    };
+    let oid = object.objectId.to_u32();
+    match object.classId {
+        // SECURITY LABEL FOR session_limit ON ROLE …
+        pg_sys::AuthIdRelationId => {
+            let Some(role) = Role::by_oid(oid) else {
+                return;
+            };
+            let carrier = Carrier::of_role(role.can_login);
+            if carrier == Carrier::Group && !is_superuser() {
+                error::only_superusers_label_groups();
+            }
+            check(label, carrier, "role", role.connection_limit);
+        }
+        // SECURITY LABEL FOR session_limit ON DATABASE …
+        pg_sys::DatabaseRelationId => {
+            let limit = Database::by_oid(oid).map_or(-1, |database| database.connection_limit);
+            check(label, Carrier::Database, "database", limit);
+        }
+        _ => error::labels_are_for_roles_and_databases(),
+    }
+}
+
+fn check(label: Option<&[u8]>, carrier: Carrier, object: &str, connection_limit: i32) {
+    let Some(json) = label else {
+        return;
+    };
+    if json.len() > MAX_LABEL_BYTES {
+        error::label_too_long(json.len(), carrier);
+    }
+    // What the old cluster has stays, also on a role that can, or cannot, log in any more.
+    // SAFETY: a plain variable of this process.
+    if unsafe { pg_sys::IsBinaryUpgrade } {
+        return;
+    }
+    let label = Label::check(json, carrier);
+    let label = label.unwrap_or_else(|why| error::bad_label(&why, carrier));
+    if label.exempt && !is_superuser() {
+        error::only_superusers_exempt();
+    }
+    let whole = match carrier {
+        Carrier::Database => Per::Database,
+        _ => Per::Role,
+    };
+    let key = (Some(whole), None, None);
+    let limit = label.limits.iter().find(|limit| limit.key(carrier) == key);
+    if let Some(limit) = limit
+        && carrier != Carrier::Group
+        && connection_limit >= 0
+        && !(0..=connection_limit).contains(&limit.max)
+    {
+        error::connection_limit_is_smaller(object, connection_limit);
+    }
+}
+
+fn is_superuser() -> bool {
+    // SAFETY: in a transaction.
+    unsafe { pg_sys::superuser() }
+}
