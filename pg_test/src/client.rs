@@ -5,9 +5,10 @@ use crate::PATIENCE;
 use bytes::{Buf, BytesMut};
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::{backend, frontend};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
@@ -22,10 +23,12 @@ pub struct Target {
     pub options: Vec<(String, String)>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Endpoint {
     Unix(PathBuf),
     Tcp(u16),
+    /// From this address of the loopback network, such as 127.0.0.2.
+    TcpFrom(IpAddr, u16),
 }
 
 /// The fields of an ErrorResponse by their one-letter codes; none if the server just closed the
@@ -89,11 +92,8 @@ impl Target {
                 stream.set_read_timeout(Some(PATIENCE))?;
                 Ok(Box::new(stream) as Box<dyn Stream>)
             }),
-            Endpoint::Tcp(port) => TcpStream::connect(("127.0.0.1", *port)).and_then(|stream| {
-                stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(PATIENCE))?;
-                Ok(Box::new(stream) as Box<dyn Stream>)
-            }),
+            Endpoint::Tcp(port) => TcpStream::connect(("127.0.0.1", *port)).and_then(boxed),
+            Endpoint::TcpFrom(from, port) => connect_from(*from, *port).and_then(boxed),
         };
         let stream =
             stream.unwrap_or_else(|error| panic!("connect to {:?}: {error}", self.endpoint));
@@ -119,6 +119,25 @@ impl Target {
         }
         connections.into_iter().map(Connection::outcome).collect()
     }
+}
+
+fn boxed(stream: TcpStream) -> io::Result<Box<dyn Stream>> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(Box::new(stream))
+}
+
+fn connect_from(address: IpAddr, port: u16) -> io::Result<TcpStream> {
+    let (family, server): (_, IpAddr) = match address {
+        IpAddr::V4(_) => (AddressFamily::INET, Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(_) => (AddressFamily::INET6, Ipv6Addr::LOCALHOST.into()),
+    };
+    // A child that inherited the socket would keep the session.
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    rustix::net::bind(&socket, &SocketAddr::new(address, 0))?;
+    rustix::net::connect(&socket, &SocketAddr::new(server, port))?;
+    Ok(TcpStream::from(socket))
 }
 
 impl Connection {

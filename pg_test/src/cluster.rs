@@ -3,7 +3,7 @@
 
 use crate::client::{Endpoint, Session, Target};
 use crate::server::Server;
-use crate::{PATIENCE, place, run, wait_for};
+use crate::{place, run, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::Write;
@@ -12,7 +12,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 
 /// Runs a server until its input ends, that is until it is told to or the bench is no more; then it
 /// leaves nothing behind. Ctrl-C, or closing the terminal, reaches the server, too, and must not end this first. SIGINT is a
@@ -74,6 +73,8 @@ impl Cluster {
             .iter()
             .map(|(name, value)| format!("{name} = '{}'\n", quote(value)));
         cluster.append("postgresql.conf", &lines.collect::<String>());
+        // initdb lets in 127.0.0.1 only.
+        cluster.append("pg_hba.conf", "host all all 127.0.0.0/8 trust\n");
         cluster.start_again();
         cluster
     }
@@ -119,6 +120,11 @@ impl Cluster {
 
     /// Starts the server and returns when it accepts connections, without having made one.
     pub fn start_again(&mut self) {
+        assert!(self.starts(), "the server does not start:\n{}", self.log());
+    }
+
+    /// Whether the server, once started, accepts connections; else it has given up.
+    pub fn starts(&mut self) -> bool {
         let mut keeper = Command::new("sh");
         keeper
             .args(["-c", KEEPER, "sh"])
@@ -135,21 +141,17 @@ impl Cluster {
         place::as_server_user(&mut keeper).stdin(Stdio::piped());
         // Whoever waits for the end of the bench's output is not to wait for the keeper.
         keeper.stdout(Stdio::null()).stderr(Stdio::null());
-        let (start, logged) = (Instant::now(), self.log().len());
+        let logged = self.log().len();
         self.keeper = Some(keeper.spawn().expect("run sh"));
-        while self
-            .pid_file()
-            .is_none_or(|lines| lines.get(7).is_none_or(|status| status.trim() != "ready"))
-        {
-            let ended =
-                self.log().split_at(logged).1.contains("is shut down") && self.pid_file().is_none();
-            assert!(
-                !ended && start.elapsed() < PATIENCE,
-                "the server does not start:\n{}",
-                self.log()
-            );
-            std::thread::sleep(std::time::Duration::from_millis(2));
-        }
+        wait_for("the server to start or to give up", || {
+            let lines = self.pid_file();
+            let status = lines.as_ref().and_then(|lines| lines.get(7));
+            if status.is_some_and(|status| status.trim() == "ready") {
+                return Some(true);
+            }
+            let ended = lines.is_none() && self.log().split_at(logged).1.contains("is shut down");
+            ended.then_some(false)
+        })
     }
 
     /// Stops the server and keeps its data.
@@ -248,6 +250,15 @@ impl Cluster {
     pub fn tcp_login_of(&self, user: &str) -> Target {
         Target {
             endpoint: Endpoint::Tcp(self.port),
+            ..self.login_of(user)
+        }
+    }
+
+    /// The same over TCP, from this address of the loopback network.
+    pub fn login_from(&self, user: &str, address: &str) -> Target {
+        let address = address.parse().expect("a client address");
+        Target {
+            endpoint: Endpoint::TcpFrom(address, self.port),
             ..self.login_of(user)
         }
     }

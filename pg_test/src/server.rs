@@ -106,6 +106,12 @@ impl Server {
             .exists()
     }
 
+    /// Whether its psql is of its major, as `pg_upgrade` wants it: that of 17 is another's.
+    pub fn has_own_psql(&self) -> bool {
+        let version = run(self.command("psql").arg("--version"));
+        version.contains(&format!(") {}", self.major))
+    }
+
     /// Copies the extension's files, and a library of the tests' own, to where the server looks for
     /// them. Each is replaced whole: another run's server may have the old one mapped.
     fn install(&self, library: &Path) {

@@ -13,6 +13,7 @@ tests![
     scram_and_trust,
     peer,
     addresses_stay_addresses,
+    each_client_has_its_address,
     a_login_poisons_nothing,
 ];
 
@@ -152,6 +153,18 @@ fn addresses_stay_addresses(server: &Server) {
         "{}",
         refusal.detail()
     );
+}
+
+fn each_client_has_its_address(server: &Server) {
+    let cluster = Cluster::start(server, &[]);
+    cluster.sql(&["CREATE ROLE alice LOGIN", "CREATE EXTENSION session_limit"]);
+    let login = |address| cluster.login_from("alice", address).login().expect("in");
+    let _elsewhere = login("127.0.0.2");
+    let mut here = login("127.0.1.1");
+    let own = "SELECT client_addr FROM session_limit.sessions WHERE pid = pg_backend_pid()";
+    assert_eq!(here.value(own), "127.0.1.1");
+    let all = "SELECT string_agg(host(client_addr), ' ' ORDER BY client_addr) FROM session_limit.sessions";
+    assert_eq!(here.value(all), "127.0.0.2 127.0.1.1");
 }
 
 /// Membership caches that are filled before there is a database lack pg_database_owner, and then
