@@ -14,17 +14,26 @@ tests![no_limit_is_ever_exceeded];
 const CLIENTS: u64 = 8;
 const ACTIONS: usize = 150;
 
-/// Each role is named for its limit. All of them are limited to 4 in the database `app`.
+/// Each role is named for its limit. All of them are limited to 4 in the database `app`, r2 and r3
+/// together to 4, and each client address to 3.
 const CREATE: &[&str] = &[
     "CREATE EXTENSION session_limit",
     "CREATE ROLE r1 LOGIN CONNECTION LIMIT 1",
     "CREATE ROLE r2 LOGIN CONNECTION LIMIT 2",
     "CREATE ROLE r3 LOGIN CONNECTION LIMIT 3",
     "CREATE DATABASE app CONNECTION LIMIT 4",
+    "CREATE ROLE team ROLE r2, r3",
+    r#"SECURITY LABEL FOR session_limit ON ROLE team IS '{"max": 4, "per": "group"}'"#,
 ];
 
+const PER_ADDRESS: &str = r#"{"max": 3, "per": "address"}"#;
+
 fn no_limit_is_ever_exceeded(server: &Server) {
-    let cluster = Cluster::start(server, &[("session_limit.max_wait", "20ms")]);
+    let settings = [
+        ("session_limit.max_wait", "20ms"),
+        ("session_limit.cluster_limits", PER_ADDRESS),
+    ];
+    let cluster = Cluster::start(server, &settings);
     cluster.sql(CREATE);
     let books = Books::default();
     thread::scope(|scope| {
@@ -65,29 +74,66 @@ struct Books {
     /// By the role's limit.
     roles: [AtomicUsize; 4],
     app: AtomicUsize,
+    team: AtomicUsize,
+    /// By their last number; none over the socket.
+    addresses: [AtomicUsize; 3],
     admitted: AtomicUsize,
 }
 
 impl Books {
-    fn counts(&self, limit: usize, in_app: bool) -> impl Iterator<Item = (&AtomicUsize, usize)> {
+    fn counts(&self, login: Login) -> impl Iterator<Item = (&AtomicUsize, usize)> {
+        let Login {
+            limit,
+            in_app,
+            address,
+        } = login;
         let app = in_app.then_some((&self.app, 4));
-        [(&self.roles[limit], limit)].into_iter().chain(app)
+        let team = (limit > 1).then_some((&self.team, 4));
+        let address = (address > 0).then(|| (&self.addresses[address], 3));
+        [(&self.roles[limit], limit)]
+            .into_iter()
+            .chain(app)
+            .chain(team)
+            .chain(address)
     }
 
-    fn enter(&self, limit: usize, in_app: bool) {
+    fn enter(&self, login: Login) {
         self.admitted.fetch_add(1, Ordering::SeqCst);
-        for (count, max) in self.counts(limit, in_app) {
+        for (count, max) in self.counts(login) {
             let others = count.fetch_add(1, Ordering::SeqCst);
             assert!(
                 others < max,
-                "{others} were in, of {max}, and one more was let in"
+                "{others} were in, of {max}, and one more was let in: {login:?}"
             );
         }
     }
 
-    fn leave(&self, limit: usize, in_app: bool) {
-        for (count, _) in self.counts(limit, in_app) {
+    fn leave(&self, login: Login) {
+        for (count, _) in self.counts(login) {
             count.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// The role's limit, whether to `app`, and 127.0.0.1 or 127.0.0.2; 0: over the socket.
+#[derive(Clone, Copy, Debug)]
+struct Login {
+    limit: usize,
+    in_app: bool,
+    address: usize,
+}
+
+impl Login {
+    fn target(self, cluster: &Cluster) -> Target {
+        let role = format!("r{}", self.limit);
+        let target = match self.address {
+            0 => cluster.login_of(&role),
+            address => cluster.login_from(&role, &format!("127.0.0.{address}")),
+        };
+        let database = if self.in_app { "app" } else { "postgres" };
+        Target {
+            database: Some(database.to_string()),
+            ..target
         }
     }
 }
@@ -96,12 +142,12 @@ impl Books {
 fn client(cluster: &Cluster, books: &Books, seed: u64) {
     let mut random = Random(seed);
     for _ in 0..ACTIONS {
-        let (limit, in_app) = (1 + random.below(3) as usize, random.below(2) == 0);
-        let database = if in_app { "app" } else { "postgres" };
-        let target = Target {
-            database: Some(database.to_string()),
-            ..cluster.login_of(&format!("r{limit}"))
+        let login = Login {
+            limit: 1 + random.below(3) as usize,
+            in_app: random.below(2) == 0,
+            address: random.below(3) as usize,
         };
+        let target = login.target(cluster);
         if random.below(10) == 0 {
             // Gone before it is decided.
             let mut connection = target.connect();
@@ -110,9 +156,9 @@ fn client(cluster: &Cluster, books: &Books, seed: u64) {
         }
         match target.login() {
             Ok(session) => {
-                books.enter(limit, in_app);
+                books.enter(login);
                 let session = work(session, random.below(3));
-                books.leave(limit, in_app);
+                books.leave(login);
                 end(cluster, session, random.below(3));
             }
             Err(refusal) => assert_eq!(refusal.sqlstate(), "53300", "{refusal:?}"),

@@ -1,11 +1,16 @@
 //! The very first login after a start, when no cache is there yet.
 
-use pg_test::client::Target;
+use pg_test::client::{Session, Target};
 use pg_test::cluster::{Cluster, Stop};
 use pg_test::server::Server;
+use pg_test::wait_for;
 use std::fs;
 
-tests![the_first_login_after_a_start];
+tests![
+    the_first_login_after_a_start,
+    labels_and_groups_on_the_first_login,
+    reads_no_more_than_it_must
+];
 
 fn the_first_login_after_a_start(server: &Server) {
     let mut cluster = Cluster::start(server, &[("session_limit.max_sessions_per_role", "1")]);
@@ -55,4 +60,89 @@ fn remove_init_files(cluster: &Cluster) {
         .chain([data.join("global")])
         .filter(|dir| fs::remove_file(dir.join("pg_internal.init")).is_ok());
     assert!(removed.count() > 1, "there are files to remove");
+}
+
+fn labels_and_groups_on_the_first_login(server: &Server) {
+    let mut cluster = Cluster::start(server, &[("session_limit.max_wait", "0")]);
+    cluster.sql(&[
+        "CREATE ROLE outer_team",
+        "CREATE ROLE team IN ROLE outer_team",
+        "CREATE ROLE alice LOGIN IN ROLE team",
+        "CREATE ROLE bob LOGIN IN ROLE outer_team",
+        r#"SECURITY LABEL FOR session_limit ON ROLE outer_team IS '{"max": 2, "per": "group"}'"#,
+        r#"SECURITY LABEL FOR session_limit ON ROLE alice IS '{"max": 1}'"#,
+        r#"SECURITY LABEL FOR session_limit ON DATABASE postgres IS '{"max": 0, "per": "address"}'"#,
+    ]);
+    let message = |target: &Target| {
+        target
+            .login()
+            .err()
+            .map(|refusal| refusal.message().to_string())
+    };
+    let from = r#"too many connections for database "postgres" from address 127.0.0.1"#;
+    for with_init_files in [true, false] {
+        cluster.stop(Stop::Fast);
+        if !with_init_files {
+            remove_init_files(&cluster);
+        }
+        cluster.start_again();
+        assert_eq!(
+            message(&cluster.tcp_login_of("alice")).as_deref(),
+            Some(from)
+        );
+        let _alice = cluster.login_of("alice").login().expect("alice");
+        assert_eq!(
+            message(&cluster.login_of("alice")).as_deref(),
+            Some(r#"too many connections for role "alice""#)
+        );
+        let _bob = cluster.login_of("bob").login().expect("bob");
+        let team = r#"too many connections for members of role "outer_team""#;
+        assert_eq!(message(&cluster.login_of("bob")).as_deref(), Some(team));
+    }
+}
+
+/// As the server counts scans of its catalogs: nothing of labels when there is none, and nothing of
+/// memberships when no group has one.
+fn reads_no_more_than_it_must(server: &Server) {
+    let cluster = Cluster::start(server, &[]);
+    let mut superuser = cluster.superuser();
+    superuser.query("CREATE ROLE team");
+    superuser.query("CREATE ROLE alice LOGIN IN ROLE team");
+    let mut reads = |sql: &str| {
+        superuser.query(sql);
+        let before = scans(&cluster, &mut superuser);
+        let pid = cluster.login_of("alice").login().expect("alice").pid;
+        let left = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}");
+        wait_for("alice to leave", || {
+            (superuser.value(&left) == "0").then_some(())
+        });
+        let after = scans(&cluster, &mut superuser);
+        [after[0] > before[0], after[1] > before[1]]
+    };
+    assert_eq!(reads("SELECT"), [false, false]);
+    assert_eq!(
+        reads(r#"SECURITY LABEL FOR session_limit ON ROLE alice IS '{"max": 5}'"#),
+        [true, false]
+    );
+    assert_eq!(
+        reads(r#"SECURITY LABEL FOR session_limit ON ROLE postgres IS '{"max": 5}'"#),
+        [true, false]
+    );
+    assert_eq!(
+        reads(r#"SECURITY LABEL FOR session_limit ON ROLE team IS '{"max": 5, "per": "role"}'"#),
+        [true, true]
+    );
+}
+
+/// How often labels and memberships were looked through.
+fn scans(cluster: &Cluster, superuser: &mut Session) -> [u64; 2] {
+    // What this session itself has read is not to come later.
+    superuser.query("SELECT pg_stat_force_next_flush()");
+    let of = |catalog: &str| {
+        let sql = format!(
+            "SELECT seq_scan + coalesce(idx_scan, 0) FROM pg_stat_sys_tables WHERE relname = '{catalog}'"
+        );
+        cluster.superuser().value(&sql).parse().expect("a number")
+    };
+    [of("pg_shseclabel"), of("pg_auth_members")]
 }

@@ -6,6 +6,9 @@ use pg_test::server::{self, Server};
 
 type Test = (&'static str, fn(&Server));
 
+/// From one server to another, which may be the same.
+type Upgrade = (&'static str, fn(&Server, &Server));
+
 /// The tests of a module, by their functions' names.
 macro_rules! tests {
     ($($test:ident),* $(,)?) => {
@@ -18,10 +21,17 @@ mod chaos;
 mod churn;
 mod clients;
 mod cold;
+mod connection_limits;
 mod crash;
+mod editing;
+mod groups;
 mod hooks;
+mod kinds;
+mod labels;
+mod limits;
 mod refusal;
 mod replication;
+mod round_trips;
 mod settings;
 mod storm;
 mod views;
@@ -34,10 +44,17 @@ const MODULES: &[(&str, &[Test])] = &[
     ("churn", churn::TESTS),
     ("clients", clients::TESTS),
     ("cold", cold::TESTS),
+    ("connection_limits", connection_limits::TESTS),
     ("crash", crash::TESTS),
+    ("editing", editing::TESTS),
+    ("groups", groups::TESTS),
     ("hooks", hooks::TESTS),
+    ("kinds", kinds::TESTS),
+    ("labels", labels::TESTS),
+    ("limits", limits::TESTS),
     ("refusal", refusal::TESTS),
     ("replication", replication::TESTS),
+    ("round_trips", round_trips::TESTS),
     ("settings", settings::TESTS),
     ("storm", storm::TESTS),
     ("views", views::TESTS),
@@ -47,8 +64,9 @@ const MODULES: &[(&str, &[Test])] = &[
 
 fn main() {
     let arguments = Arguments::from_args();
+    let servers = server::servers();
     let mut trials = Vec::new();
-    for server in server::servers() {
+    for server in &servers {
         for (module, tests) in MODULES {
             for (name, test) in *tests {
                 let (name, server, test) = (
@@ -63,5 +81,25 @@ fn main() {
             }
         }
     }
+    trials.extend(upgrades(servers));
     libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// From the oldest server to the newest that can be upgraded to, which may be the same. A test is
+/// listed as `pg15_to_18::module::name`.
+fn upgrades(mut servers: Vec<Server>) -> Vec<Trial> {
+    servers.sort_by_key(|server| server.major);
+    let newest = servers.iter().rfind(|server| server.has_own_psql());
+    let (Some(old), Some(new)) = (servers.first(), newest) else {
+        return Vec::new();
+    };
+    let trial = |(name, test): &Upgrade| {
+        let name = format!("pg{}_to_{}::round_trips::{name}", old.major, new.major);
+        let (old, new, test) = (old.clone(), new.clone(), *test);
+        Trial::test(name, move || {
+            test(&old, &new);
+            Ok(())
+        })
+    };
+    round_trips::UPGRADES.iter().map(trial).collect()
 }
