@@ -4,6 +4,7 @@
 use pg_test::client::{Session, Target};
 use pg_test::cluster::Cluster;
 use pg_test::server::Server;
+use std::net::TcpListener;
 
 tests![
     of_a_role,
@@ -33,7 +34,12 @@ const SOCKET: &str = "";
 
 /// Alice and bob are in the team, which is part of the staff; carol is in neither.
 fn start(server: &Server) -> Cluster {
-    let cluster = Cluster::start(server, &[("session_limit.max_wait", "0")]);
+    // Not every machine has IPv6; the server listens where it can.
+    let settings = [
+        ("session_limit.max_wait", "0"),
+        ("listen_addresses", "127.0.0.1,::1"),
+    ];
+    let cluster = Cluster::start(server, &settings);
     cluster.sql(&[
         "CREATE EXTENSION session_limit",
         "CREATE ROLE staff",
@@ -373,6 +379,38 @@ fn networks_and_sockets(server: &Server) {
             ("alice", "app", SOCKET, None),
         ],
     );
+    if TcpListener::bind("[::1]:0").is_ok() {
+        let set = r#"{"limits": [{"max": 1, "network": "::/64"}, {"max": 3, "per": "address"}]}"#;
+        logins(
+            &cluster,
+            &[label("ROLE alice", set)],
+            &[
+                ("alice", "app", "::1", None),
+                (
+                    "alice",
+                    "app",
+                    "::1",
+                    Some(r#"for role "alice" from network ::/64"#),
+                ),
+                ("alice", "app", HERE, None),
+                ("bob", "app", "::1", None),
+            ],
+        );
+        logins(
+            &cluster,
+            &[label("DATABASE app", r#"{"max": 1, "per": "address"}"#)],
+            &[
+                ("alice", "app", "::1", None),
+                (
+                    "bob",
+                    "app",
+                    "::1",
+                    Some(r#"for database "app" from address ::1"#),
+                ),
+                ("bob", "app", HERE, None),
+            ],
+        );
+    }
     // Mapped into IPv6, the network is the same.
     logins(
         &cluster,
