@@ -58,28 +58,23 @@ impl Role {
 
     /// What the command that runs has made of a role; nobody else sees that yet.
     pub fn altered(oid: u32) -> Option<Role> {
-        let mut key = pg_sys::ScanKeyData::default();
+        let mut key = key(
+            pg_sys::Anum_pg_authid_oid,
+            pg_sys::F_OIDEQ,
+            pg_sys::Oid::from(oid).into(),
+        );
+        let index = (pg_sys::Oid::from(pg_sys::AuthIdOidIndexId), &mut key);
         let mut found = None;
-        // SAFETY: the key is of the index's only column, and the rows are of that catalog.
-        unsafe {
-            pg_sys::ScanKeyInit(
-                &mut key,
-                pg_sys::Anum_pg_authid_oid as i16,
-                pg_sys::BTEqualStrategyNumber as u16,
-                pg_sys::F_OIDEQ.into(),
-                pg_sys::Oid::from(oid).into(),
-            );
-            let itself = &raw mut pg_sys::SnapshotSelfData;
-            let index = pg_sys::Oid::from(pg_sys::AuthIdOidIndexId);
-            scan_as_of(
-                itself,
-                pg_sys::AuthIdRelationId,
-                Some((index, &mut key)),
-                |row| {
-                    found = Some(Role::from(form(row.tuple)));
-                },
-            );
-        }
+        let itself = &raw mut pg_sys::SnapshotSelfData;
+        // SAFETY: the rows are of that catalog.
+        scan_as_of(
+            itself,
+            pg_sys::AuthIdRelationId,
+            Some(index),
+            |row| unsafe {
+                found = Some(Role::from(form(row.tuple)));
+            },
+        );
         found
     }
 
@@ -193,23 +188,17 @@ fn below(grants: &[(u32, u32)], top: u32) -> Vec<u32> {
 
 impl Database {
     pub fn by_name(name: &CStr) -> Option<Database> {
-        let mut key = pg_sys::ScanKeyData::default();
+        let mut key = key(
+            pg_sys::Anum_pg_database_datname,
+            pg_sys::F_NAMEEQ,
+            name.as_ptr().into(),
+        );
+        let index = (pg_sys::Oid::from(pg_sys::DatabaseNameIndexId), &mut key);
         let mut found = None;
-        // SAFETY: the key is of the index's first column, and the name it points to outlives it.
-        // The rows are of that catalog.
-        unsafe {
-            pg_sys::ScanKeyInit(
-                &mut key,
-                pg_sys::Anum_pg_database_datname as i16,
-                pg_sys::BTEqualStrategyNumber as u16,
-                pg_sys::F_NAMEEQ.into(),
-                name.as_ptr().into(),
-            );
-            let index = pg_sys::Oid::from(pg_sys::DatabaseNameIndexId);
-            scan(pg_sys::DatabaseRelationId, Some((index, &mut key)), |row| {
-                found = Some(Database::from(form(row.tuple)));
-            });
-        }
+        // SAFETY: the rows are of that catalog.
+        scan(pg_sys::DatabaseRelationId, Some(index), |row| unsafe {
+            found = Some(Database::from(form(row.tuple)));
+        });
         found
     }
 
@@ -265,22 +254,58 @@ fn name(name: &pg_sys::NameData) -> Vec<u8> {
 pub fn labels() -> Vec<(Object, LabelText)> {
     let mut labels = Vec::new();
     scan(SHARED_SEC_LABEL_RELATION, None, |row| {
-        // SAFETY: that catalog has these four columns, none of them null.
-        let [object, class, provider, text] = unsafe { row.columns() };
-        // SAFETY: and the last two are texts.
-        if unsafe { plain(provider) } != Some(PROVIDER.to_bytes()) {
-            return;
-        }
-        let oid = object.value() as u32;
-        let object = match pg_sys::Oid::from(class.value() as u32) {
-            pg_sys::AuthIdRelationId => Object::Role(oid),
-            pg_sys::DatabaseRelationId => Object::Database(oid),
-            _ => return,
-        };
-        // SAFETY: as above.
-        labels.push((object, unsafe { plain(text) }.map(Vec::from)));
+        labels.extend(label(row))
     });
     labels
+}
+
+/// The label of one object.
+pub fn label_of(object: Object) -> Option<LabelText> {
+    let (Object::Role(oid) | Object::Database(oid)) = object;
+    let mut key = key(
+        ANUM_SHSECLABEL_OBJOID,
+        pg_sys::F_OIDEQ,
+        pg_sys::Oid::from(oid).into(),
+    );
+    let mut found = None;
+    let index = (SHARED_SEC_LABEL_OBJECT_INDEX, &mut key);
+    scan(SHARED_SEC_LABEL_RELATION, Some(index), |row| {
+        found = found
+            .take()
+            .or(label(row).filter(|(labelled, _)| *labelled == object));
+    });
+    found.map(|(_, text)| text)
+}
+
+/// How many pages all labels take, those of other providers among them.
+pub fn pages_of_labels() -> u32 {
+    let lock = pg_sys::AccessShareLock as i32;
+    // SAFETY: in a transaction.
+    unsafe {
+        let relation = pg_sys::table_open(SHARED_SEC_LABEL_RELATION, lock);
+        let pages = pages(relation);
+        pg_sys::table_close(relation, lock);
+        pages
+    }
+}
+
+/// A row of `pg_shseclabel`, if it is of this extension.
+fn label(row: Row) -> Option<(Object, LabelText)> {
+    // SAFETY: that catalog has these four columns, none of them null, and the last two are texts.
+    let (object, class, provider, text) = unsafe {
+        let [object, class, provider, text] = row.columns();
+        (object, class, plain(provider), plain(text))
+    };
+    if provider != Some(PROVIDER.to_bytes()) {
+        return None;
+    }
+    let oid = object.value() as u32;
+    let object = match pg_sys::Oid::from(class.value() as u32) {
+        pg_sys::AuthIdRelationId => Object::Role(oid),
+        pg_sys::DatabaseRelationId => Object::Database(oid),
+        _ => return None,
+    };
+    Some((object, text.map(Vec::from)))
 }
 
 /// The name under which labels are given.
@@ -294,6 +319,9 @@ const AUTH_MEM_RELATION: pg_sys::Oid = pg_sys::Oid::from_u32(1261);
 
 /// `src/include/catalog/pg_shseclabel.h`
 const SHARED_SEC_LABEL_RELATION: pg_sys::Oid = pg_sys::Oid::from_u32(3592);
+
+const SHARED_SEC_LABEL_OBJECT_INDEX: pg_sys::Oid = pg_sys::Oid::from_u32(3593);
+const ANUM_SHSECLABEL_OBJOID: u32 = 1;
 
 /// A row that a scan has found, good until the next one.
 struct Row {
@@ -329,6 +357,24 @@ unsafe fn plain<'a>(text: pg_sys::Datum) -> Option<&'a [u8]> {
     }
 }
 
+/// For an index whose first column this is. What the value points to must outlive the scan.
+fn key(column: u32, equals: u32, value: pg_sys::Datum) -> pg_sys::ScanKeyData {
+    let mut key = pg_sys::ScanKeyData::default();
+    let equal = pg_sys::BTEqualStrategyNumber as u16;
+    // SAFETY: fills in the key.
+    unsafe { pg_sys::ScanKeyInit(&mut key, column as i16, equal, equals.into(), value) };
+    key
+}
+
+/// How many there are in the relation's file.
+///
+/// # Safety
+/// The relation is open.
+unsafe fn pages(relation: pg_sys::Relation) -> u32 {
+    // SAFETY: as the caller says.
+    unsafe { pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM) }
+}
+
 /// Visits the rows of a shared catalog as they are now.
 fn scan(catalog: pg_sys::Oid, by: Option<Index>, visit: impl FnMut(Row)) {
     scan_as_of(std::ptr::null_mut(), catalog, by, visit);
@@ -349,7 +395,7 @@ fn scan_as_of(
     unsafe {
         let lock = pg_sys::AccessShareLock as i32;
         let relation = pg_sys::table_open(catalog, lock);
-        if pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM) > 0 {
+        if pages(relation) > 0 {
             let (index, keys, key) = match by {
                 Some((index, key)) => (index, 1, &raw mut *key),
                 None => (pg_sys::InvalidOid, 0, std::ptr::null_mut()),

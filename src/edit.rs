@@ -50,11 +50,11 @@ fn edited_label(
         }
         (None, None) => error::nothing_to_label(),
     };
-    let labels = Labels::read();
-    let old = labels.text(object).unwrap_or(Ok(b"{}"));
+    let old = Labels::Sought.text(object);
+    let old = old.unwrap_or_else(|| Ok(b"{}".to_vec()));
     let edited = old
         .map_err(Wrong::Label)
-        .and_then(|old| edited(old, carrier, limit, keep));
+        .and_then(|old| edited(&old, carrier, limit, keep));
     match edited {
         Ok(label) => label,
         Err(Wrong::Label(why)) => error::label_is_invalid(object, &why),

@@ -116,7 +116,7 @@ fn limits(role: &Role, database: &Database, address: Option<IpAddr>) -> Vec<Limi
     {
         return Vec::new();
     }
-    let (facts, troubles) = Labels::read().facts(role, Some(database), address, &defaults);
+    let (facts, troubles) = Labels::for_login().facts(role, Some(database), address, &defaults);
     let Applicable { exempt, limits } = applicable(&facts);
     if exempt {
         return Vec::new();

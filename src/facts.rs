@@ -9,8 +9,13 @@ use crate::sessions::{Members, UnknownGroup};
 use std::fmt;
 use std::net::IpAddr;
 
-/// The labels as they were at one moment.
-pub struct Labels(Vec<(Object, LabelText)>);
+/// The labels.
+pub enum Labels {
+    /// All of them, as they were at one moment.
+    All(Vec<(Object, LabelText)>),
+    /// Each is looked up when it is asked for.
+    Sought,
+}
 
 /// Something about a label that the hook met.
 pub enum Trouble {
@@ -40,9 +45,20 @@ impl fmt::Display for Trouble {
 /// Finding out whether any of these few roles is a group is cheaper than finding someone's groups.
 const FEW: usize = 8;
 
+/// Reading all labels is cheaper than seeking some while they are on so few pages.
+const FEW_PAGES: u32 = 2;
+
 impl Labels {
     pub fn read() -> Labels {
-        Labels(catalog::labels())
+        Labels::All(catalog::labels())
+    }
+
+    /// For one login: the cheaper way.
+    pub fn for_login() -> Labels {
+        match catalog::pages_of_labels() {
+            0..=FEW_PAGES => Labels::read(),
+            _ => Labels::Sought,
+        }
     }
 
     /// What decides about such a login, and what is wrong with the labels that it met.
@@ -78,7 +94,7 @@ impl Labels {
 
     /// What carries this label says; nothing if it carries none, or one that is wrong.
     pub fn label(&self, object: Object, troubles: &mut Vec<Trouble>) -> Label {
-        match self.text(object).map(|text| Label::read(text?)) {
+        match self.text(object).map(|text| Label::read(&text?)) {
             None => Label::default(),
             Some(Ok(label)) => {
                 if !label.unknown.is_empty() {
@@ -94,25 +110,34 @@ impl Labels {
     }
 
     /// The label as it was set, or why it cannot be read.
-    pub fn text(&self, object: Object) -> Option<Result<&[u8], String>> {
-        let label = self.0.iter().find(|(labelled, _)| *labelled == object);
+    pub fn text(&self, object: Object) -> Option<Result<Vec<u8>, String>> {
+        let text = match self {
+            Labels::Sought => catalog::label_of(object),
+            Labels::All(labels) => {
+                let mut labels = labels.iter();
+                let label = labels.find(|(labelled, _)| *labelled == object);
+                label.map(|(_, text)| text.clone())
+            }
+        };
         let too_long = || "it is too long to be read at login".to_string();
-        label.map(|(_, text)| text.as_deref().ok_or_else(too_long))
+        text.map(|text| text.ok_or_else(too_long))
     }
 
     /// The groups with a label that the role is a member of.
     fn labelled_groups(&self, role: &Role) -> Vec<u32> {
-        let other = |(object, _): &(Object, LabelText)| match object {
-            Object::Role(oid) if *oid != role.oid => Some(*oid),
-            Object::Role(_) | Object::Database(_) => None,
-        };
-        let others: Vec<u32> = self.0.iter().filter_map(other).collect();
         let is_group = |oid: &u32| Role::by_oid(*oid).is_some_and(|role| !role.can_login);
-        if others.is_empty() || (others.len() <= FEW && !others.iter().any(is_group)) {
-            return Vec::new();
+        if let Labels::All(labels) = self {
+            let other = |(object, _): &(Object, LabelText)| match object {
+                Object::Role(oid) if *oid != role.oid => Some(*oid),
+                Object::Role(_) | Object::Database(_) => None,
+            };
+            let others: Vec<u32> = labels.iter().filter_map(other).collect();
+            if others.len() <= FEW && !others.iter().any(is_group) {
+                return Vec::new();
+            }
         }
         let mut groups = role.groups();
-        groups.retain(|group| others.contains(group) && is_group(group));
+        groups.retain(|group| self.text(Object::Role(*group)).is_some() && is_group(group));
         groups
     }
 }

@@ -64,19 +64,21 @@ fn check_altered(oid: u32) {
         let lock = pg_sys::ShareUpdateExclusiveLock;
         pg_sys::LockSharedObject(pg_sys::AuthIdRelationId, oid.into(), 0, lock as _);
     }
-    let labels = Labels::read();
-    let Some(text) = labels.text(Object::Role(oid)) else {
+    let Some(text) = Labels::Sought.text(Object::Role(oid)) else {
         return;
     };
     let is_about_members = || {
-        text.clone()
-            .and_then(Label::read)
-            .is_ok_and(|label| label.is_about_members())
+        let label = text.as_deref().map(Label::read);
+        label.is_ok_and(|label| label.is_ok_and(|label| label.is_about_members()))
     };
     if !is_superuser() && (after.can_login || is_about_members()) {
         error::only_superusers_turn_labels();
     }
-    let fits = text.and_then(|text| Label::check(text, Carrier::of_role(after.can_login)));
+    let carrier = Carrier::of_role(after.can_login);
+    let fits = text
+        .as_deref()
+        .map_err(String::clone)
+        .and_then(|text| Label::check(text, carrier));
     if let Err(why) = fits {
         error::label_fits_no_more(&why);
     }

@@ -215,7 +215,7 @@ fn limits(
     settings: &Settings,
 ) -> (Applicable, Vec<Trouble>) {
     let defaults = settings::defaults();
-    let (facts, troubles) = Labels::read().facts(role, database, client.address, &defaults);
+    let (facts, troubles) = Labels::for_login().facts(role, database, client.address, &defaults);
     let applicable = applicable(&facts);
     if settings.enforcement == Enforcement::On && !applicable.exempt {
         for trouble in &troubles {

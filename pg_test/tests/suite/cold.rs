@@ -80,7 +80,11 @@ fn labels_and_groups_on_the_first_login(server: &Server) {
             .map(|refusal| refusal.message().to_string())
     };
     let from = r#"too many connections for database "postgres" from address 127.0.0.1"#;
-    for with_init_files in [true, false] {
+    for (with_init_files, many) in [(true, false), (false, false), (true, true), (false, true)] {
+        if many {
+            // So many that each label is looked up.
+            cluster.sql(&[MANY_LABELS]);
+        }
         cluster.stop(Stop::Fast);
         if !with_init_files {
             remove_init_files(&cluster);
@@ -100,6 +104,19 @@ fn labels_and_groups_on_the_first_login(server: &Server) {
         assert_eq!(message(&cluster.login_of("bob")).as_deref(), Some(team));
     }
 }
+
+const MANY_LABELS: &str = r#"DO $$
+    DECLARE
+        name text;
+    BEGIN
+        FOR i IN 1..400 LOOP
+            EXECUTE format('CREATE ROLE %I LOGIN', 'r' || gen_random_uuid());
+        END LOOP;
+        FOR name IN SELECT rolname FROM pg_roles WHERE rolname LIKE 'r%-%' LOOP
+            EXECUTE format('SECURITY LABEL FOR session_limit ON ROLE %I IS %L', name, '{"max": 1, "per": "address"}');
+        END LOOP;
+        ASSERT pg_relation_size('pg_shseclabel') > 3 * 8192;
+    END $$"#;
 
 /// As the server counts scans of its catalogs: nothing of labels when there is none, and nothing of
 /// memberships when no group has one.
