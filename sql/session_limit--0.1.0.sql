@@ -63,12 +63,13 @@ CREATE FUNCTION session_limit.explain_login(
     OUT subject text,
     OUT in_use bigint,
     OUT max bigint,
-    OUT fits boolean
+    OUT fits boolean,
+    OUT enforcement text
 ) RETURNS SETOF record
 LANGUAGE C VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'explain_login_wrapper';
 COMMENT ON FUNCTION session_limit.explain_login(name, name, inet) IS
-    'each limit that such a login would have to meet now, and whether it does; without an address: over a Unix-domain socket';
+    'each limit that such a login would have to meet now, whether it does, and whether that is enforced (on) or logged (log); without an address: over a Unix-domain socket';
 
 CREATE FUNCTION session_limit.edited_label(role name, database name, a_limit text, keep boolean) RETURNS text
 LANGUAGE C VOLATILE PARALLEL UNSAFE

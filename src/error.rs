@@ -199,26 +199,30 @@ pub fn only_superusers_label_groups() -> ! {
     )
 }
 
-pub fn only_superusers_turn_labels() -> ! {
+pub fn only_superusers_turn_labels(can_login: bool) -> ! {
+    let hint = match can_login {
+        true => "Ask a superuser.",
+        false => "Remove the label first, or ask a superuser.",
+    };
     raise(
         ErrorReport::new(
             PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-            "must be superuser to change LOGIN of a role with a session_limit label",
+            "must be superuser to change LOGIN of a role with such a session_limit label",
             "",
         )
         .set_detail("Without LOGIN the label is about the role's members.")
-        .set_hint("Remove the label first, or ask a superuser."),
+        .set_hint(hint),
     )
 }
 
 /// A role gets, or loses, LOGIN, and keeps a label that it could not be given now.
-pub fn label_fits_no_more(why: &str) {
+pub fn label_fits_no_more(why: &str, can_login: bool) {
     let code = PgSqlErrorCode::ERRCODE_WARNING;
-    let message =
-        "the role's session_limit label does not fit a role with, or without, LOGIN any more";
+    let with = if can_login { "with" } else { "without" };
+    let message = format!("the role's session_limit label does not fit a role {with} LOGIN");
     ErrorReport::new(code, message, "")
         .set_detail(sentence(why))
-        .set_hint("Such a limit has no effect, and a dump with this label cannot be restored. Set the label anew, or remove it.")
+        .set_hint("Until the role is altered back, such a limit has no effect, and a dump would be restored without this label.")
         .report(PgLogLevel::WARNING);
 }
 
@@ -497,6 +501,7 @@ fn what_is_in_the_way(excess: &Excess, waited: Option<Duration>) -> CString {
     if *own > 0 {
         let by = match limit.scope.who {
             Who::Role(_) => String::new(),
+            _ if own == in_use => ", all by this role".to_string(),
             Who::Anyone | Who::MembersOf(_) => format!(", {own} of them by this role"),
         };
         let list: Vec<String> = shown.iter().flatten().map(describe).collect();

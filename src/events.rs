@@ -17,6 +17,8 @@ struct WouldRefuse<'a> {
     client_addr: Option<IpAddr>,
     pid: u32,
     source: &'a str,
+    per: &'static str,
+    subject: Option<&'a str>,
     in_use: u32,
     max: u32,
 }
@@ -24,6 +26,8 @@ struct WouldRefuse<'a> {
 /// A login that is admitted only because nothing is enforced.
 pub fn would_refuse(client: &Client, excess: &Excess) {
     let source = excess.limit.source.words(&catalog::name_of);
+    let subject = excess.limit.subject(&catalog::name_of);
+    let subject = subject.as_deref().map(String::from_utf8_lossy);
     log(&WouldRefuse {
         event: "would_refuse",
         role: text(client.role),
@@ -31,6 +35,8 @@ pub fn would_refuse(client: &Client, excess: &Excess) {
         client_addr: client.address,
         pid: std::process::id(),
         source: &String::from_utf8_lossy(&source),
+        per: excess.limit.per.word(),
+        subject: subject.as_deref(),
         in_use: excess.in_use,
         max: excess.limit.max,
     });

@@ -36,6 +36,7 @@ fn explain_login(
         name!(in_use, i64),
         name!(max, i64),
         name!(fits, bool),
+        name!(enforcement, &'static str),
     ),
 > {
     shmem::require();
@@ -64,6 +65,7 @@ fn explain_login(
                 i64::from(standing.in_use),
                 i64::from(limit.max),
                 standing.fits,
+                if limit.enforced { "on" } else { "log" },
             )
         });
     TableIterator::new(rows.collect::<Vec<_>>())

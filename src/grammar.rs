@@ -11,6 +11,9 @@ use std::time::Duration;
 /// A longer label might be toasted, and then no login could read it.
 pub const MAX_LABEL_BYTES: usize = 1000;
 
+/// What a name is shorter than, in bytes.
+const NAMEDATALEN: usize = 64;
+
 /// The largest `max_connections`.
 pub const MAX_SESSIONS: i32 = 262_143;
 
@@ -30,6 +33,7 @@ pub struct Label {
 
 /// One of a label's limits.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(expecting = "a limit: {\"max\": ...}")]
 pub struct LabelLimit {
     /// -1: no limit.
     #[serde(deserialize_with = "max")]
@@ -71,6 +75,7 @@ pub enum Carrier {
 /// The label as it is written: `max` beside the fields of a limit is short for `limits` with this
 /// one.
 #[derive(Deserialize)]
+#[serde(expecting = "a label: {\"limits\": [...]}")]
 struct Written {
     limits: Option<Vec<LabelLimit>>,
     #[serde(default, deserialize_with = "optional_max")]
@@ -109,7 +114,7 @@ impl Label {
             return Err(format!("unknown field \"{field}\""));
         }
         if label.exempt && matches!(carrier, Carrier::Database | Carrier::Cluster) {
-            return Err(format!("field \"exempt\": not for a {}", carrier.word()));
+            return Err(format!("field \"exempt\": not for {}", carrier.words()));
         }
         for (index, limit) in label.limits.iter().enumerate() {
             let path = if is_list {
@@ -165,27 +170,25 @@ impl LabelLimit {
             None => {
                 return Err((
                     "per",
-                    format!("must be given for a {}: one of {choices}", carrier.word()),
+                    format!("must be given for {}: one of {choices}", carrier.words()),
                 ));
             }
             Some(per) if !carrier.pers().contains(&per) => {
                 return Err((
                     "per",
                     format!(
-                        "\"{}\" is none of {choices}, which a {} has",
+                        "\"{}\" is none of {choices}, which {} has",
                         per.word(),
-                        carrier.word()
+                        carrier.words()
                     ),
                 ));
             }
             Some(_) => {}
         }
-        if self
-            .database
-            .as_ref()
-            .is_some_and(|name| name.contains('\0'))
-        {
-            return Err(("database", "a name has no zero byte".to_string()));
+        let is_name =
+            |name: &String| (1..NAMEDATALEN).contains(&name.len()) && !name.contains('\0');
+        if !self.database.as_ref().is_none_or(is_name) {
+            return Err(("database", "not the name of a database".to_string()));
         }
         if carrier == Carrier::Database && self.database.is_some() {
             return Err((
@@ -242,12 +245,12 @@ impl Carrier {
         }
     }
 
-    fn word(self) -> &'static str {
+    fn words(self) -> &'static str {
         match self {
-            Carrier::Role => "role",
-            Carrier::Group => "group",
-            Carrier::Database => "database",
-            Carrier::Cluster => "cluster",
+            Carrier::Role => "a role",
+            Carrier::Group => "a group",
+            Carrier::Database => "a database",
+            Carrier::Cluster => "the cluster",
         }
     }
 }
@@ -311,13 +314,30 @@ impl Written {
 }
 
 fn max<'de, D: Deserializer<'de>>(value: D) -> Result<i32, D::Error> {
-    let max = i64::deserialize(value)?;
-    match i32::try_from(max) {
-        Ok(max) if (-1..=MAX_SESSIONS).contains(&max) => Ok(max),
-        _ => Err(de::Error::custom(format!(
-            "{max} is not from -1 to {MAX_SESSIONS}"
-        ))),
+    struct Max;
+
+    impl Visitor<'_> for Max {
+        type Value = i32;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "an integer from -1 to {MAX_SESSIONS}")
+        }
+
+        fn visit_i64<E: de::Error>(self, max: i64) -> Result<i32, E> {
+            let max_or_none = i32::try_from(max).ok();
+            let allowed = max_or_none.filter(|max| (-1..=MAX_SESSIONS).contains(max));
+            allowed.ok_or_else(|| E::invalid_value(de::Unexpected::Signed(max), &self))
+        }
+
+        fn visit_u64<E: de::Error>(self, max: u64) -> Result<i32, E> {
+            let refused = |_| E::invalid_value(de::Unexpected::Unsigned(max), &self);
+            i64::try_from(max)
+                .map_err(refused)
+                .and_then(|max| Max.visit_i64(max))
+        }
     }
+
+    value.deserialize_any(Max)
 }
 
 fn optional_max<'de, D: Deserializer<'de>>(value: D) -> Result<Option<i32>, D::Error> {
@@ -450,7 +470,7 @@ mod tests {
         );
         let table = [
             (role, "", "EOF"),
-            (role, "[]", "expected struct"),
+            (role, "[]", "expected a label"),
             (role, "{} x", "trailing characters"),
             (role, r#"{"max": 1"#, "EOF while parsing an object"),
             (
@@ -482,9 +502,13 @@ mod tests {
             (
                 role,
                 r#"{"max": -2}"#,
-                r#"field "max": -2 is not from -1 to 262143"#,
+                r#"field "max": invalid value: integer `-2`, expected an integer from -1 to 262143"#,
             ),
-            (role, r#"{"max": 262144}"#, r#"field "max": 262144 is not"#),
+            (
+                role,
+                r#"{"max": 262144}"#,
+                r#"field "max": invalid value: integer `262144`"#,
+            ),
             (role, r#"{"max": 1, "max": 2}"#, "duplicate field `max`"),
             (
                 role,
@@ -584,8 +608,13 @@ mod tests {
             ),
             (
                 role,
+                r#"{"max": 1, "database": ""}"#,
+                r#"field "database": not the name"#,
+            ),
+            (
+                role,
                 r#"{"max": 1, "database": "a\u0000b"}"#,
-                r#"field "database": a name has no zero byte"#,
+                r#"field "database": not the name of a database"#,
             ),
             (
                 group,
@@ -615,12 +644,12 @@ mod tests {
             (
                 cluster,
                 r#"{"max": 1}"#,
-                r#"field "per": must be given for a cluster"#,
+                r#"field "per": must be given for the cluster"#,
             ),
             (
                 cluster,
                 r#"{"exempt": true}"#,
-                r#"field "exempt": not for a cluster"#,
+                r#"field "exempt": not for the cluster"#,
             ),
         ];
         for (carrier, json, named) in table {

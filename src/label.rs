@@ -71,8 +71,8 @@ fn check_altered(oid: u32) {
         let label = text.as_deref().map(Label::read);
         label.is_ok_and(|label| label.is_ok_and(|label| label.is_about_members()))
     };
-    if !is_superuser() && (after.can_login || is_about_members()) {
-        error::only_superusers_turn_labels();
+    if !is_superuser() && is_about_members() {
+        error::only_superusers_turn_labels(after.can_login);
     }
     let carrier = Carrier::of_role(after.can_login);
     let fits = text
@@ -80,7 +80,7 @@ fn check_altered(oid: u32) {
         .map_err(String::clone)
         .and_then(|text| Label::check(text, carrier));
     if let Err(why) = fits {
-        error::label_fits_no_more(&why);
+        error::label_fits_no_more(&why, after.can_login);
     }
 }
 

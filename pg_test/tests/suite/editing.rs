@@ -339,7 +339,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     (
         "set_limit(-2, role => 'alice')",
         "22023",
-        r#"max": -2 is not"#,
+        r#"max": invalid value: integer `-2`"#,
     ),
     (
         "set_limit(1, role => 'alice', on_excess => 'replace')",

@@ -154,18 +154,18 @@ fn explained_with_names_and_numbers(server: &Server) {
         lines(superuser.query(&sql))
     };
     let of_alice = [
-        "CONNECTION LIMIT of database app|database|app|0|90|t",
-        "CONNECTION LIMIT of role alice|role|alice|2|7|t",
-        "label on database app|role|alice in app|0|4|t",
-        "label on role alice|role|alice in app|0|2|t",
-        "label on role team|group|team|2|5|t",
-        "session_limit.cluster_limits|cluster||3|50|t",
+        "CONNECTION LIMIT of database app|database|app|0|90|t|on",
+        "CONNECTION LIMIT of role alice|role|alice|2|7|t|on",
+        "label on database app|role|alice in app|0|4|t|on",
+        "label on role alice|role|alice in app|0|2|t|on",
+        "label on role team|group|team|2|5|t|on",
+        "session_limit.cluster_limits|cluster||3|50|t|on",
     ];
     assert_eq!(explain(&mut superuser, "'alice', 'app'"), of_alice);
     let from = explain(&mut superuser, "'alice', 'app', '127.0.0.2'");
     assert_eq!(
         from[4],
-        "label on role team|address|alice from 127.0.0.2|2|3|t"
+        "label on role team|address|alice from 127.0.0.2|2|3|t|log"
     );
     assert_eq!(
         explain(
@@ -177,7 +177,7 @@ fn explained_with_names_and_numbers(server: &Server) {
     superuser.query("ALTER ROLE alice CONNECTION LIMIT 2");
     assert_eq!(
         explain(&mut superuser, "'alice'")[0],
-        "CONNECTION LIMIT of role alice|role|alice|2|2|f"
+        "CONNECTION LIMIT of role alice|role|alice|2|2|f|on"
     );
     // Nothing applies to the exempt, nor where nothing is decided.
     assert_eq!(explain(&mut superuser, "'postgres'"), [""; 0]);

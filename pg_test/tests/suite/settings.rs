@@ -34,7 +34,7 @@ fn enforcement(server: &Server) {
     let event: Value = serde_json::from_str(events[0]).expect("JSON");
     let expected = serde_json::json!({
         "event": "would_refuse", "role": "alice", "database": "postgres", "client_addr": "127.0.0.1",
-        "pid": second.pid, "source": "session_limit.max_sessions_per_role", "in_use": 1, "max": 1,
+        "pid": second.pid, "source": "session_limit.max_sessions_per_role", "per": "role", "subject": "alice", "in_use": 1, "max": 1,
     });
     assert_eq!(event, expected);
 
