@@ -62,12 +62,21 @@ fn who_is_a_member(server: &Server) {
         "CREATE ROLE inner_circle IN ROLE team",
         "CREATE ROLE carol LOGIN IN ROLE inner_circle",
         "GRANT carol TO alice",
-        r#"SECURITY LABEL FOR session_limit ON ROLE carol IS '{"max": 5}'"#,
     ] {
         superuser.query(sql);
     }
-    assert!(is_member(&cluster, "alice"));
-    assert!(!is_member(&cluster, "carol"), "she has a limit of her own");
+    assert!(is_member(&cluster, "alice") && is_member(&cluster, "carol"));
+    superuser
+        .query(r#"SECURITY LABEL FOR session_limit ON ROLE team IS '{"max": 99, "per": "group"}'"#);
+    superuser
+        .query(r#"SECURITY LABEL FOR session_limit ON ROLE carol IS '{"max": 0, "per": "role"}'"#);
+    assert!(!is_member(&cluster, "alice") && is_member(&cluster, "carol"));
+    superuser.query(r#"SECURITY LABEL FOR session_limit ON ROLE carol IS '{"max": -1}'"#);
+    superuser.query(NONE_OF_THE_TEAM);
+    assert!(
+        !is_member(&cluster, "carol"),
+        "she has no limit, by her own label"
+    );
     // Superusers are members of nothing by nature, but by grants like others.
     superuser.query("CREATE ROLE root LOGIN SUPERUSER");
     cluster.set(&[("session_limit.exempt_superusers", "local")]);
