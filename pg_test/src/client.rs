@@ -1,11 +1,12 @@
 //! A client of the server's protocol that shows every field of an error, and sends its startup
 //! packet when told to.
 
-use crate::PATIENCE;
+use crate::{PATIENCE, wait_for};
 use bytes::{Buf, BytesMut};
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::{backend, frontend};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::{Pid, test_kill_process};
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
@@ -279,6 +280,15 @@ impl Session {
     /// Whether the server has not ended the session.
     pub fn is_alive(&mut self) -> bool {
         self.try_query("SELECT 1").is_ok()
+    }
+
+    /// Says goodbye, and returns when the backend is no more.
+    pub fn end(self) {
+        let pid = Pid::from_raw(self.pid).expect("a backend's process ID");
+        self.close();
+        wait_for("a backend to exit", || {
+            test_kill_process(pid).is_err().then_some(())
+        });
     }
 
     /// Says goodbye, and returns at once: the backend is still leaving.

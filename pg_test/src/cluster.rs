@@ -270,12 +270,14 @@ impl Cluster {
             .unwrap_or_else(|refusal| panic!("superuser: {refusal:?}\n{}", self.log()))
     }
 
-    /// Runs SQL as the superuser, each statement in its own transaction.
+    /// Runs SQL as the superuser, each statement in its own transaction. Like every helper here that
+    /// needs a session, it leaves none behind, not even one that is leaving.
     pub fn sql(&self, statements: &[&str]) {
         let mut session = self.superuser();
         for statement in statements {
             session.query(statement);
         }
+        session.end();
     }
 
     /// Changes settings and returns when new sessions have them.
@@ -284,12 +286,18 @@ impl Cluster {
         for (name, value) in settings {
             session.query(&format!("ALTER SYSTEM SET {name} = '{value}'"));
         }
+        session.end();
         self.reload();
     }
 
     /// Reloads the configuration and returns when new sessions have it.
     pub fn reload(&self) {
-        let loaded = || self.superuser().value("SELECT pg_conf_load_time()");
+        let loaded = || {
+            let mut session = self.superuser();
+            let time = session.value("SELECT pg_conf_load_time()");
+            session.end();
+            time
+        };
         let before = loaded();
         self.signal(Signal::HUP);
         wait_for("the reload", || (loaded() != before).then_some(()));
@@ -343,6 +351,7 @@ impl Cluster {
         wait_for("sessions to end", || {
             (session.value(&sql) == "0").then_some(())
         });
+        session.end();
     }
 }
 
