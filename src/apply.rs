@@ -336,6 +336,16 @@ mod tests {
         Label::check(json.as_bytes(), carrier).expect(json)
     }
 
+    fn defaults() -> Defaults {
+        Defaults {
+            cluster_limits: Label::default(),
+            max_sessions_per_role: -1,
+            on_excess: OnExcess::Refuse,
+            max_wait: Duration::from_millis(100),
+            dry_run: false,
+        }
+    }
+
     /// A case: what is set, as lines of `where json`, and who logs in.
     fn said(set: &[(&str, &str)], database: &str, address: &str) -> Vec<String> {
         let of = |place: &str, carrier| {
@@ -349,9 +359,7 @@ mod tests {
         let defaults = Defaults {
             cluster_limits: of("cluster", Carrier::Cluster),
             max_sessions_per_role: number("default"),
-            on_excess: OnExcess::Refuse,
-            max_wait: Duration::from_millis(100),
-            dry_run: false,
+            ..defaults()
         };
         let facts = Facts {
             role: ALICE,
@@ -675,13 +683,7 @@ mod tests {
             ["alice: 1 by label on role alice"]
         );
         // What was a role's label is a group's: a limit without "per" covers nothing.
-        let defaults = Defaults {
-            cluster_limits: Label::default(),
-            max_sessions_per_role: -1,
-            on_excess: OnExcess::Refuse,
-            max_wait: Duration::ZERO,
-            dry_run: false,
-        };
+        let defaults = defaults();
         let mut facts = Facts {
             role: ALICE,
             connection_limit: -1,
@@ -726,13 +728,7 @@ mod tests {
                     .find(|(other, _)| *other == place)
                     .map_or(Label::default(), |(_, json)| label(carrier, json))
             };
-            let defaults = Defaults {
-                cluster_limits: Label::default(),
-                max_sessions_per_role: -1,
-                on_excess: OnExcess::Refuse,
-                max_wait: Duration::from_millis(100),
-                dry_run: false,
-            };
+            let defaults = defaults();
             let facts = Facts {
                 role: ALICE,
                 connection_limit: 5,

@@ -9,10 +9,10 @@
 use crate::apply::{Applicable, Defaults, applicable};
 use crate::catalog::{Database, Role, name_of};
 use crate::decide::{self, Attempt, Rules, Standing};
-use crate::facts::{self, Labels, Trouble};
+use crate::facts::{self, Labels};
 use crate::limit::{Limit, Scope, Who};
 use crate::sessions::Session;
-use crate::settings::{self, Enforcement};
+use crate::settings;
 use crate::views::{Text, Viewer};
 use crate::{error, shmem};
 use pgrx::Inet;
@@ -81,7 +81,12 @@ fn host(inet: Inet) -> IpAddr {
 
 fn standings(role: &Role, database: &Database, address: Option<IpAddr>) -> Vec<Standing> {
     let settings = settings::current();
-    let limits = limits(role, database, address);
+    let (applicable, troubles) = facts::ask(role, Some(database), address, false, &settings);
+    if let Some((object, why)) = facts::invalid_label(&applicable, &troubles, &settings) {
+        error::label_is_invalid(object, why);
+    }
+    troubles.iter().for_each(error::warn_of);
+    let limits = applicable.limits;
     let session = Session {
         role: role.oid,
         database: database.oid,
@@ -109,29 +114,6 @@ fn standings(role: &Role, database: &Database, address: Option<IpAddr>) -> Vec<S
         };
         decide::explain(&copy.table(), &login)
     })
-}
-
-/// None for the exempt, and where nothing is decided.
-fn limits(role: &Role, database: &Database, address: Option<IpAddr>) -> Vec<Limit> {
-    let (settings, defaults) = (settings::current(), settings::defaults());
-    if settings.enforcement == Enforcement::Off || settings.exempts(role.superuser, address, false)
-    {
-        return Vec::new();
-    }
-    let (facts, troubles) = Labels::for_login().facts(role, Some(database), address, &defaults);
-    let Applicable { exempt, limits } = applicable(&facts);
-    if exempt {
-        return Vec::new();
-    }
-    for trouble in &troubles {
-        match trouble {
-            Trouble::Invalid(object, why) if settings.enforcement == Enforcement::On => {
-                error::label_is_invalid(*object, why);
-            }
-            trouble => error::warn_of(trouble),
-        }
-    }
-    limits
 }
 
 /// One row a role that may log in and that the caller may see. No limit: -1.

@@ -1,11 +1,12 @@
 //! What decides which limits apply to a login, read from the catalogs: for the hook, and for the
 //! views, which ask the same of logins that are not made.
 
-use crate::apply::{Defaults, Facts, InDatabase};
+use crate::apply::{self, Applicable, Defaults, Facts, InDatabase};
 use crate::catalog::{self, Database, LabelText, Role};
 use crate::grammar::Label;
 use crate::limit::{Limit, Object, Source, Who};
 use crate::sessions::{Members, UnknownGroup};
+use crate::settings::{self, Enforcement, Settings};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -44,6 +45,47 @@ impl fmt::Display for Trouble {
 
 /// Finding out whether any of these few roles is a group is cheaper than finding someone's groups.
 const FEW: usize = 8;
+
+/// What a login would have to meet now, nothing if it is exempt, and what is wrong with the labels
+/// that it met.
+pub fn ask(
+    role: &Role,
+    database: Option<&Database>,
+    address: Option<IpAddr>,
+    walsender: bool,
+    settings: &Settings,
+) -> (Applicable, Vec<Trouble>) {
+    let mut applicable = Applicable {
+        exempt: settings.exempts(role.superuser, address, walsender),
+        limits: Vec::new(),
+    };
+    let mut troubles = Vec::new();
+    if !applicable.exempt && settings.enforcement != Enforcement::Off {
+        let defaults = settings::defaults();
+        let (facts, met) = Labels::for_login().facts(role, database, address, &defaults);
+        (applicable, troubles) = (apply::applicable(&facts), met);
+    }
+    if applicable.exempt {
+        applicable.limits.clear();
+    }
+    (applicable, troubles)
+}
+
+/// The label for whose sake such a login is refused, and why: for it may have been meant to be.
+pub fn invalid_label<'a>(
+    applicable: &Applicable,
+    troubles: &'a [Trouble],
+    settings: &Settings,
+) -> Option<(Object, &'a str)> {
+    let refuses = settings.enforcement == Enforcement::On && !applicable.exempt;
+    troubles
+        .iter()
+        .filter(|_| refuses)
+        .find_map(|trouble| match trouble {
+            Trouble::Invalid(object, why) => Some((*object, why.as_str())),
+            Trouble::Unknown(..) => None,
+        })
+}
 
 /// Reading all labels is cheaper than seeking some while they are on so few pages.
 const FEW_PAGES: u32 = 2;

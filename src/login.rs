@@ -14,15 +14,14 @@
 //! - an error of ours, or of the catalogs: this one login fails with it. What was claimed or queued
 //!   is given up on exit.
 
-use crate::apply::{Applicable, applicable};
 use crate::catalog::{Database, Role};
 use crate::compat::Port;
 use crate::decide::{Attempt, Rules, Verdict};
 use crate::excess::Patience;
-use crate::facts::{self, Labels, Trouble};
+use crate::facts::{self, Trouble};
 use crate::limit::Limit;
 use crate::sessions::{Members, Session};
-use crate::settings::{self, Enforcement, Settings};
+use crate::settings::{self, Settings};
 use crate::{error, events, shmem};
 use pgrx::pg_sys::{self, libpq};
 use pgrx::prelude::*;
@@ -181,50 +180,31 @@ fn ask(client: &Client, settings: &Settings) -> Asked {
         error::role_may_not_replicate();
     }
     let database = client.database.map(database);
-    let exempt = settings.exempts(role.superuser, client.address, client.walsender);
-    let (applicable, troubles) = match exempt || settings.enforcement == Enforcement::Off {
-        true => (Applicable::default(), Vec::new()),
-        false => limits(client, &role, database.as_ref(), settings),
-    };
+    let (applicable, troubles) = facts::ask(
+        &role,
+        database.as_ref(),
+        client.address,
+        client.walsender,
+        settings,
+    );
+    if let Some((object, why)) = facts::invalid_label(&applicable, &troubles, settings) {
+        error::invalid_label(object, why);
+    }
     let session = Session {
         role: role.oid,
-        database: database.as_ref().map_or(0, |database| database.oid),
+        database: database.map_or(0, |database| database.oid),
         address: client.address,
         // SAFETY: a plain variable of this process.
         started: unsafe { pg_sys::MyStartTimestamp },
         walsender: client.walsender,
-        exempt: exempt || applicable.exempt,
-    };
-    let limits = match applicable.exempt {
-        true => Vec::new(),
-        false => applicable.limits,
+        exempt: applicable.exempt,
     };
     Asked {
         session,
-        members: facts::members(&limits),
-        limits,
+        members: facts::members(&applicable.limits),
+        limits: applicable.limits,
         troubles,
     }
-}
-
-/// What labels and settings say of the login, and what had to be passed over.
-fn limits(
-    client: &Client,
-    role: &Role,
-    database: Option<&Database>,
-    settings: &Settings,
-) -> (Applicable, Vec<Trouble>) {
-    let defaults = settings::defaults();
-    let (facts, troubles) = Labels::for_login().facts(role, database, client.address, &defaults);
-    let applicable = applicable(&facts);
-    if settings.enforcement == Enforcement::On && !applicable.exempt {
-        for trouble in &troubles {
-            if let Trouble::Invalid(object, why) = trouble {
-                error::invalid_label(*object, why);
-            }
-        }
-    }
-    (applicable, troubles)
 }
 
 fn database(name: &CStr) -> Database {
