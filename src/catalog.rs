@@ -283,7 +283,8 @@ pub fn pages_of_labels() -> u32 {
     // SAFETY: in a transaction.
     unsafe {
         let relation = pg_sys::table_open(SHARED_SEC_LABEL_RELATION, lock);
-        let pages = pages(relation);
+        let main = pg_sys::ForkNumber::MAIN_FORKNUM;
+        let pages = pg_sys::RelationGetNumberOfBlocksInFork(relation, main);
         pg_sys::table_close(relation, lock);
         pages
     }
@@ -366,15 +367,6 @@ fn key(column: u32, equals: u32, value: pg_sys::Datum) -> pg_sys::ScanKeyData {
     key
 }
 
-/// How many there are in the relation's file.
-///
-/// # Safety
-/// The relation is open.
-unsafe fn pages(relation: pg_sys::Relation) -> u32 {
-    // SAFETY: as the caller says.
-    unsafe { pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM) }
-}
-
 /// Visits the rows of a shared catalog as they are now.
 fn scan(catalog: pg_sys::Oid, by: Option<Index>, visit: impl FnMut(Row)) {
     scan_as_of(std::ptr::null_mut(), catalog, by, visit);
@@ -384,7 +376,7 @@ fn scan(catalog: pg_sys::Oid, by: Option<Index>, visit: impl FnMut(Row)) {
 /// like.
 type Index<'a> = (pg_sys::Oid, &'a mut pg_sys::ScanKeyData);
 
-/// Visits the rows that the snapshot sees. An empty catalog costs next to nothing.
+/// Visits the rows that the snapshot sees.
 fn scan_as_of(
     snapshot: pg_sys::Snapshot,
     catalog: pg_sys::Oid,
@@ -395,23 +387,21 @@ fn scan_as_of(
     unsafe {
         let lock = pg_sys::AccessShareLock as i32;
         let relation = pg_sys::table_open(catalog, lock);
-        if pages(relation) > 0 {
-            let (index, keys, key) = match by {
-                Some((index, key)) => (index, 1, &raw mut *key),
-                None => (pg_sys::InvalidOid, 0, std::ptr::null_mut()),
-            };
-            let usable = pg_sys::criticalSharedRelcachesBuilt && index != pg_sys::InvalidOid;
-            let scan = pg_sys::systable_beginscan(relation, index, usable, snapshot, keys, key);
-            loop {
-                let tuple = pg_sys::systable_getnext(scan);
-                if tuple.is_null() {
-                    break;
-                }
-                let shape = (*relation).rd_att;
-                visit(Row { tuple, shape });
+        let (index, keys, key) = match by {
+            Some((index, key)) => (index, 1, &raw mut *key),
+            None => (pg_sys::InvalidOid, 0, std::ptr::null_mut()),
+        };
+        let usable = pg_sys::criticalSharedRelcachesBuilt && index != pg_sys::InvalidOid;
+        let scan = pg_sys::systable_beginscan(relation, index, usable, snapshot, keys, key);
+        loop {
+            let tuple = pg_sys::systable_getnext(scan);
+            if tuple.is_null() {
+                break;
             }
-            pg_sys::systable_endscan(scan);
+            let shape = (*relation).rd_att;
+            visit(Row { tuple, shape });
         }
+        pg_sys::systable_endscan(scan);
         pg_sys::table_close(relation, lock);
     }
 }

@@ -144,58 +144,51 @@ pub fn client_is_gone() -> ! {
 
 /// A label that is to be set says what it may not.
 pub fn bad_label(why: &str, carrier: Carrier) -> ! {
-    raise(
-        ErrorReport::new(
-            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            "invalid session_limit label",
-            "",
-        )
-        .set_detail(sentence(why))
-        .set_hint(example(carrier)),
+    let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
+    refuse(
+        code,
+        "invalid session_limit label",
+        sentence(why),
+        example(carrier),
     )
 }
 
 pub fn label_too_long(bytes: usize, carrier: Carrier) -> ! {
-    raise(
-        ErrorReport::new(
-            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            "invalid session_limit label",
-            "",
-        )
-        .set_detail(format!(
-            "The label has {bytes} bytes; a login can read {MAX_LABEL_BYTES}."
-        ))
-        .set_hint(format!(
+    let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
+    refuse(
+        code,
+        "invalid session_limit label",
+        format!("The label has {bytes} bytes; a login can read {MAX_LABEL_BYTES}."),
+        format!(
             "Leave out blanks, or spread the limits over several groups. {}",
             example(carrier)
-        )),
+        ),
     )
 }
 
 pub fn labels_are_for_roles_and_databases() -> ! {
-    raise(
-        ErrorReport::new(
-            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            "session_limit labels are for roles and databases only",
-            "",
-        )
-        .set_detail("No other object has sessions.")
-        .set_hint(format!(
+    let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
+    refuse(
+        code,
+        "session_limit labels are for roles and databases only",
+        "No other object has sessions.",
+        format!(
             "Use SECURITY LABEL FOR session_limit ON ROLE or ON DATABASE. {}",
             example(Carrier::Database)
-        )),
+        ),
     )
 }
 
 pub fn only_superusers_label_groups() -> ! {
-    raise(
-        ErrorReport::new(
-            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-            "must be superuser to set the session_limit label of a role without LOGIN",
-            "",
-        )
-        .set_detail("Such a label limits the role's members, and whoever administers the role can make anyone a member.")
-        .set_hint(format!("Ask a superuser, or label a role that can log in. {}", example(Carrier::Role))),
+    let code = PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE;
+    refuse(
+        code,
+        "must be superuser to set the session_limit label of a role without LOGIN",
+        "Such a label limits the role's members, and whoever administers the role can make anyone a member.",
+        format!(
+            "Ask a superuser, or label a role that can log in. {}",
+            example(Carrier::Role)
+        ),
     )
 }
 
@@ -204,14 +197,12 @@ pub fn only_superusers_turn_labels(can_login: bool) -> ! {
         true => "Ask a superuser.",
         false => "Remove the label first, or ask a superuser.",
     };
-    raise(
-        ErrorReport::new(
-            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-            "must be superuser to change LOGIN of a role with such a session_limit label",
-            "",
-        )
-        .set_detail("Without LOGIN the label is about the role's members.")
-        .set_hint(hint),
+    let code = PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE;
+    refuse(
+        code,
+        "must be superuser to change LOGIN of a role with such a session_limit label",
+        "Without LOGIN the label is about the role's members.",
+        hint,
     )
 }
 
@@ -227,17 +218,15 @@ pub fn label_fits_no_more(why: &str, can_login: bool) {
 }
 
 pub fn only_superusers_exempt() -> ! {
-    raise(
-        ErrorReport::new(
-            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-            "must be superuser to exempt a role from limits",
-            "",
-        )
-        .set_detail("Field \"exempt\" is true.")
-        .set_hint(format!(
+    let code = PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE;
+    refuse(
+        code,
+        "must be superuser to exempt a role from limits",
+        "Field \"exempt\" is true.",
+        format!(
             "Ask a superuser, or leave it out. {}",
             example(Carrier::Role)
-        )),
+        ),
     )
 }
 
@@ -310,6 +299,19 @@ fn text(name: &[u8]) -> std::borrow::Cow<'_, str> {
 
 fn fail(code: PgSqlErrorCode, message: String) -> ! {
     raise(ErrorReport::new(code, message, ""))
+}
+
+fn refuse(
+    code: PgSqlErrorCode,
+    message: &'static str,
+    detail: impl Into<String>,
+    hint: impl Into<String>,
+) -> ! {
+    raise(
+        ErrorReport::new(code, message, "")
+            .set_detail(detail)
+            .set_hint(hint),
+    )
 }
 
 fn raise(report: ErrorReport) -> ! {

@@ -18,6 +18,9 @@ pub enum Labels {
     Sought,
 }
 
+/// What a label says, or why it cannot be read.
+type Text = Result<Vec<u8>, String>;
+
 /// Something about a label that the hook met.
 pub enum Trouble {
     /// It cannot be read, and why.
@@ -98,7 +101,8 @@ impl Labels {
     /// For one login: the cheaper way.
     pub fn for_login() -> Labels {
         match catalog::pages_of_labels() {
-            0..=FEW_PAGES => Labels::read(),
+            0 => Labels::All(Vec::new()),
+            1..=FEW_PAGES => Labels::read(),
             _ => Labels::Sought,
         }
     }
@@ -112,16 +116,20 @@ impl Labels {
         defaults: &'a Defaults,
     ) -> (Facts<'a>, Vec<Trouble>) {
         let mut troubles = Vec::new();
+        let groups = self.labelled_groups(role).into_iter();
+        let groups = groups.map(|(group, text)| {
+            (
+                group,
+                parsed(Object::Role(group), Some(text), &mut troubles),
+            )
+        });
+        let groups = groups.collect();
         let mut label = |object| self.label(object, &mut troubles);
         let facts = Facts {
             role: role.oid,
             connection_limit: role.connection_limit,
             label: label(Object::Role(role.oid)),
-            groups: self
-                .labelled_groups(role)
-                .into_iter()
-                .map(|group| (group, label(Object::Role(group))))
-                .collect(),
+            groups,
             database: database.map(|database| InDatabase {
                 oid: database.oid,
                 name: &database.name,
@@ -134,25 +142,13 @@ impl Labels {
         (facts, troubles)
     }
 
-    /// What carries this label says; nothing if it carries none, or one that is wrong.
+    /// What the object's label says; nothing if it has none, or one that is wrong.
     pub fn label(&self, object: Object, troubles: &mut Vec<Trouble>) -> Label {
-        match self.text(object).map(|text| Label::read(&text?)) {
-            None => Label::default(),
-            Some(Ok(label)) => {
-                if !label.unknown.is_empty() {
-                    troubles.push(Trouble::Unknown(object, label.unknown.clone()));
-                }
-                label
-            }
-            Some(Err(why)) => {
-                troubles.push(Trouble::Invalid(object, why));
-                Label::default()
-            }
-        }
+        parsed(object, self.text(object), troubles)
     }
 
     /// The label as it was set, or why it cannot be read.
-    pub fn text(&self, object: Object) -> Option<Result<Vec<u8>, String>> {
+    pub fn text(&self, object: Object) -> Option<Text> {
         let text = match self {
             Labels::Sought => catalog::label_of(object),
             Labels::All(labels) => {
@@ -165,8 +161,8 @@ impl Labels {
         text.map(|text| text.ok_or_else(too_long))
     }
 
-    /// The groups with a label that the role is a member of.
-    fn labelled_groups(&self, role: &Role) -> Vec<u32> {
+    /// The groups that the role is a member of and that have a label, with its text.
+    fn labelled_groups(&self, role: &Role) -> Vec<(u32, Text)> {
         let is_group = |oid: &u32| Role::by_oid(*oid).is_some_and(|role| !role.can_login);
         if let Labels::All(labels) = self {
             let other = |(object, _): &(Object, LabelText)| match object {
@@ -178,9 +174,25 @@ impl Labels {
                 return Vec::new();
             }
         }
-        let mut groups = role.groups();
-        groups.retain(|group| self.text(Object::Role(*group)).is_some() && is_group(group));
-        groups
+        let groups = role.groups().into_iter();
+        let labelled = groups.filter_map(|group| Some((group, self.text(Object::Role(group))?)));
+        labelled.filter(|(group, _)| is_group(group)).collect()
+    }
+}
+
+fn parsed(object: Object, text: Option<Text>, troubles: &mut Vec<Trouble>) -> Label {
+    match text.map(|text| Label::read(&text?)) {
+        None => Label::default(),
+        Some(Ok(label)) => {
+            if !label.unknown.is_empty() {
+                troubles.push(Trouble::Unknown(object, label.unknown.clone()));
+            }
+            label
+        }
+        Some(Err(why)) => {
+            troubles.push(Trouble::Invalid(object, why));
+            Label::default()
+        }
     }
 }
 

@@ -86,6 +86,14 @@ pub struct Connection {
 }
 
 impl Target {
+    /// The same to another database.
+    pub fn to(self, database: &str) -> Target {
+        Target {
+            database: Some(database.to_string()),
+            ..self
+        }
+    }
+
     /// Connects; the server starts a process, which waits for the startup packet.
     pub fn connect(&self) -> Connection {
         let stream: io::Result<Box<dyn Stream>> = match &self.endpoint {

@@ -13,10 +13,7 @@ tests![
 fn limits_change_while_connected(server: &Server) {
     let cluster = Cluster::start(server, &[("session_limit.max_wait", "0")]);
     cluster.sql(&["CREATE ROLE alice LOGIN", "CREATE DATABASE app"]);
-    let alice = Target {
-        database: Some("app".to_string()),
-        ..cluster.login_of("alice")
-    };
+    let alice = cluster.login_of("alice").to("app");
     let mut sessions = vec![
         alice.login().expect("no limit"),
         alice.login().expect("no limit"),

@@ -131,10 +131,7 @@ impl Login {
             address => cluster.login_from(&role, &format!("127.0.0.{address}")),
         };
         let database = if self.in_app { "app" } else { "postgres" };
-        Target {
-            database: Some(database.to_string()),
-            ..target
-        }
+        target.to(database)
     }
 }
 

@@ -1,7 +1,6 @@
 //! Ways to log in: libpq with and without TLS, authentication methods, names of hosts; and that
 //! nothing is left behind in a session by what the hook read.
 
-use pg_test::client::Target;
 use pg_test::cluster::{Cluster, Stop};
 use pg_test::server::Server;
 use pg_test::{packages, place, run};
@@ -180,10 +179,7 @@ fn a_login_poisons_nothing(server: &Server) {
         "CREATE ROLE alice LOGIN IN ROLE owners CONNECTION LIMIT 1",
         "CREATE DATABASE app OWNER owners CONNECTION LIMIT 5",
     ]);
-    let alice = Target {
-        database: Some("app".to_string()),
-        ..cluster.login_of("alice")
-    };
+    let alice = cluster.login_of("alice").to("app");
     for round in 0..3 {
         // Each but the first waits for the one before, and so reads the catalogs more than once.
         let mut session = alice.login().expect("room");

@@ -18,14 +18,8 @@ fn the_first_login_after_a_start(server: &Server) {
         "CREATE ROLE alice LOGIN CONNECTION LIMIT 2",
         "CREATE DATABASE app CONNECTION LIMIT 9",
     ]);
-    let alice = Target {
-        database: Some("app".to_string()),
-        ..cluster.login_of("alice")
-    };
-    let missing = Target {
-        database: Some("missing".to_string()),
-        ..cluster.login_of("alice")
-    };
+    let alice = cluster.login_of("alice").to("app");
+    let missing = cluster.login_of("alice").to("missing");
     let postgres = cluster.login_of("postgres");
     for with_init_files in [true, false] {
         for first in [&alice, &postgres, &missing] {

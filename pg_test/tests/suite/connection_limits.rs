@@ -192,10 +192,7 @@ fn target(cluster: &Cluster, client: Client) -> Target {
         Some(address) => cluster.login_from(client.user, address),
         None => cluster.login_of(client.user),
     };
-    Target {
-        database: Some(client.database.to_string()),
-        ..target
-    }
+    target.to(client.database)
 }
 
 fn cluster(server: &Server) -> Cluster {

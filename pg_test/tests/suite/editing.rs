@@ -1,5 +1,6 @@
 //! `set_limit` and `clear_limit`: they edit one limit of a label, by its key.
 
+use crate::labels::set_label;
 use pg_test::client::{Refusal, Session, Target};
 use pg_test::cluster::Cluster;
 use pg_test::server::Server;
@@ -49,10 +50,6 @@ fn label(session: &mut Session, object: &str) -> String {
         "SELECT max(label) FROM pg_seclabels WHERE provider = 'session_limit'
             AND objname = quote_ident($name${object}$name$)"
     ))
-}
-
-fn set_label(object: &str, json: &str) -> String {
-    format!("SECURITY LABEL FOR session_limit ON {object} IS '{json}'")
 }
 
 fn error_of(session: &mut Session, call: &str) -> Refusal {

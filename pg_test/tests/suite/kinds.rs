@@ -1,6 +1,7 @@
 //! Every kind of limit, by real logins from real addresses; each login is explained before it is
 //! made, and meets what was explained.
 
+use crate::labels::set_label;
 use pg_test::client::{Session, Target};
 use pg_test::cluster::Cluster;
 use pg_test::server::Server;
@@ -52,10 +53,6 @@ fn start(server: &Server) -> Cluster {
     cluster
 }
 
-fn label(object: &str, json: &str) -> String {
-    format!("SECURITY LABEL FOR session_limit ON {object} IS '{json}'")
-}
-
 /// Makes the logins one after the other, each beside those before it, then ends them all and takes
 /// back what was set.
 fn logins(cluster: &Cluster, set: &[String], logins: &[Login]) {
@@ -85,10 +82,7 @@ fn target(cluster: &Cluster, role: &str, database: &str, address: &str) -> Targe
         SOCKET => cluster.login_of(role),
         address => cluster.login_from(role, address),
     };
-    Target {
-        database: Some(database.to_string()),
-        ..target
-    }
+    target.to(database)
 }
 
 fn explained(superuser: &mut Session, (role, database, address, _): &Login) -> bool {
@@ -136,7 +130,7 @@ fn of_a_role(server: &Server) {
     let alice = Some(r#"for role "alice""#);
     logins(
         &cluster,
-        &[label("ROLE alice", r#"{"max": 1}"#)],
+        &[set_label("ROLE alice", r#"{"max": 1}"#)],
         &[
             ("alice", "app", HERE, None),
             ("alice", "postgres", THERE, alice),
@@ -146,7 +140,7 @@ fn of_a_role(server: &Server) {
     );
     logins(
         &cluster,
-        &[label("ROLE alice", r#"{"max": 1, "per": "address"}"#)],
+        &[set_label("ROLE alice", r#"{"max": 1, "per": "address"}"#)],
         &[
             ("alice", "app", HERE, None),
             (
@@ -169,7 +163,7 @@ fn of_a_role(server: &Server) {
     );
     logins(
         &cluster,
-        &[label("ROLE alice", r#"{"max": 1, "database": "app"}"#)],
+        &[set_label("ROLE alice", r#"{"max": 1, "database": "app"}"#)],
         &[
             ("alice", "postgres", HERE, None),
             ("alice", "app", HERE, None),
@@ -189,7 +183,7 @@ fn of_a_group(server: &Server) {
     let cluster = start(server);
     logins(
         &cluster,
-        &[label("ROLE team", r#"{"max": 2, "per": "group"}"#)],
+        &[set_label("ROLE team", r#"{"max": 2, "per": "group"}"#)],
         &[
             ("alice", "app", HERE, None),
             ("bob", "postgres", SOCKET, None),
@@ -200,7 +194,7 @@ fn of_a_group(server: &Server) {
     );
     logins(
         &cluster,
-        &[label("ROLE staff", r#"{"max": 1, "per": "role"}"#)],
+        &[set_label("ROLE staff", r#"{"max": 1, "per": "role"}"#)],
         &[
             ("alice", "app", HERE, None),
             ("alice", "postgres", SOCKET, Some(r#"for role "alice""#)),
@@ -212,7 +206,7 @@ fn of_a_group(server: &Server) {
     );
     logins(
         &cluster,
-        &[label("ROLE team", r#"{"max": 1, "per": "address"}"#)],
+        &[set_label("ROLE team", r#"{"max": 1, "per": "address"}"#)],
         &[
             ("alice", "app", HERE, None),
             (
@@ -227,7 +221,7 @@ fn of_a_group(server: &Server) {
     );
     logins(
         &cluster,
-        &[label(
+        &[set_label(
             "ROLE staff",
             r#"{"max": 1, "per": "group", "database": "app", "network": "127.0.0.2"}"#,
         )],
@@ -250,7 +244,7 @@ fn of_a_database(server: &Server) {
     let cluster = start(server);
     logins(
         &cluster,
-        &[label("DATABASE app", r#"{"max": 2}"#)],
+        &[set_label("DATABASE app", r#"{"max": 2}"#)],
         &[
             ("alice", "app", HERE, None),
             ("carol", "app", SOCKET, None),
@@ -260,7 +254,7 @@ fn of_a_database(server: &Server) {
     );
     logins(
         &cluster,
-        &[label(
+        &[set_label(
             "DATABASE app",
             r#"{"limits": [{"max": 1, "per": "role"}, {"max": 2, "per": "address"}]}"#,
         )],
@@ -285,7 +279,7 @@ fn of_a_database(server: &Server) {
     );
     logins(
         &cluster,
-        &[label(
+        &[set_label(
             "DATABASE app",
             r#"{"max": 1, "network": "127.0.0.2"}"#,
         )],
@@ -365,7 +359,7 @@ fn networks_and_sockets(server: &Server) {
     let network = Some(r#"for role "alice" from network 127.0.0.0/30"#);
     logins(
         &cluster,
-        &[label(
+        &[set_label(
             "ROLE alice",
             r#"{"max": 2, "network": "127.0.0.0/30"}"#,
         )],
@@ -383,7 +377,7 @@ fn networks_and_sockets(server: &Server) {
         let set = r#"{"limits": [{"max": 1, "network": "::/64"}, {"max": 3, "per": "address"}]}"#;
         logins(
             &cluster,
-            &[label("ROLE alice", set)],
+            &[set_label("ROLE alice", set)],
             &[
                 ("alice", "app", "::1", None),
                 (
@@ -398,7 +392,7 @@ fn networks_and_sockets(server: &Server) {
         );
         logins(
             &cluster,
-            &[label("DATABASE app", r#"{"max": 1, "per": "address"}"#)],
+            &[set_label("DATABASE app", r#"{"max": 1, "per": "address"}"#)],
             &[
                 ("alice", "app", "::1", None),
                 (
@@ -414,7 +408,7 @@ fn networks_and_sockets(server: &Server) {
     // Mapped into IPv6, the network is the same.
     logins(
         &cluster,
-        &[label(
+        &[set_label(
             "ROLE alice",
             r#"{"max": 0, "network": "::ffff:127.0.0.0/126"}"#,
         )],
@@ -425,12 +419,15 @@ fn networks_and_sockets(server: &Server) {
     );
     logins(
         &cluster,
-        &[label("ROLE alice", r#"{"max": 0, "network": "::/0"}"#)],
+        &[set_label("ROLE alice", r#"{"max": 0, "network": "::/0"}"#)],
         &[("alice", "app", HERE, None), ("alice", "app", SOCKET, None)],
     );
     logins(
         &cluster,
-        &[label("ROLE alice", r#"{"max": 0, "network": "0.0.0.0/0"}"#)],
+        &[set_label(
+            "ROLE alice",
+            r#"{"max": 0, "network": "0.0.0.0/0"}"#,
+        )],
         &[
             (
                 "alice",
@@ -450,8 +447,8 @@ fn the_nearest_wins(server: &Server) {
     logins(
         &cluster,
         &[
-            label("ROLE alice", r#"{"max": -1}"#),
-            label("ROLE team", r#"{"max": 2, "per": "role"}"#),
+            set_label("ROLE alice", r#"{"max": -1}"#),
+            set_label("ROLE team", r#"{"max": 2, "per": "role"}"#),
         ],
         &[
             ("alice", "app", HERE, None),
@@ -466,7 +463,7 @@ fn the_nearest_wins(server: &Server) {
         &cluster,
         &[
             "ALTER ROLE alice CONNECTION LIMIT 2".to_string(),
-            label("ROLE alice", r#"{"max": 3}"#),
+            set_label("ROLE alice", r#"{"max": 3}"#),
         ],
         &[
             ("alice", "app", HERE, None),
@@ -477,15 +474,15 @@ fn the_nearest_wins(server: &Server) {
     logins(
         &cluster,
         &[
-            label("ROLE team", r#"{"max": 2, "per": "role"}"#),
-            label("ROLE staff", r#"{"max": 0, "per": "role"}"#),
+            set_label("ROLE team", r#"{"max": 2, "per": "role"}"#),
+            set_label("ROLE staff", r#"{"max": 0, "per": "role"}"#),
         ],
         &[("alice", "app", HERE, alice)],
     );
     cluster_limits(&cluster, r#"{"max": 1, "per": "database"}"#);
     logins(
         &cluster,
-        &[label("DATABASE app", r#"{"max": 2}"#)],
+        &[set_label("DATABASE app", r#"{"max": 2}"#)],
         &[
             ("alice", "app", HERE, None),
             ("alice", "app", HERE, None),
@@ -497,12 +494,12 @@ fn the_nearest_wins(server: &Server) {
 fn all_that_differ_apply(server: &Server) {
     let cluster = start(server);
     let set = [
-        label(
+        set_label(
             "ROLE alice",
             r#"{"limits": [{"max": 3}, {"max": 2, "database": "app"}, {"max": 1, "per": "address"}]}"#,
         ),
-        label("ROLE team", r#"{"max": 4, "per": "group"}"#),
-        label("DATABASE app", r#"{"max": 3}"#),
+        set_label("ROLE team", r#"{"max": 4, "per": "group"}"#),
+        set_label("DATABASE app", r#"{"max": 3}"#),
     ];
     logins(
         &cluster,
@@ -544,7 +541,7 @@ fn exempt(server: &Server) {
     );
     logins(
         &cluster,
-        &[label("ROLE alice", r#"{"exempt": true}"#)],
+        &[set_label("ROLE alice", r#"{"exempt": true}"#)],
         &[
             ("alice", "app", HERE, None),
             ("alice", "app", HERE, None),
@@ -558,7 +555,7 @@ fn exempt(server: &Server) {
     cluster_limits(&cluster, r#"{"max": 1, "per": "role"}"#);
     logins(
         &cluster,
-        &[label("ROLE staff", r#"{"exempt": true}"#)],
+        &[set_label("ROLE staff", r#"{"exempt": true}"#)],
         &[
             ("alice", "app", HERE, None),
             ("alice", "app", HERE, None),
@@ -571,7 +568,7 @@ fn exempt(server: &Server) {
 fn tried_out(server: &Server) {
     let cluster = start(server);
     let set = [
-        label("ROLE alice", r#"{"max": 1, "enforcement": "log"}"#),
+        set_label("ROLE alice", r#"{"max": 1, "enforcement": "log"}"#),
         "ALTER ROLE alice CONNECTION LIMIT 2".to_string(),
     ];
     cluster.sql(&[&set[0], &set[1]]);
@@ -603,8 +600,8 @@ fn tried_out(server: &Server) {
 fn each_waits_as_long_as_it_says(server: &Server) {
     let cluster = start(server);
     let mut superuser = cluster.superuser();
-    superuser.query(&label("ROLE alice", r#"{"max": 1, "max_wait": "30s"}"#));
-    superuser.query(&label("DATABASE app", r#"{"max": 1, "max_wait": 0}"#));
+    superuser.query(&set_label("ROLE alice", r#"{"max": 1, "max_wait": "30s"}"#));
+    superuser.query(&set_label("DATABASE app", r#"{"max": 1, "max_wait": 0}"#));
     let first = cluster.login_of("alice").login().expect("the first");
     std::thread::scope(|scope| {
         let waiter = scope.spawn(|| cluster.login_of("alice").login());

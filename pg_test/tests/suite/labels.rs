@@ -23,7 +23,7 @@ tests![
     what_a_login_does_not_know_is_passed_over,
 ];
 
-fn set_label(object: &str, json: &str) -> String {
+pub fn set_label(object: &str, json: &str) -> String {
     format!("SECURITY LABEL FOR session_limit ON {object} IS $label${json}$label$")
 }
 
@@ -547,10 +547,7 @@ fn each_carrier(cluster: &Cluster) -> [Labelled; 3] {
     labelled(&mut superuser);
     superuser.query("CREATE ROLE bob LOGIN");
     superuser.query("GRANT team TO alice");
-    let to_app = Target {
-        database: Some("app".to_string()),
-        ..cluster.login_of("bob")
-    };
+    let to_app = cluster.login_of("bob").to("app");
     let (alice, bob) = (cluster.login_of("alice"), cluster.login_of("bob"));
     let labelled = |name, oid, covered: &Target, other: &Target| Labelled {
         name,
@@ -662,10 +659,7 @@ fn a_broken_label_does_not_refuse_the_exempt(server: &Server) {
     superuser.query(&set_label("ROLE alice", r#"{"exempt": true}"#));
     team.becomes(&mut superuser, "'none'");
     app.becomes(&mut superuser, "'none'");
-    let to_app = Target {
-        database: Some("app".to_string()),
-        ..alice.covered
-    };
+    let to_app = alice.covered.to("app");
     to_app.login().expect("exempt by the own label");
     let log = cluster.log();
     assert!(log.contains("label on role team is invalid"), "{log}");

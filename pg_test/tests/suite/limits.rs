@@ -81,10 +81,7 @@ fn every_limit_that_is_set(server: &Server) {
 
 fn usage_of_every_kind(server: &Server) {
     let (cluster, mut superuser) = start(server);
-    let to_app = |target: Target| Target {
-        database: Some("app".to_string()),
-        ..target
-    };
+    let to_app = |target: Target| target.to("app");
     let _sessions = [
         to_app(cluster.login_from("alice", "127.0.0.2"))
             .login()

@@ -22,13 +22,6 @@ fn refused(target: &Target) -> Refusal {
     }
 }
 
-fn to(database: &str, target: Target) -> Target {
-    Target {
-        database: Some(database.to_string()),
-        ..target
-    }
-}
-
 fn over_a_roles_limit(server: &Server) {
     let cluster = Cluster::start(server, &[("session_limit.max_sessions_per_role", "1")]);
     cluster.sql(&[
@@ -88,9 +81,9 @@ fn over_a_databases_limit(server: &Server) {
         "CREATE DATABASE app CONNECTION LIMIT 2",
     ];
     cluster.sql(&create);
-    let bob = to("app", cluster.login_of("bob")).login().expect("bob");
-    let alice = to("app", cluster.login_of("alice")).login().expect("alice");
-    let refusal = refused(&to("app", cluster.login_of("alice")));
+    let bob = cluster.login_of("bob").to("app").login().expect("bob");
+    let alice = cluster.login_of("alice").to("app").login().expect("alice");
+    let refusal = refused(&cluster.login_of("alice").to("app"));
     assert_eq!(
         (refusal.sqlstate(), refusal.message()),
         ("53300", r#"too many connections for database "app""#)
@@ -176,12 +169,12 @@ fn refused_by_the_server(cluster: &Cluster) -> Vec<Target> {
     vec![
         cluster.login_of("missing"),
         cluster.login_of("nologin"),
-        to("missing", alice()),
-        to("closed", alice()),
-        to("invalid", alice()),
-        to("private", alice()),
-        to("missing", cluster.login_of("postgres")),
-        to("closed", cluster.login_of("postgres")),
+        alice().to("missing"),
+        alice().to("closed"),
+        alice().to("invalid"),
+        alice().to("private"),
+        cluster.login_of("postgres").to("missing"),
+        cluster.login_of("postgres").to("closed"),
         Target {
             database: None,
             ..alice()
@@ -245,7 +238,7 @@ fn the_servers_own_refusals_take_no_place(server: &Server) {
     }
     // No privilege, or a wrong password: no place is kept either.
     assert_eq!(
-        refused(&to("private", cluster.login_of("alice"))).sqlstate(),
+        refused(&cluster.login_of("alice").to("private")).sqlstate(),
         "42501"
     );
     cluster.require_passwords();

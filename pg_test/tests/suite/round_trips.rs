@@ -85,13 +85,6 @@ fn set_and_seen(cluster: &Cluster) -> [Vec<Vec<String>>; 2] {
     [set(cluster), cluster.superuser().query(seen)]
 }
 
-fn to(target: Target, database: &str) -> Target {
-    Target {
-        database: Some(database.to_string()),
-        ..target
-    }
-}
-
 fn assert_refused(login: &Target, source: &str) {
     let refusal = login.login().err().expect(source);
     assert_eq!(refusal.sqlstate(), "53300", "{refusal:?}");
@@ -113,7 +106,7 @@ fn assert_full(first: &Target, second: &Target, source: &str) -> Session {
 
 fn assert_enforced(cluster: &Cluster) -> Vec<Session> {
     let full = FULL.iter().map(|(database, logins, source)| {
-        let [first, second] = logins.map(|role| to(cluster.login_of(role), database));
+        let [first, second] = logins.map(|role| cluster.login_of(role).to(database));
         assert_full(&first, &second, source)
     });
     full.collect()
@@ -237,7 +230,7 @@ fn a_database_takes_its_limits_along(server: &Server) {
         };
         assert_eq!(of_app(&there), of_app(&from), "{program}");
         assert_eq!(of_app(&there).len(), 2);
-        let [erin, frank] = ["erin", "frank"].map(|role| to(there.login_of(role), "app"));
+        let [erin, frank] = ["erin", "frank"].map(|role| there.login_of(role).to("app"));
         assert_full(&erin, &frank, "label on database app");
     }
 }
@@ -366,7 +359,7 @@ fn a_promoted_standby_goes_on(server: &Server) {
     assert_eq!(error.sqlstate(), "25006", "{error:?}");
     assert_eq!(superuser.value("SELECT pg_promote()"), "t");
     for (database, [_, second], source) in FULL {
-        assert_refused(&to(standby.login_of(second), database), source);
+        assert_refused(&standby.login_of(second).to(database), source);
     }
     assert!(sessions.iter_mut().all(Session::is_alive));
     superuser.query(label);

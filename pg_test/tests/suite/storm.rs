@@ -66,10 +66,7 @@ fn fifty_at_once_under_a_databases_limit(server: &Server) {
         "CREATE ROLE alice LOGIN",
         "CREATE DATABASE app CONNECTION LIMIT 5",
     ]);
-    let app = Target {
-        database: Some("app".to_string()),
-        ..cluster.login_of("alice")
-    };
+    let app = cluster.login_of("alice").to("app");
     for _ in 0..20 {
         assert_eq!(admitted(&app, 50, r#"database "app""#), 5);
         cluster.wait_until_gone("alice");

@@ -65,10 +65,7 @@ fn usage(server: &Server) {
     ] {
         superuser.query(sql);
     }
-    let to_app = |role| Target {
-        database: Some("app".to_string()),
-        ..cluster.login_of(role)
-    };
+    let to_app = |role| cluster.login_of(role).to("app");
     let _alice = [
         to_app("alice").login().expect("alice"),
         cluster.login_of("alice").login().expect("alice"),
@@ -107,10 +104,7 @@ fn usage(server: &Server) {
     ];
     assert_eq!(superuser.query(sql), expected);
     // Superusers are counted under a database's limit, and have none of their own.
-    let to_app = Target {
-        database: Some("app".to_string()),
-        ..cluster.login_of("postgres")
-    };
+    let to_app = cluster.login_of("postgres").to("app");
     let _superuser = to_app.login().expect("a superuser");
     let in_use = "SELECT string_agg(subject || ' ' || in_use, ', ' ORDER BY per, subject)
         FROM session_limit.usage";
@@ -135,12 +129,7 @@ fn whose_rows_one_sees(server: &Server) {
     ]);
     let mut logins =
         ["alice", "bob", "boss", "monitor"].map(|role| cluster.login_of(role).login().expect("in"));
-    let _app = Target {
-        database: Some("app".to_string()),
-        ..cluster.login_of("bob")
-    }
-    .login()
-    .expect("in");
+    let _app = cluster.login_of("bob").to("app").login().expect("in");
     let [alice, bob, boss, monitor] = &mut logins;
     let all = "SELECT string_agg(usename, ' ' ORDER BY usename) FROM session_limit.sessions";
     assert_eq!(alice.value(all), "alice");

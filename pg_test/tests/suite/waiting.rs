@@ -113,10 +113,7 @@ fn waiters_go_in_by_arrival(server: &Server) {
 fn who_cannot_go_in_is_overtaken(server: &Server) {
     let cluster = patient(server, &[]);
     cluster.sql(&["CREATE DATABASE app CONNECTION LIMIT 2"]);
-    let to_app = |role| Target {
-        database: Some("app".to_string()),
-        ..cluster.login_of(role)
-    };
+    let to_app = |role| cluster.login_of(role).to("app");
     let _alice = to_app("alice").login().expect("alice");
     let bob = to_app("bob").login().expect("bob");
     // alice waits for her own limit as well as for the database's, bob for the database's only.
@@ -387,10 +384,7 @@ fn a_dropped_database_or_role_is_noticed(server: &Server) {
     let cluster = patient(server, &[]);
     cluster.sql(&["CREATE DATABASE app"]);
     let _first = cluster.login_of("alice").login().expect("the first");
-    let to_app = Target {
-        database: Some("app".to_string()),
-        ..cluster.login_of("alice")
-    };
+    let to_app = cluster.login_of("alice").to("app");
     let waiter = start_waiting(&cluster, to_app, 1);
     cluster.sql(&["DROP DATABASE app"]);
     let refusal = refused(waiter);
