@@ -108,12 +108,10 @@ impl Cluster {
             .arg("-a")
             .arg(&server.template)
             .arg(dir.join("data")));
-        let free = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
-        let port = free.expect("a free port").port();
         Cluster {
             server: server.clone(),
             dir,
-            port,
+            port: free_port(number),
             keeper: None,
         }
     }
@@ -360,6 +358,20 @@ impl Drop for Cluster {
         self.stop(Stop::Fast);
         let _ = fs::remove_dir_all(&self.dir);
     }
+}
+
+/// A port that nobody listens on, nor will before the server does: it is none of those that the system
+/// gives to clients and to whoever asks for any, and each cluster of a run begins to look elsewhere.
+fn free_port(number: usize) -> u16 {
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let given = range.split_whitespace().next();
+    let end = given.and_then(|port| port.parse().ok()).unwrap_or(32768_usize);
+    let start = end.saturating_sub(20_000).max(1024);
+    let first = std::process::id() as usize * 997 + number * 7;
+    (first..first + (end - start))
+        .map(|port| (start + port % (end - start)) as u16)
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .expect("a free port")
 }
 
 fn printed(command: &mut Command) -> String {

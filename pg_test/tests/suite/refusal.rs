@@ -67,7 +67,7 @@ fn over_a_roles_limit(server: &Server) {
         refusal.detail()
     );
     assert!(
-        !refusal.detail().contains(&alice.pid.to_string()),
+        !refusal.detail().contains(&format!("pid {} ", alice.pid)),
         "{}",
         refusal.detail()
     );
