@@ -365,7 +365,9 @@ impl Drop for Cluster {
 fn free_port(number: usize) -> u16 {
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let given = range.split_whitespace().next();
-    let end = given.and_then(|port| port.parse().ok()).unwrap_or(32768_usize);
+    let end = given
+        .and_then(|port| port.parse().ok())
+        .unwrap_or(32768_usize);
     let start = end.saturating_sub(20_000).max(1024);
     let first = std::process::id() as usize * 997 + number * 7;
     (first..first + (end - start))
