@@ -34,12 +34,21 @@ pub struct Rules {
 /// What becomes of a login.
 #[derive(Debug, PartialEq)]
 pub enum Verdict {
-    /// It is a session. Some: over this limit, which is only tried out.
-    Admitted(Option<Excess>),
+    /// It is a session.
+    Admitted(Admission),
     /// It is in the queue: try again when woken.
     Waiting,
     /// It is not, and no longer waits.
     Refused(Excess),
+}
+
+/// What is to be said of a login that got in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Admission {
+    /// It is over this limit, which is only tried out.
+    pub over: Option<Excess>,
+    /// The sessions of its role in its database, itself among them.
+    pub sessions: u32,
 }
 
 /// The limit that has no room, and what fills it.
@@ -96,7 +105,12 @@ pub fn attempt(table: &mut Table, login: &Attempt) -> Result<Verdict, UnknownGro
         None => None,
     };
     table.claim(login.slot, login.pid, login.session);
-    Ok(Verdict::Admitted(over))
+    let alike = |other: &&Session| {
+        (other.role, other.database) == (login.session.role, login.session.database)
+    };
+    let sessions = table.sessions().map(|(_, session)| session).filter(alike);
+    let sessions = sessions.count() as u32;
+    Ok(Verdict::Admitted(Admission { over, sessions }))
 }
 
 /// How each limit stands for a login that is not made: it would be admitted at once if all that are
@@ -315,8 +329,14 @@ mod tests {
         login(slot, ALICE, [at_most(max, of_role(ALICE))])
     }
 
+    /// Who is admitted has its own test for how many sessions are like it.
     fn attempt(table: &mut Table, login: &Attempt) -> Verdict {
-        super::attempt(table, login).expect("every group is known")
+        match super::attempt(table, login).expect("every group is known") {
+            Verdict::Admitted(Admission { over, .. }) => {
+                Verdict::Admitted(Admission { over, sessions: 0 })
+            }
+            other => other,
+        }
     }
 
     fn leave(table: &Table, slot: usize, role: u32) {
@@ -327,7 +347,10 @@ mod tests {
         );
     }
 
-    const IN: Verdict = Verdict::Admitted(None);
+    const IN: Verdict = Verdict::Admitted(Admission {
+        over: None,
+        sessions: 0,
+    });
 
     fn refused(verdict: Verdict) -> Excess {
         match verdict {
@@ -391,7 +414,10 @@ mod tests {
             ..at_most(1, of_role(ALICE))
         };
         let dry = login(2, ALICE, [tried_out]);
-        let Verdict::Admitted(Some(excess)) = attempt(&mut table, &dry) else {
+        let Verdict::Admitted(Admission {
+            over: Some(excess), ..
+        }) = attempt(&mut table, &dry)
+        else {
             panic!("a dry run admits and says what is exceeded");
         };
         assert_eq!(excess.in_use, 2);
@@ -592,7 +618,7 @@ mod tests {
         // Carol has nothing to do with the group, but alice, who waits for it, with the database.
         let mut elsewhere = login(2, CAROL, [at_most(1, in_database(WEB))]);
         elsewhere.session.database = WEB;
-        assert_eq!(super::attempt(&mut table, &elsewhere), Ok(IN));
+        assert_eq!(attempt(&mut table, &elsewhere), IN);
         let carol = login(3, CAROL, [app]);
         assert_eq!(super::attempt(&mut table, &carol), Err(UnknownGroup(TEAM)));
         assert_eq!(
@@ -608,6 +634,24 @@ mod tests {
             Verdict::Waiting,
             "now she does"
         );
+    }
+
+    #[test]
+    fn an_admission_says_how_many_sessions_are_like_it() {
+        let mut memory = OwnTable::new(8, 32);
+        let mut table = memory.table();
+        let mut alike = |slot, role, database| {
+            let mut login = login(slot, role, []);
+            login.session.database = database;
+            match super::attempt(&mut table, &login) {
+                Ok(Verdict::Admitted(admission)) => admission.sessions,
+                other => panic!("not admitted but {other:?}"),
+            }
+        };
+        assert_eq!(alike(0, ALICE, APP), 1);
+        assert_eq!(alike(1, ALICE, WEB), 1);
+        assert_eq!(alike(2, BOB, APP), 1);
+        assert_eq!(alike(3, ALICE, APP), 2);
     }
 
     #[test]

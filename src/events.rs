@@ -1,9 +1,9 @@
 //! What the server log says of decisions: `session_limit: ` and one JSON object a line.
 
 use crate::catalog;
-use crate::decide::Excess;
+use crate::decide::{Admission, Excess};
 use crate::facts::Trouble;
-use crate::login::Client;
+use crate::login::{Client, Decision, Outcome};
 use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys::panic::ErrorReport};
 use serde::Serialize;
 use std::ffi::CStr;
@@ -23,8 +23,17 @@ struct WouldRefuse<'a> {
     max: u32,
 }
 
+pub fn decided(decision: &Decision) {
+    if let Outcome::Admitted(Admission {
+        over: Some(excess), ..
+    }) = decision.outcome
+    {
+        would_refuse(decision.client, excess);
+    }
+}
+
 /// A login that is admitted only because nothing is enforced.
-pub fn would_refuse(client: &Client, excess: &Excess) {
+fn would_refuse(client: &Client, excess: &Excess) {
     let source = excess.limit.source.words(&catalog::name_of);
     let subject = excess.limit.subject(&catalog::name_of);
     let subject = subject.as_deref().map(String::from_utf8_lossy);

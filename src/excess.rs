@@ -22,6 +22,8 @@ pub struct Patience {
     arrived: Instant,
     /// When it first went to sleep.
     asleep: Cell<Option<Instant>>,
+    /// For how long it slept, in all.
+    slept: Cell<Duration>,
     lost: Cell<bool>,
 }
 
@@ -33,6 +35,7 @@ impl Patience {
         Patience {
             arrived: Instant::now(),
             asleep: Cell::new(None),
+            slept: Cell::new(Duration::ZERO),
             lost: Cell::new(lost),
         }
     }
@@ -49,6 +52,11 @@ impl Patience {
     /// How long the login has waited; None if it has not.
     pub fn waited(&self) -> Option<Duration> {
         self.asleep.get().map(|asleep| asleep.elapsed())
+    }
+
+    /// How long it took to decide, and not to wait.
+    pub fn deciding(&self) -> Duration {
+        self.tried().saturating_sub(self.slept.get())
     }
 
     /// How long until one of the limits, or the server, lets it wait no longer.
@@ -69,6 +77,7 @@ impl Patience {
     pub fn sleep(&self, client: &Client, limits: &[Limit]) {
         self.asleep
             .set(self.asleep.get().or_else(|| Some(Instant::now())));
+        let since = Instant::now();
         let at_most = self.left(limits).min(LOOK_EVERY);
         let wake = pg_sys::WL_LATCH_SET
             | pg_sys::WL_SOCKET_CLOSED
@@ -88,6 +97,7 @@ impl Patience {
             pg_sys::ResetLatch(pg_sys::MyLatch);
             woken as u32
         };
+        self.slept.set(self.slept.get() + since.elapsed());
         if woken & pg_sys::WL_SOCKET_CLOSED != 0 {
             error::client_is_gone();
         }

@@ -16,7 +16,7 @@
 
 use crate::catalog::{Database, Role};
 use crate::compat::Port;
-use crate::decide::{Attempt, Rules, Verdict};
+use crate::decide::{Admission, Attempt, Excess, Rules, Verdict};
 use crate::excess::Patience;
 use crate::facts::{self, Trouble};
 use crate::limit::Limit;
@@ -28,6 +28,7 @@ use pgrx::prelude::*;
 use std::cell::Cell;
 use std::ffi::CStr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 type Hook = unsafe extern "C-unwind" fn(*mut libpq::be::Port, i32);
 
@@ -126,6 +127,22 @@ struct Asked {
     troubles: Vec<Trouble>,
 }
 
+/// How a login ended.
+pub struct Decision<'a> {
+    pub client: &'a Client<'a>,
+    pub session: Session,
+    pub outcome: Outcome<'a>,
+    /// None if it did not wait.
+    pub waited: Option<Duration>,
+    /// How long it took besides.
+    pub deciding: Duration,
+}
+
+pub enum Outcome<'a> {
+    Admitted(&'a Admission),
+    Refused(&'a Excess),
+}
+
 /// Returns when the client is in; else this is the end of the process.
 fn admit(client: &Client) {
     let patience = Patience::begin(client);
@@ -158,10 +175,37 @@ fn admit(client: &Client) {
             })
         });
         match verdict {
-            Verdict::Admitted(None) => return,
-            Verdict::Admitted(Some(excess)) => return events::would_refuse(client, &excess),
-            Verdict::Refused(excess) => error::too_many(&excess, patience.waited()),
+            Verdict::Admitted(admission) => {
+                let outcome = Outcome::Admitted(&admission);
+                return record(&Decision::new(client, session, outcome, &patience));
+            }
+            Verdict::Refused(excess) => {
+                let outcome = Outcome::Refused(&excess);
+                record(&Decision::new(client, session, outcome, &patience));
+                error::too_many(&excess, patience.waited())
+            }
             Verdict::Waiting => patience.sleep(client, &limits),
+        }
+    }
+}
+
+fn record(decision: &Decision) {
+    events::decided(decision);
+}
+
+impl<'a> Decision<'a> {
+    fn new(
+        client: &'a Client<'a>,
+        session: Session,
+        outcome: Outcome<'a>,
+        patience: &Patience,
+    ) -> Decision<'a> {
+        Decision {
+            client,
+            session,
+            outcome,
+            waited: patience.waited(),
+            deciding: patience.deciding(),
         }
     }
 }
