@@ -10,6 +10,7 @@ use crate::limit::Object;
 use crate::sessions::Members;
 use pgrx::pg_sys::{self, FormData_pg_authid, FormData_pg_database, SysCacheIdentifier};
 use std::ffi::CStr;
+use std::num::NonZeroUsize;
 
 /// A row of `pg_authid`.
 pub struct Role {
@@ -18,6 +19,8 @@ pub struct Role {
     pub superuser: bool,
     pub can_login: bool,
     pub replication: bool,
+    /// Its attribute INHERIT.
+    pub inherit: bool,
     /// Negative: no limit.
     pub connection_limit: i32,
 }
@@ -26,6 +29,7 @@ pub struct Role {
 pub struct Database {
     pub oid: u32,
     pub name: Vec<u8>,
+    owner: u32,
     /// What is left when `DROP DATABASE` was interrupted.
     pub invalid: bool,
     pub allows_connections: bool,
@@ -86,6 +90,7 @@ impl Role {
             superuser: false,
             can_login: false,
             replication: false,
+            inherit: false,
             connection_limit: -1,
         }
     }
@@ -102,18 +107,19 @@ impl Role {
 
     /// Every role that it is a member of by grants with INHERIT or SET, directly or through others.
     pub fn groups(&self) -> Vec<u32> {
-        let mut found = vec![self.oid];
-        let mut next = 0;
-        while let Some(&member) = found.get(next) {
-            for group in granted_to(member) {
-                if !found.contains(&group) {
-                    found.push(group);
-                }
-            }
-            next += 1;
-        }
+        let mut found = reachable(self.oid, |member| {
+            granted_to(member, FormData_pg_auth_members::is_membership)
+        });
         found.swap_remove(0);
         found
+    }
+
+    /// Itself, and every role whose privileges it has.
+    fn privileged_as(&self) -> Vec<u32> {
+        reachable(self.oid, |member| {
+            let inherit = Role::by_oid(member).is_some_and(|member| member.inherit);
+            granted_to(member, |grant| grant.gives_privileges(inherit))
+        })
     }
 
     fn from(row: &FormData_pg_authid) -> Role {
@@ -123,13 +129,29 @@ impl Role {
             superuser: row.rolsuper,
             can_login: row.rolcanlogin,
             replication: row.rolreplication,
+            inherit: row.rolinherit,
             connection_limit: row.rolconnlimit,
         }
     }
 }
 
-/// The roles that this one is directly a member of.
-fn granted_to(member: u32) -> Vec<u32> {
+/// The role, and all that those lead to, directly or through others.
+fn reachable(role: u32, groups_of: impl Fn(u32) -> Vec<u32>) -> Vec<u32> {
+    let mut found = vec![role];
+    let mut next = 0;
+    while let Some(&member) = found.get(next) {
+        for group in groups_of(member) {
+            if !found.contains(&group) {
+                found.push(group);
+            }
+        }
+        next += 1;
+    }
+    found
+}
+
+/// The roles that this one is directly a member of by such grants.
+fn granted_to(member: u32, such: impl Fn(&FormData_pg_auth_members) -> bool) -> Vec<u32> {
     // SAFETY: in a transaction. The cache is of that catalog, its first key a member; the rows are
     // copied before the list is given back.
     unsafe {
@@ -142,7 +164,7 @@ fn granted_to(member: u32) -> Vec<u32> {
             .iter()
             .map(|row| form::<FormData_pg_auth_members>(&raw mut (**row).tuple));
         let groups = grants
-            .filter(|grant| grant.is_membership())
+            .filter(|grant| such(grant))
             .map(|grant| grant.roleid.to_u32());
         let groups = groups.collect();
         pg_sys::ReleaseCatCacheList(list);
@@ -223,16 +245,77 @@ impl Database {
         databases
     }
 
+    /// Whether the role has the privilege CONNECT. The server's own functions for that leave caches
+    /// behind that are wrong once the login has its database.
+    pub fn admits(&self, role: &Role) -> bool {
+        if role.superuser {
+            return true;
+        }
+        let mut key = key(
+            pg_sys::Anum_pg_database_oid,
+            pg_sys::F_OIDEQ,
+            pg_sys::Oid::from(self.oid).into(),
+        );
+        let index = (pg_sys::Oid::from(pg_sys::DatabaseOidIndexId), &mut key);
+        let mut grantees = Vec::new();
+        // SAFETY: the rows are of that catalog, and that column is an array of aclitem, which has no
+        // nulls, or null. The array's items are copied.
+        scan(pg_sys::DatabaseRelationId, Some(index), |row| unsafe {
+            grantees = may_connect(row);
+        });
+        let mut roles = role.privileged_as();
+        if roles.contains(&self.owner) {
+            roles.push(pg_sys::ROLE_PG_DATABASE_OWNER);
+        }
+        roles.push(pg_sys::ACL_ID_PUBLIC);
+        grantees.iter().any(|grantee| roles.contains(grantee))
+    }
+
     fn from(row: &FormData_pg_database) -> Database {
         Database {
             oid: row.oid.to_u32(),
             name: name(&row.datname),
+            owner: row.datdba.to_u32(),
             invalid: row.datconnlimit == pg_sys::DATCONNLIMIT_INVALID_DB,
             allows_connections: row.datallowconn,
             connection_limit: row.datconnlimit,
         }
     }
 }
+
+/// The roles that a row of `pg_database` says may connect.
+///
+/// # Safety
+/// The row is of that catalog.
+unsafe fn may_connect(row: Row) -> Vec<u32> {
+    const COLUMN: NonZeroUsize =
+        NonZeroUsize::new(pg_sys::Anum_pg_database_datacl as usize).unwrap();
+    // SAFETY: as the caller says.
+    let acl = unsafe { pgrx::htup::heap_getattr_raw(row.tuple, COLUMN, row.shape) };
+    let Some(acl) = acl else {
+        // The default.
+        return vec![pg_sys::ACL_ID_PUBLIC];
+    };
+    // SAFETY: an ACL is a one-dimensional array of AclItem without nulls, and that is a plain struct. One
+    // that is stored elsewhere cannot be read here: then nobody may.
+    unsafe {
+        let stored = acl.cast_mut_ptr::<pg_sys::varlena>();
+        if pgrx::varatt_is_1b_e(stored) {
+            return Vec::new();
+        }
+        let array = pg_sys::pg_detoast_datum(stored).cast::<pg_sys::ArrayType>();
+        let length = *array.add(1).cast::<i32>() as usize;
+        let first = array.byte_add(ARRAY_HEADER).cast::<pg_sys::AclItem>();
+        let items = std::slice::from_raw_parts(first, length);
+        let connect = items
+            .iter()
+            .filter(|item| item.ai_privs & pg_sys::AclMode::from(pg_sys::ACL_CONNECT) != 0);
+        connect.map(|item| item.ai_grantee.to_u32()).collect()
+    }
+}
+
+/// `ARR_OVERHEAD_NONULLS(1)` (`src/include/utils/array.h`).
+const ARRAY_HEADER: usize = 24;
 
 /// The name of a role or database; its OID if it was dropped.
 pub fn name_of(object: Object) -> Vec<u8> {

@@ -1,5 +1,6 @@
 //! Every difference between the supported versions of the server.
 
+use crate::replace::Idle;
 use pgrx::pg_sys;
 use std::ffi::{CStr, c_char, c_int};
 
@@ -42,6 +43,19 @@ pub struct FormData_pg_auth_members {
 }
 
 impl FormData_pg_auth_members {
+    /// Whether the member has the role's privileges without SET ROLE: on 15 all grants are as the
+    /// member's attribute INHERIT says.
+    #[cfg(feature = "pg15")]
+    pub fn gives_privileges(&self, inherit: bool) -> bool {
+        inherit
+    }
+
+    /// Whether the member has the role's privileges without SET ROLE.
+    #[cfg(not(feature = "pg15"))]
+    pub fn gives_privileges(&self, _inherit: bool) -> bool {
+        self.inherit_option
+    }
+
     /// Whether it makes a member that can use the role, and not only grant it on.
     pub fn is_membership(&self) -> bool {
         #[cfg(feature = "pg15")]
@@ -84,6 +98,37 @@ fn have_free_procs(number: i32) -> bool {
         #[cfg(not(feature = "pg15"))]
         return pg_sys::HaveNFreeProcs(number, &mut 0);
     }
+}
+
+/// Which sessions are idle, and not in a transaction, and since when. With `track_activities = off` a
+/// session is never known to be.
+pub fn idle_sessions() -> Idle {
+    // SAFETY: the server's statistics are in shared memory, and attached before a client is
+    // authenticated. This backend keeps the copy of them that it makes until it is told to forget it.
+    unsafe {
+        let entry = |index| {
+            #[cfg(feature = "pg15")]
+            let entry = pg_sys::pgstat_fetch_stat_local_beentry(index);
+            #[cfg(not(feature = "pg15"))]
+            let entry = pg_sys::pgstat_get_local_beentry_by_index(index);
+            entry.as_ref().map(|entry| &entry.backendStatus)
+        };
+        let entries = (1..=pg_sys::pgstat_fetch_stat_numbackends()).filter_map(entry);
+        let mut idle: Idle = entries
+            .filter(|entry| entry.st_state == pg_sys::BackendState::STATE_IDLE)
+            .map(|entry| (entry.st_procpid as u32, entry.st_state_start_timestamp))
+            .collect();
+        pg_sys::pgstat_clear_backend_activity_snapshot();
+        idle.sort_unstable();
+        idle
+    }
+}
+
+/// Tells a session's process, and what it has started, to end.
+pub fn end_session(pid: u32) {
+    // SAFETY: only sends a signal. As in `pg_terminate_backend` the process may be gone by now, and its
+    // ID given to another only if all others were given out meanwhile.
+    unsafe { libc::kill(-(pid as i32), libc::SIGTERM) };
 }
 
 /// The timeouts that end a login while it is in the hook: `STATEMENT_TIMEOUT`, which stands for

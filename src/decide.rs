@@ -1,8 +1,9 @@
 //! The decision: count, decide and claim in one go, on a table that nobody else changes meanwhile.
 //! Pure.
 
-use crate::limit::Limit;
-use crate::sessions::{Bound, Counted, Members, Session, Table, UnknownGroup};
+use crate::limit::{Limit, Scope, Who};
+use crate::replace::{Full, Idle, Replacing, make_room};
+use crate::sessions::{Bound, Counted, Members, Session, Table, Unknown};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ pub struct Attempt<'a> {
     pub limits: &'a [Limit],
     /// The members of the groups that its limits count, and of any more.
     pub members: &'a Members,
+    /// Which sessions are idle, if that is known.
+    pub idle: Option<&'a Idle>,
     pub rules: Rules,
 }
 
@@ -29,13 +32,20 @@ pub struct Rules {
     pub tried: Duration,
     /// The queue's size; one role has a quarter of it.
     pub max_waiters: u32,
+    pub replacing: Replacing,
 }
 
 /// What becomes of a login.
 #[derive(Debug, PartialEq)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "under the lock nothing is allocated"
+)]
 pub enum Verdict {
     /// It is a session.
     Admitted(Admission),
+    /// It has the places of these sessions as soon as they are gone; without them it is over a limit.
+    Replacing(Admission, Ended, Excess),
     /// It is in the queue: try again when woken.
     Waiting,
     /// It is not, and no longer waits.
@@ -45,10 +55,19 @@ pub enum Verdict {
 /// What is to be said of a login that got in.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Admission {
-    /// It is over this limit, which is only tried out.
-    pub over: Option<Excess>,
+    /// It is over this limit, which is only tried out, and these sessions would end for it: none if it
+    /// would be refused.
+    pub over: Option<(Excess, Ended)>,
     /// The sessions of its role in its database, itself among them.
     pub sessions: u32,
+}
+
+/// The sessions that end for a login.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Ended {
+    pub number: u32,
+    /// The process IDs of the first few.
+    pub shown: [Option<u32>; 5],
 }
 
 /// The limit that has no room, and what fills it.
@@ -84,9 +103,9 @@ pub struct Standing {
 }
 
 /// Admits the login, queues it, or finds what it exceeds. When a waiter is admitted or refused, the
-/// caller wakes the rest. If it needs to know a group's members, the login is where it was: no
-/// session, and in the queue or not.
-pub fn attempt(table: &mut Table, login: &Attempt) -> Result<Verdict, UnknownGroup> {
+/// caller wakes the rest. If it needs to know more, the login is where it was: no session, and in the
+/// queue or not.
+pub fn attempt(table: &mut Table, login: &Attempt) -> Result<Verdict, Unknown> {
     table.vacate(login.slot);
     let mut exceeded = find_exceeded(table, login)?;
     if exceeded.is_some_and(|(limit, _)| may_wait(table, login, limit)) && enqueue(table, login) {
@@ -96,26 +115,91 @@ pub fn attempt(table: &mut Table, login: &Attempt) -> Result<Verdict, UnknownGro
             return Ok(Verdict::Waiting);
         }
     }
+    let over = tried_out(table, login)?;
+    let verdict = match exceeded {
+        Some(full) => match replace(table, login, full, |limit| limit.enforced)? {
+            Ok((excess, ended)) => {
+                Verdict::Replacing(admission(table, login, over)?, ended, excess)
+            }
+            Err(excess) => Verdict::Refused(excess),
+        },
+        None => {
+            table.claim(login.slot, login.pid, login.session);
+            Verdict::Admitted(admission(table, login, over)?)
+        }
+    };
     table.dequeue(login.slot);
-    if let Some((limit, ahead)) = exceeded {
-        return Ok(Verdict::Refused(excess(table, login, limit, ahead)?));
+    Ok(verdict)
+}
+
+/// What would become of the login if the limits that are only tried out were enforced.
+fn tried_out(table: &mut Table, login: &Attempt) -> Result<Option<(Excess, Ended)>, Unknown> {
+    let Some(limit) = login.first_full(table, |limit| !limit.enforced)? else {
+        return Ok(None);
+    };
+    let replaced = replace(table, login, (limit, 0), |limit| !limit.enforced)?;
+    table.give_back(login.slot);
+    Ok(Some(match replaced {
+        Ok(would) => would,
+        Err(excess) => (excess, Ended::default()),
+    }))
+}
+
+/// Makes room for the login under the chosen limits, of which one is full: it has claimed its slot then,
+/// and says which sessions end. Or the limit that refuses it.
+fn replace(
+    table: &mut Table,
+    login: &Attempt,
+    (limit, ahead): Full,
+    chosen: impl Fn(&Limit) -> bool,
+) -> Result<Result<(Excess, Ended), Excess>, Unknown> {
+    let without = excess(table, login, limit, ahead)?;
+    if !login.rules.replacing.lets_end(limit) {
+        return Ok(Err(without));
     }
-    let over = match login.first_full(table, |limit| !limit.enforced)? {
-        Some(limit) => Some(excess(table, login, limit, 0)?),
-        None => None,
-    };
+    let waiting = table.waiters_before(login.slot).count();
+    for position in 0..waiting {
+        mark(table, login, position)?;
+    }
     table.claim(login.slot, login.pid, login.session);
-    let alike = |other: &&Session| {
-        (other.role, other.database) == (login.session.role, login.session.database)
+    let refuses = make_room(table, login, chosen, waiting);
+    if !matches!(refuses, Ok(None)) {
+        table.give_back(login.slot);
+    }
+    Ok(match refuses? {
+        Some((limit, ahead)) => Err(excess(table, login, limit, ahead)?),
+        None => Ok((without, ended(table, login))),
+    })
+}
+
+fn ended(table: &Table, login: &Attempt) -> Ended {
+    let mut ended = Ended::default();
+    for pid in table.predecessors(login.slot) {
+        if let Some(free) = ended.shown.get_mut(ended.number as usize) {
+            *free = Some(pid);
+        }
+        ended.number += 1;
+    }
+    ended
+}
+
+fn admission(
+    table: &Table,
+    login: &Attempt,
+    over: Option<(Excess, Ended)>,
+) -> Result<Admission, Unknown> {
+    let alike = Scope {
+        who: Who::Role(login.session.role),
+        database: Some(login.session.database),
+        network: None,
     };
-    let sessions = table.sessions().map(|(_, session)| session).filter(alike);
-    let sessions = sessions.count() as u32;
-    Ok(Verdict::Admitted(Admission { over, sessions }))
+    let sessions = table.count(Counted::new(alike, true, login.members)?);
+    Ok(Admission { over, sessions })
 }
 
 /// How each limit stands for a login that is not made: it would be admitted at once if all that are
 /// enforced fit.
-pub fn explain(table: &Table, login: &Attempt) -> Result<Vec<Standing>, UnknownGroup> {
+pub fn explain(table: &Table, login: &Attempt) -> Result<Vec<Standing>, Unknown> {
     let everyone = table.waiters().count();
     for position in 0..everyone {
         mark(table, login, position)?;
@@ -152,7 +236,7 @@ fn enqueue(table: &mut Table, login: &Attempt) -> bool {
 fn find_exceeded<'a>(
     table: &Table,
     login: &Attempt<'a>,
-) -> Result<Option<(&'a Limit, u32)>, UnknownGroup> {
+) -> Result<Option<(&'a Limit, u32)>, Unknown> {
     let refuses = |limit: &Limit| limit.enforced && !login.lets_wait(limit);
     let full = match login.first_full(table, refuses)? {
         Some(limit) => Some(limit),
@@ -186,7 +270,7 @@ fn find_exceeded<'a>(
 }
 
 /// Whether any earlier waiter would take room under one of the login's limits.
-fn has_rivals(table: &Table, login: &Attempt) -> Result<bool, UnknownGroup> {
+fn has_rivals(table: &Table, login: &Attempt) -> Result<bool, Unknown> {
     for limit in login.limits.iter().filter(|limit| limit.enforced) {
         let counted = login.counted(bound(limit))?;
         if table
@@ -200,7 +284,7 @@ fn has_rivals(table: &Table, login: &Attempt) -> Result<bool, UnknownGroup> {
 }
 
 /// Finds out whether the waiter at this position goes first, once that is known of those before it.
-fn mark(table: &Table, login: &Attempt, position: usize) -> Result<bool, UnknownGroup> {
+fn mark(table: &Table, login: &Attempt, position: usize) -> Result<bool, Unknown> {
     let Some(waiter) = table.waiters_before(login.slot).nth(position) else {
         return Ok(false);
     };
@@ -212,7 +296,7 @@ fn mark(table: &Table, login: &Attempt, position: usize) -> Result<bool, Unknown
     Ok(fits)
 }
 
-fn bound(limit: &Limit) -> Bound {
+pub fn bound(limit: &Limit) -> Bound {
     Bound {
         scope: limit.scope,
         max: limit.max,
@@ -229,7 +313,7 @@ impl<'a> Attempt<'a> {
         &self,
         table: &Table,
         chosen: impl Fn(&Limit) -> bool,
-    ) -> Result<Option<&'a Limit>, UnknownGroup> {
+    ) -> Result<Option<&'a Limit>, Unknown> {
         for limit in self.limits.iter().filter(|limit| chosen(limit)) {
             if room(table, self, bound(limit))? == 0 {
                 return Ok(Some(limit));
@@ -238,34 +322,28 @@ impl<'a> Attempt<'a> {
         Ok(None)
     }
 
-    fn counted(&self, bound: Bound) -> Result<Counted<'a>, UnknownGroup> {
+    pub fn counted(&self, bound: Bound) -> Result<Counted<'a>, Unknown> {
         Counted::new(bound.scope, self.rules.count_walsenders, self.members)
     }
 }
 
 /// How many more sessions a limit has room for.
-fn room(table: &Table, login: &Attempt, bound: Bound) -> Result<u32, UnknownGroup> {
+fn room(table: &Table, login: &Attempt, bound: Bound) -> Result<u32, Unknown> {
     Ok(bound.max.saturating_sub(table.count(login.counted(bound)?)))
 }
 
 /// How many of the first `among` waiters go first and take room under the limit.
-fn ahead(table: &Table, login: &Attempt, bound: Bound, among: usize) -> Result<u32, UnknownGroup> {
+pub fn ahead(table: &Table, login: &Attempt, bound: Bound, among: usize) -> Result<u32, Unknown> {
     let counted = login.counted(bound)?;
     let waiters = table.waiters_before(login.slot).take(among);
     let first = waiters.filter(|waiter| waiter.goes_first.get() && counted.covers(waiter.session));
     Ok(first.count() as u32)
 }
 
-fn excess(
-    table: &Table,
-    login: &Attempt,
-    limit: &Limit,
-    ahead: u32,
-) -> Result<Excess, UnknownGroup> {
+fn excess(table: &Table, login: &Attempt, limit: &Limit, ahead: u32) -> Result<Excess, Unknown> {
     let counted = login.counted(bound(limit))?;
-    let covered = |session: &(u32, &Session)| counted.covers(session.1);
     let (mut in_use, mut own, mut shown) = (0, 0, [None; 5]);
-    for (pid, session) in table.sessions().filter(covered) {
+    for (pid, session) in table.counted(counted) {
         in_use += 1;
         if session.role == login.session.role {
             if let Some(free) = shown.get_mut(own as usize) {
@@ -291,7 +369,6 @@ fn excess(
 mod tests {
     use super::*;
     use crate::limit::tests::{at_most, in_database, of_role};
-    use crate::limit::{Scope, Who};
     use crate::sessions::tests::session;
     use crate::sessions::{Claim, OwnTable};
 
@@ -309,6 +386,12 @@ mod tests {
             may_wait: true,
             tried: Duration::ZERO,
             max_waiters: 20,
+            replacing: Replacing {
+                allowed: true,
+                now: 1_000_000,
+                min_age: Duration::from_secs(1),
+                idle_after: Duration::from_millis(500),
+            },
         };
         Attempt {
             slot,
@@ -316,6 +399,7 @@ mod tests {
             session: session(role, APP),
             limits: limits.into().leak(),
             members: Box::leak(Box::default()),
+            idle: None,
             rules,
         }
     }
@@ -415,7 +499,8 @@ mod tests {
         };
         let dry = login(2, ALICE, [tried_out]);
         let Verdict::Admitted(Admission {
-            over: Some(excess), ..
+            over: Some((excess, _)),
+            ..
         }) = attempt(&mut table, &dry)
         else {
             panic!("a dry run admits and says what is exceeded");
@@ -620,7 +705,10 @@ mod tests {
         elsewhere.session.database = WEB;
         assert_eq!(attempt(&mut table, &elsewhere), IN);
         let carol = login(3, CAROL, [app]);
-        assert_eq!(super::attempt(&mut table, &carol), Err(UnknownGroup(TEAM)));
+        assert_eq!(
+            super::attempt(&mut table, &carol),
+            Err(Unknown::Members(TEAM))
+        );
         assert_eq!(
             attempt(&mut table, &known(carol)),
             IN,

@@ -15,6 +15,7 @@ use crate::settings;
 use pgrx::pg_sys::{self, panic::ErrorReport};
 use pgrx::{PgLogLevel, PgSqlErrorCode};
 use std::ffi::{CStr, CString, c_char, c_int};
+use std::net::IpAddr;
 use std::time::Duration;
 
 unsafe extern "C-unwind" {
@@ -73,8 +74,28 @@ pub fn database_accepts_no_connections(name: &CStr) -> ! {
     .end()
 }
 
-/// The login is over a limit, and has waited as long as it may.
-pub fn too_many(excess: &Excess, waited: Option<Duration>) -> ! {
+pub fn may_not_connect(database: &[u8]) -> ! {
+    let code = PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE;
+    let detail = Some(Text::literal(c"User does not have CONNECT privilege."));
+    let name = composed(database.to_vec());
+    Refusal {
+        detail,
+        ..Refusal::new(code, c"permission denied for database \"%s\"", &name)
+    }
+    .end()
+}
+
+/// The DETAIL for a session that ends for a newer one.
+pub fn replaced_by(role: &CStr, address: Option<IpAddr>) -> CString {
+    let mut text = b"This session was replaced by a newer session of role \"".to_vec();
+    text.extend(role.to_bytes());
+    text.extend(format!("\" from {}.", place(address)).bytes());
+    composed(text)
+}
+
+/// The login is over a limit, and has waited as long as it may; also for the session of this process to
+/// end, if one was told to.
+pub fn too_many(excess: &Excess, waited: Option<Duration>, told: Option<u32>) -> ! {
     let (message, name) = too_many_for(&excess.limit);
     let hint = match settings::refusal_hint() {
         Some(hint) => Text::Composed(hint),
@@ -84,7 +105,7 @@ pub fn too_many(excess: &Excess, waited: Option<Duration>) -> ! {
         None => Text::literal(c"Try again later, or ask for the limit to be raised."),
     };
     Refusal {
-        detail: Some(Text::Composed(what_is_in_the_way(excess, waited))),
+        detail: Some(Text::Composed(what_is_in_the_way(excess, waited, told))),
         hint: Some(hint),
         ..Refusal::new(PgSqlErrorCode::ERRCODE_TOO_MANY_CONNECTIONS, message, &name)
     }
@@ -489,7 +510,7 @@ impl<'a> Refusal<'a> {
 
 /// The limit, where it is set, what is in use, and of that the role's own sessions: a user learns
 /// nothing of others.
-fn what_is_in_the_way(excess: &Excess, waited: Option<Duration>) -> CString {
+fn what_is_in_the_way(excess: &Excess, waited: Option<Duration>, told: Option<u32>) -> CString {
     let Excess {
         limit,
         in_use,
@@ -527,6 +548,12 @@ fn what_is_in_the_way(excess: &Excess, waited: Option<Duration>) -> CString {
     if let Some(waited) = waited {
         text.extend(format!(" The login waited {} ms for room.", waited.as_millis()).bytes());
     }
+    if let Some(pid) = told {
+        text.extend(
+            format!(" The session of pid {pid} was told to end for this one, and has not ended.")
+                .bytes(),
+        );
+    }
     composed(text)
 }
 
@@ -538,10 +565,12 @@ fn are(number: u32) -> &'static str {
     if number == 1 { "is" } else { "are" }
 }
 
+fn place(address: Option<IpAddr>) -> String {
+    address.map_or("a local socket".to_string(), |address| address.to_string())
+}
+
 fn describe(session: &Shown) -> String {
-    let from = session
-        .address
-        .map_or("a local socket".to_string(), |address| address.to_string());
+    let from = place(session.address);
     // SAFETY: returns a string in a static buffer, copied before the next call.
     let started = unsafe { CStr::from_ptr(pg_sys::timestamptz_to_str(session.started)) };
     format!(

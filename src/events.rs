@@ -25,7 +25,8 @@ struct WouldRefuse<'a> {
 
 pub fn decided(decision: &Decision) {
     if let Outcome::Admitted(Admission {
-        over: Some(excess), ..
+        over: Some((excess, _)),
+        ..
     }) = decision.outcome
     {
         would_refuse(decision.client, excess);

@@ -1,12 +1,12 @@
 //! What a login does that found no room: it waits, until it is woken to try again or its patience
-//! is over.
+//! is over; or it ends sessions, and waits until they are gone.
 //!
 //! A waiter is a backend in the middle of its start: it holds one of `max_connections`, so nobody
 //! waits unless the reserved connections stay free; it holds no snapshot; and it must be done
 //! before the server's own timeouts would end it with nothing but an EOF for its client.
 
 use crate::limit::Limit;
-use crate::{compat, error, login::Client};
+use crate::{compat, error, login::Client, shmem};
 use pgrx::pg_sys;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -17,8 +17,17 @@ const BEFORE_TIMEOUT: Duration = Duration::from_millis(200);
 /// Nothing wakes a waiter when a limit is raised or a database is dropped: it looks.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// A session that was told to end takes a moment, unless it is stopped, or in a system call that
+/// nothing interrupts.
+const FOR_PREDECESSORS: Duration = Duration::from_secs(5);
+
+/// Whose slot a session had may have taken it before the session could wake its heir: it looks.
+const LOOK_FOR_PREDECESSORS_EVERY: Duration = Duration::from_millis(10);
+
 /// How long a login may wait, counted from its arrival.
 pub struct Patience {
+    /// Its number in the order of arrival.
+    pub arrival: u64,
     arrived: Instant,
     /// When it first went to sleep.
     asleep: Cell<Option<Instant>>,
@@ -33,6 +42,7 @@ impl Patience {
         // use other connections.
         let lost = !client.walsender && !compat::reserved_connections_are_free();
         Patience {
+            arrival: shmem::next_arrival(),
             arrived: Instant::now(),
             asleep: Cell::new(None),
             slept: Cell::new(Duration::ZERO),
@@ -42,6 +52,11 @@ impl Patience {
 
     pub fn may_wait(&self) -> bool {
         !self.lost.get() && before_timeouts().is_none_or(|left| !left.is_zero())
+    }
+
+    /// Whether the server would let the login in, if a session ended for it.
+    pub fn may_replace(&self, client: &Client) -> bool {
+        self.may_wait() && (client.walsender || compat::reserved_connections_are_free())
     }
 
     /// How long ago the login arrived.
@@ -77,8 +92,34 @@ impl Patience {
     pub fn sleep(&self, client: &Client, limits: &[Limit]) {
         self.asleep
             .set(self.asleep.get().or_else(|| Some(Instant::now())));
+        self.look(client, self.left(limits).min(LOOK_EVERY));
+    }
+
+    /// Ends the sessions whose places the login is to have, and returns when they are gone; or one
+    /// that stays.
+    pub fn replace(&self, client: &Client) -> Result<(), u32> {
+        // Nobody's session ends for a client that is gone, or a login that was told to stop.
+        self.look(client, Duration::ZERO);
+        let began = Instant::now();
+        for pid in shmem::notify_predecessors() {
+            compat::end_session(pid);
+        }
+        loop {
+            let Some(pid) = shmem::remaining_predecessors().first().copied() else {
+                return Ok(());
+            };
+            let left = FOR_PREDECESSORS.saturating_sub(began.elapsed());
+            let left = before_timeouts().unwrap_or(left).min(left);
+            if left.is_zero() || self.lost.get() {
+                return Err(pid);
+            }
+            self.look(client, left.min(LOOK_FOR_PREDECESSORS_EVERY));
+        }
+    }
+
+    /// Waits until woken, but not for long, and heeds whatever has happened.
+    fn look(&self, client: &Client, at_most: Duration) {
         let since = Instant::now();
-        let at_most = self.left(limits).min(LOOK_EVERY);
         let wake = pg_sys::WL_LATCH_SET
             | pg_sys::WL_SOCKET_CLOSED
             | pg_sys::WL_TIMEOUT

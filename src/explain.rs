@@ -11,6 +11,7 @@ use crate::catalog::{Database, Role, name_of};
 use crate::decide::{self, Attempt, Rules, Standing};
 use crate::facts::{self, Labels};
 use crate::limit::{Limit, Scope, Who};
+use crate::replace::Replacing;
 use crate::sessions::Session;
 use crate::settings;
 use crate::views::{Text, Viewer};
@@ -94,15 +95,22 @@ fn standings(role: &Role, database: &Database, address: Option<IpAddr>) -> Vec<S
         started: 0,
         walsender: false,
         exempt: false,
+        arrival: 0,
     };
     let rules = Rules {
         count_walsenders: !settings.exempt_replication,
         may_wait: false,
         tried: Duration::ZERO,
         max_waiters: 0,
+        replacing: Replacing {
+            allowed: false,
+            now: 0,
+            min_age: Duration::ZERO,
+            idle_after: Duration::ZERO,
+        },
     };
     let mut copy = shmem::snapshot();
-    facts::knowing_members(facts::members(&limits), |members| {
+    facts::knowing(facts::members(&limits), |members, idle| {
         let login = Attempt {
             // No process's slot: all who wait came before.
             slot: usize::MAX,
@@ -110,6 +118,7 @@ fn standings(role: &Role, database: &Database, address: Option<IpAddr>) -> Vec<S
             session,
             limits: &limits,
             members,
+            idle,
             rules,
         };
         decide::explain(&copy.table(), &login)

@@ -3,9 +3,11 @@
 
 use crate::apply::{self, Applicable, Defaults, Facts, InDatabase};
 use crate::catalog::{self, Database, LabelText, Role};
+use crate::compat;
 use crate::grammar::Label;
 use crate::limit::{Limit, Object, Source, Who};
-use crate::sessions::{Members, UnknownGroup};
+use crate::replace::Idle;
+use crate::sessions::{Members, Unknown};
 use crate::settings::{self, Enforcement, Settings};
 use std::fmt;
 use std::net::IpAddr;
@@ -205,15 +207,17 @@ pub fn members(limits: &[Limit]) -> Members {
     catalog::members_of(&groups.collect::<Vec<_>>())
 }
 
-/// Asks again, each time knowing one more group, until all are known that matter.
-pub fn knowing_members<T>(
+/// Asks again, each time knowing more, until all is known that matters.
+pub fn knowing<T>(
     mut members: Members,
-    mut ask: impl FnMut(&Members) -> Result<T, UnknownGroup>,
+    mut ask: impl FnMut(&Members, Option<&Idle>) -> Result<T, Unknown>,
 ) -> T {
+    let mut idle = None;
     loop {
-        match ask(&members) {
+        match ask(&members, idle.as_ref()) {
             Ok(answer) => return answer,
-            Err(UnknownGroup(group)) => members.extend(catalog::members_of(&[group])),
+            Err(Unknown::Members(group)) => members.extend(catalog::members_of(&[group])),
+            Err(Unknown::Idle) => idle = Some(compat::idle_sessions()),
         }
     }
 }

@@ -1,10 +1,11 @@
 //! `session_limit`: how many sessions a user may have open at once, decided inside the server,
 //! exactly.
 //!
-//! Read in this order: `limit`, `network`, `grammar`, `apply`, `sessions` and `decide` are the model
+//! Read in this order: `limit`, `network`, `grammar`, `apply`, `sessions`, `decide` and `replace` are the model
 //! and know nothing of PostgreSQL; `shmem` holds the model's table for all processes; `label` takes
 //! labels in, `catalog` and `facts` read what a login depends on; `login` is the hook, `excess` what
-//! happens to a login that finds no room, `error` what its client is told; `worker` and `views` look
+//! happens to a login that finds no room, `error` what its client is told, and `notice` what that of a
+//! session is told that ends for it; `worker` and `views` look
 //! after the table and show it, and `edit` writes labels.
 
 #![deny(
@@ -19,6 +20,7 @@ mod decide;
 mod grammar;
 mod limit;
 mod network;
+mod replace;
 mod sessions;
 
 mod catalog;
@@ -31,6 +33,7 @@ mod explain;
 mod facts;
 mod label;
 mod login;
+mod notice;
 mod settings;
 mod shmem;
 mod views;
@@ -53,5 +56,6 @@ pub extern "C-unwind" fn _PG_init() {
     settings::define();
     shmem::reserve();
     login::install_hook();
+    notice::install_hook();
     worker::register();
 }

@@ -11,15 +11,18 @@
 //! - a label that cannot be read: whom it covers is refused, for it may have been meant to; in a dry
 //!   run the label is passed over, and the log says so.
 //! - everyone else: `decide`; over a limit: `excess`.
+//! - about to end other sessions, but without the privilege CONNECT: refused here with the server's
+//!   words, before any of them is told.
 //! - an error of ours, or of the catalogs: this one login fails with it. What was claimed or queued
 //!   is given up on exit.
 
 use crate::catalog::{Database, Role};
 use crate::compat::Port;
-use crate::decide::{Admission, Attempt, Excess, Rules, Verdict};
+use crate::decide::{Admission, Attempt, Ended, Excess, Rules, Verdict};
 use crate::excess::Patience;
 use crate::facts::{self, Trouble};
 use crate::limit::Limit;
+use crate::replace::Replacing;
 use crate::sessions::{Members, Session};
 use crate::settings::{self, Settings};
 use crate::{error, events, shmem};
@@ -94,6 +97,13 @@ impl<'a> Client<'a> {
     }
 }
 
+/// The role whose session this process is.
+pub fn own_role() -> &'static CStr {
+    // SAFETY: the server's own Port, which lives as long as the process; the server has filled it in
+    // for whoever got as far as the hook.
+    unsafe { CStr::from_ptr((*pg_sys::MyProcPort.cast::<Port>()).user_name) }
+}
+
 /// The client's address as the socket has it: `remote_host` is text that reverse DNS chooses under
 /// `log_hostname`.
 fn address(peer: &pg_sys::SockAddr) -> Option<IpAddr> {
@@ -140,6 +150,8 @@ pub struct Decision<'a> {
 
 pub enum Outcome<'a> {
     Admitted(&'a Admission),
+    /// These sessions have ended for it; else it would have been over that limit.
+    Replaced(&'a Admission, &'a Ended, &'a Excess),
     Refused(&'a Excess),
 }
 
@@ -153,7 +165,7 @@ fn admit(client: &Client) {
             limits,
             members,
             troubles,
-        } = ask(client, &settings);
+        } = ask(client, &settings, patience.arrival);
         // A waiter asks again and again.
         if patience.waited().is_none() {
             troubles.iter().for_each(events::trouble);
@@ -163,14 +175,22 @@ fn admit(client: &Client) {
             may_wait: patience.may_wait(),
             tried: patience.tried(),
             max_waiters: settings.max_waiters,
+            replacing: Replacing {
+                allowed: patience.may_replace(client),
+                // SAFETY: reads the clock.
+                now: unsafe { pg_sys::GetCurrentTimestamp() },
+                min_age: settings.replace_min_age,
+                idle_after: settings.replace_idle_after,
+            },
         };
-        let verdict = facts::knowing_members(members, |members| {
+        let verdict = facts::knowing(members, |members, idle| {
             shmem::decide(&Attempt {
                 slot: shmem::my_slot(),
                 pid: std::process::id(),
                 session,
                 limits: &limits,
                 members,
+                idle,
                 rules,
             })
         });
@@ -179,13 +199,35 @@ fn admit(client: &Client) {
                 let outcome = Outcome::Admitted(&admission);
                 return record(&Decision::new(client, session, outcome, &patience));
             }
+            Verdict::Replacing(admission, ended, excess) => {
+                may_connect(client);
+                let stays = patience.replace(client);
+                let outcome = match stays {
+                    Ok(()) => Outcome::Replaced(&admission, &ended, &excess),
+                    Err(_) => Outcome::Refused(&excess),
+                };
+                record(&Decision::new(client, session, outcome, &patience));
+                return stays
+                    .unwrap_or_else(|pid| error::too_many(&excess, patience.waited(), Some(pid)));
+            }
             Verdict::Refused(excess) => {
                 let outcome = Outcome::Refused(&excess);
                 record(&Decision::new(client, session, outcome, &patience));
-                error::too_many(&excess, patience.waited())
+                error::too_many(&excess, patience.waited(), None)
             }
             Verdict::Waiting => patience.sleep(client, &limits),
         }
+    }
+}
+
+/// Raises what the server would, later, if the role may not connect to the database.
+fn may_connect(client: &Client) {
+    let role = Role::by_name(client.role);
+    let database = client.database.and_then(Database::by_name);
+    if let (Some(role), Some(database)) = (role, database)
+        && !database.admits(&role)
+    {
+        error::may_not_connect(&database.name);
     }
 }
 
@@ -212,7 +254,7 @@ impl<'a> Decision<'a> {
 
 /// Reads what the catalogs say of the client's role and database now, and which limits apply.
 /// Raises what the server would.
-fn ask(client: &Client, settings: &Settings) -> Asked {
+fn ask(client: &Client, settings: &Settings, arrival: u64) -> Asked {
     // Roles may have been made or changed while the client was authenticated.
     // SAFETY: in a transaction, in a backend.
     unsafe { pg_sys::AcceptInvalidationMessages() };
@@ -242,6 +284,7 @@ fn ask(client: &Client, settings: &Settings) -> Asked {
         started: unsafe { pg_sys::MyStartTimestamp },
         walsender: client.walsender,
         exempt: applicable.exempt,
+        arrival,
     };
     Asked {
         session,

@@ -10,6 +10,11 @@
 //! while entries only ever move towards the front, so it passes over none. And a waiter enters the
 //! queue before it counts, so either it sees the claim gone, or it is woken: that follows from one order
 //! of all stores and loads of claims, queue and length, hence SeqCst everywhere.
+//!
+//! A session that is to be replaced has an *heir*: the slot of the login that gets its place. The heir
+//! claims its slot in the hold that decides it, so that nobody else can take the place; wherever a limit
+//! covers both, the two count as one. The heir *arrives* once the session is gone; if it gives up
+//! before, the place falls back.
 
 use crate::limit::{Scope, Who};
 use std::cell::Cell;
@@ -54,12 +59,25 @@ pub struct Session {
     pub walsender: bool,
     /// Counted, never refused.
     pub exempt: bool,
+    /// The order in which logins arrived: no clock's, which can be set back.
+    pub arrival: u64,
+}
+
+/// Why a session was told to end.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Notice {
+    /// By a newer session of its role, from this address.
+    Replaced(Option<IpAddr>),
 }
 
 /// One backend's place in the table.
 #[derive(Clone, Debug)]
 pub struct Slot {
     session: Session,
+    /// Some: it was told to end.
+    notice: Option<Notice>,
+    /// It is the heir of sessions that may still be there.
+    arriving: bool,
     /// How many limits a waiting login must meet.
     bounds: u32,
     /// Scratch of one hold of the lock: this waiter fits and goes before whoever is deciding.
@@ -76,7 +94,10 @@ impl Slot {
                 started: 0,
                 walsender: false,
                 exempt: false,
+                arrival: 0,
             },
+            notice: None,
+            arriving: false,
             bounds: 0,
             goes_first: Cell::new(false),
         }
@@ -105,9 +126,14 @@ impl Bound {
 #[derive(Clone, Debug, Default)]
 pub struct Members(Vec<(u32, Vec<u32>)>);
 
-/// Nobody has said who the members of the group with this OID are.
+/// What nobody has said, and must be known to decide.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct UnknownGroup(pub u32);
+pub enum Unknown {
+    /// Who the members of the group with this OID are.
+    Members(u32),
+    /// Which sessions are idle.
+    Idle,
+}
 
 impl Members {
     pub fn insert(&mut self, group: u32, mut members: Vec<u32>) {
@@ -135,9 +161,9 @@ pub struct Counted<'a> {
 }
 
 impl<'a> Counted<'a> {
-    pub fn new(scope: Scope, walsenders: bool, members: &'a Members) -> Result<Self, UnknownGroup> {
+    pub fn new(scope: Scope, walsenders: bool, members: &'a Members) -> Result<Self, Unknown> {
         let members = match scope.who {
-            Who::MembersOf(group) => members.of(group).ok_or(UnknownGroup(group))?,
+            Who::MembersOf(group) => members.of(group).ok_or(Unknown::Members(group))?,
             Who::Anyone | Who::Role(_) => &[],
         };
         Ok(Counted {
@@ -174,15 +200,23 @@ pub struct Shared<'a> {
     claims: &'a [AtomicU64],
     queue: &'a [AtomicU32],
     waiting: &'a AtomicU32,
+    /// 0, or one more than the heir's slot.
+    heirs: &'a [AtomicU32],
 }
 
 impl<'a> Shared<'a> {
-    /// `claims` and `queue` have one element a slot.
-    pub fn new(claims: &'a [AtomicU64], queue: &'a [AtomicU32], waiting: &'a AtomicU32) -> Self {
+    /// `claims`, `queue` and `heirs` have one element a slot.
+    pub fn new(
+        claims: &'a [AtomicU64],
+        queue: &'a [AtomicU32],
+        waiting: &'a AtomicU32,
+        heirs: &'a [AtomicU32],
+    ) -> Self {
         Shared {
             claims,
             queue,
             waiting,
+            heirs,
         }
     }
 
@@ -192,6 +226,12 @@ impl<'a> Shared<'a> {
             word.compare_exchange(claim.0, 0, Ordering::SeqCst, Ordering::SeqCst)
                 .is_ok()
         })
+    }
+
+    /// The slot that gets the place of this slot's session.
+    pub fn heir(self, slot: usize) -> Option<usize> {
+        let heir = self.heirs.get(slot)?.load(Ordering::SeqCst);
+        (heir as usize).checked_sub(1)
     }
 
     /// The claims, each with its slot.
@@ -241,12 +281,87 @@ impl<'a> Table<'a> {
         slots.filter_map(|(word, slot)| Some((Claim::load(word)?.pid(), &slot.session)))
     }
 
+    /// The sessions that a limit counts, with their process IDs.
+    pub fn counted<'b>(&'b self, counted: Counted<'b>) -> impl Iterator<Item = (u32, &'b Session)> {
+        let left_to_another = move |slot: usize| {
+            let heir = self.shared.heir(slot).and_then(|heir| self.slots.get(heir));
+            heir.is_some_and(|heir| counted.covers(&heir.session))
+        };
+        let slots = self.shared.claims.iter().zip(self.slots.iter());
+        slots.enumerate().filter_map(move |(slot, (word, place))| {
+            let claim = Claim::load(word)?;
+            let counts = counted.covers(&place.session) && !left_to_another(slot);
+            counts.then(|| (claim.pid(), &place.session))
+        })
+    }
+
     /// How many sessions a limit counts.
     pub fn count(&self, counted: Counted) -> u32 {
-        let covered = self
-            .sessions()
-            .filter(|(_, session)| counted.covers(session));
-        covered.count() as u32
+        self.counted(counted).count() as u32
+    }
+
+    /// Those that nothing keeps from being told to end: neither exempt nor arriving nor left to another
+    /// already. With their slots and process IDs.
+    pub fn replaceable(&self) -> impl Iterator<Item = (usize, u32, &Session)> {
+        let slots = self.shared.claims.iter().zip(self.slots.iter());
+        slots.enumerate().filter_map(|(slot, (word, place))| {
+            let claim = Claim::load(word)?;
+            let free = !place.session.exempt && !place.arriving && self.shared.heir(slot).is_none();
+            free.then_some((slot, claim.pid(), &place.session))
+        })
+    }
+
+    /// Leaves the place of the session at `slot` to the owner of `heir`, which has claimed its own.
+    pub fn bequeath(&mut self, slot: usize, heir: usize) {
+        if let Some(word) = self.shared.heirs.get(slot) {
+            word.store(heir as u32 + 1, Ordering::SeqCst);
+        }
+        if let Some(place) = self.slots.get_mut(heir) {
+            place.arriving = true;
+        }
+    }
+
+    /// The process IDs of the sessions that are left to the owner of `heir` and still there.
+    pub fn predecessors(&self, heir: usize) -> impl Iterator<Item = u32> {
+        let claims = self.shared.claims.iter().enumerate();
+        let left = claims.filter(move |(slot, _)| self.shared.heir(*slot) == Some(heir));
+        left.filter_map(|(_, word)| Some(Claim::load(word)?.pid()))
+    }
+
+    /// Notes that the sessions that are left to the owner of `heir` are told to end, and why.
+    pub fn notify(&mut self, heir: usize) {
+        let address = self.slots.get(heir).and_then(|place| place.session.address);
+        for (slot, place) in self.slots.iter_mut().enumerate() {
+            if self.shared.heir(slot) == Some(heir) {
+                place.notice = Some(Notice::Replaced(address));
+            }
+        }
+    }
+
+    /// Makes the owner of `slot` a session like any other, if those before it are gone.
+    pub fn arrive(&mut self, slot: usize) -> bool {
+        let arrived = self.predecessors(slot).next().is_none();
+        if let Some(place) = self.slots.get_mut(slot) {
+            place.arriving = !arrived;
+        }
+        arrived
+    }
+
+    /// Takes back the claim of a login that has not arrived; the places that it was to have fall back.
+    pub fn give_back(&mut self, slot: usize) {
+        for word in self.shared.heirs {
+            let heir = slot as u32 + 1;
+            // Whoever else changes it holds the lock, too.
+            if word.load(Ordering::SeqCst) == heir {
+                word.store(0, Ordering::SeqCst);
+            }
+        }
+        self.vacate(slot);
+    }
+
+    /// Why the session at `slot` was told to end.
+    pub fn notice(&self, slot: usize) -> Option<Notice> {
+        self.slots.get(slot)?.notice
     }
 
     /// Makes the owner of `slot` a session.
@@ -260,8 +375,15 @@ impl<'a> Table<'a> {
 
     /// Takes over `slot` for its new owner: the process that claimed it has left the process array.
     pub fn vacate(&mut self, slot: usize) {
-        if let Some(word) = self.shared.claims.get(slot) {
+        if let (Some(word), Some(heir)) =
+            (self.shared.claims.get(slot), self.shared.heirs.get(slot))
+        {
             word.store(0, Ordering::SeqCst);
+            heir.store(0, Ordering::SeqCst);
+        }
+        if let Some(place) = self.slots.get_mut(slot) {
+            place.notice = None;
+            place.arriving = false;
         }
     }
 
@@ -367,6 +489,7 @@ pub struct OwnTable {
     claims: Vec<AtomicU64>,
     queue: Vec<AtomicU32>,
     waiting: AtomicU32,
+    heirs: Vec<AtomicU32>,
     slots: Vec<Slot>,
     bounds: Vec<Bound>,
 }
@@ -377,13 +500,14 @@ impl OwnTable {
             claims: (0..slots).map(|_| AtomicU64::new(0)).collect(),
             queue: (0..slots).map(|_| AtomicU32::new(0)).collect(),
             waiting: AtomicU32::new(0),
+            heirs: (0..slots).map(|_| AtomicU32::new(0)).collect(),
             slots: vec![Slot::free(); slots],
             bounds: vec![Bound::FREE; bounds],
         }
     }
 
     pub fn table(&mut self) -> Table<'_> {
-        let shared = Shared::new(&self.claims, &self.queue, &self.waiting);
+        let shared = Shared::new(&self.claims, &self.queue, &self.waiting, &self.heirs);
         Table::new(shared, &mut self.slots, &mut self.bounds)
     }
 
@@ -392,8 +516,9 @@ impl OwnTable {
         for (own, claim) in self.claims.iter().zip(table.shared.claims) {
             own.store(claim.load(Ordering::SeqCst), Ordering::SeqCst);
         }
-        for (own, entry) in self.queue.iter().zip(table.shared.queue) {
-            own.store(entry.load(Ordering::SeqCst), Ordering::SeqCst);
+        let words = self.queue.iter().chain(&self.heirs);
+        for (own, word) in words.zip(table.shared.queue.iter().chain(table.shared.heirs)) {
+            own.store(word.load(Ordering::SeqCst), Ordering::SeqCst);
         }
         let waiting = table.shared.waiting.load(Ordering::SeqCst);
         self.waiting.store(waiting, Ordering::SeqCst);
@@ -547,7 +672,7 @@ pub mod tests {
             assert_eq!(count(&table, scope), expected, "{scope:?}");
         }
         let unknown = Counted::new(team, false, &Members::default()).err();
-        assert_eq!(unknown, Some(UnknownGroup(TEAM)));
+        assert_eq!(unknown, Some(Unknown::Members(TEAM)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::apply::Defaults;
 use crate::grammar::{Carrier, Label, MAX_SESSIONS, MAX_WAIT as LONGEST_WAIT};
-use crate::limit::OnExcess;
+use crate::limit::OnExcess as Policy;
 use crate::{error, shmem};
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum, pg_sys};
 use std::ffi::{CStr, CString, c_char, c_void};
@@ -34,11 +34,25 @@ pub enum ExemptSuperusers {
     Off,
 }
 
+/// What happens to a login over a limit, once it has waited.
+#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
+pub enum OnExcess {
+    #[name = c"refuse"]
+    Refuse,
+    #[name = c"replace_oldest"]
+    ReplaceOldest,
+    #[name = c"replace_idle"]
+    ReplaceIdle,
+}
+
 static ENFORCEMENT: GucSetting<Enforcement> = GucSetting::<Enforcement>::new(Enforcement::On);
 static MAX_SESSIONS_PER_ROLE: GucSetting<i32> = GucSetting::<i32>::new(-1);
 static CLUSTER_LIMITS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static MAX_WAIT: GucSetting<i32> = GucSetting::<i32>::new(100);
 static MAX_WAITERS: GucSetting<i32> = GucSetting::<i32>::new(20);
+static ON_EXCESS: GucSetting<OnExcess> = GucSetting::<OnExcess>::new(OnExcess::Refuse);
+static REPLACE_MIN_AGE: GucSetting<i32> = GucSetting::<i32>::new(1000);
+static REPLACE_IDLE_AFTER: GucSetting<i32> = GucSetting::<i32>::new(300_000);
 static EXEMPT_SUPERUSERS: GucSetting<ExemptSuperusers> =
     GucSetting::<ExemptSuperusers>::new(ExemptSuperusers::On);
 static EXEMPT_REPLICATION: GucSetting<bool> = GucSetting::<bool>::new(true);
@@ -49,6 +63,8 @@ static REFUSAL_HINT: GucSetting<Option<CString>> = GucSetting::<Option<CString>>
 pub struct Settings {
     pub enforcement: Enforcement,
     pub max_waiters: u32,
+    pub replace_min_age: Duration,
+    pub replace_idle_after: Duration,
     pub exempt_superusers: ExemptSuperusers,
     pub exempt_replication: bool,
 }
@@ -69,6 +85,8 @@ pub fn current() -> Settings {
     Settings {
         enforcement: ENFORCEMENT.get(),
         max_waiters: MAX_WAITERS.get() as u32,
+        replace_min_age: milliseconds(&REPLACE_MIN_AGE),
+        replace_idle_after: milliseconds(&REPLACE_IDLE_AFTER),
         exempt_superusers: EXEMPT_SUPERUSERS.get(),
         exempt_replication: EXEMPT_REPLICATION.get(),
     }
@@ -80,10 +98,19 @@ pub fn defaults() -> Defaults {
     Defaults {
         cluster_limits: cluster_label(&cluster_limits).unwrap_or_default(),
         max_sessions_per_role: MAX_SESSIONS_PER_ROLE.get(),
-        on_excess: OnExcess::Refuse,
-        max_wait: Duration::from_millis(MAX_WAIT.get() as u64),
+        on_excess: match ON_EXCESS.get() {
+            OnExcess::Refuse => Policy::Refuse,
+            OnExcess::ReplaceOldest => Policy::ReplaceOldest,
+            OnExcess::ReplaceIdle => Policy::ReplaceIdle,
+        },
+        max_wait: milliseconds(&MAX_WAIT),
         dry_run: ENFORCEMENT.get() != Enforcement::On,
     }
+}
+
+/// None of these settings can be negative.
+fn milliseconds(setting: &GucSetting<i32>) -> Duration {
+    Duration::from_millis(setting.get() as u64)
 }
 
 /// The value of `cluster_limits`; empty, it sets none.
@@ -156,8 +183,8 @@ pub fn define() {
     }
     GucRegistry::define_int_guc(
         c"session_limit.max_wait",
-        c"Sets how long a login over a limit waits for room before it is refused.",
-        c"0 refuses at once. No login waits beyond authentication_timeout.",
+        c"Sets how long a login over a limit waits for room before on_excess happens.",
+        c"0 is at once. No login waits beyond authentication_timeout.",
         &MAX_WAIT,
         0,
         LONGEST_WAIT.as_millis() as i32,
@@ -167,12 +194,40 @@ pub fn define() {
     GucRegistry::define_int_guc(
         c"session_limit.max_waiters",
         c"Sets how many logins may wait for room at once, a quarter of them for one role.",
-        c"The next login over a limit is refused at once.",
+        c"The next login over a limit is decided at once.",
         &MAX_WAITERS,
         0,
         MAX_SESSIONS,
         GucContext::Sighup,
         plain,
+    );
+    GucRegistry::define_enum_guc(
+        c"session_limit.on_excess",
+        c"Sets what happens to a login over a limit.",
+        c"\"replace_oldest\" and \"replace_idle\" end a session of the same role, and admit the login when it is gone.",
+        &ON_EXCESS,
+        GucContext::Sighup,
+        plain,
+    );
+    GucRegistry::define_int_guc(
+        c"session_limit.replace_min_age",
+        c"Sets how old a session must be to be replaced.",
+        c"So that two clients that connect again whenever they are replaced cannot end each other in a circle.",
+        &REPLACE_MIN_AGE,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"session_limit.replace_idle_after",
+        c"Sets how long a session must have been idle to be replaced by \"replace_idle\".",
+        c"A session in a transaction is not idle.",
+        &REPLACE_IDLE_AFTER,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
     );
     GucRegistry::define_enum_guc(
         c"session_limit.exempt_superusers",

@@ -1,11 +1,11 @@
 //! The table in shared memory.
 //!
-//! Lock protocol. One LWLock guards the slots and the order of the queue: `decide` and
-//! `session_limit_leave_queue` hold it exclusively, `snapshot` shared. Under it nothing raises,
-//! logs, allocates, looks up a name or signals; what is wanted is copied out. The claims and the
-//! queue's entries are atomic besides (see `sessions`): a release takes no lock, because it comes
+//! Lock protocol. One LWLock guards the slots, the heirs and the order of the queue: whoever changes
+//! them holds it exclusively, `snapshot` and `my_notice` shared. Under it nothing raises,
+//! logs, allocates, looks up a name or signals; what is wanted is copied out. The claims, the heirs and
+//! the queue's entries are atomic besides (see `sessions`): a release takes no lock, because it comes
 //! after the process has left the process array, when none can be taken. `my_slot`
-//! registers the undo of both before the first decision.
+//! registers the undo of all before the first decision.
 //!
 //! `session_limit_shmem_startup` runs in the postmaster, also anew after a crash, on a fresh
 //! segment; the rest in backends and the worker, which inherit `PROCESS`.
@@ -13,12 +13,12 @@
 use crate::compat;
 use crate::decide::{self, Attempt, Verdict};
 use crate::error;
-use crate::sessions::{Bound, Claim, OwnTable, Shared, Slot, Table, UnknownGroup};
+use crate::sessions::{Bound, Claim, Notice, OwnTable, Shared, Slot, Table, Unknown};
 use pgrx::pg_sys::{self, LWLockMode};
 use pgrx::prelude::*;
 use std::cell::{Cell, OnceCell, UnsafeCell};
 use std::ffi::CStr;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 const LOCK_NAME: &CStr = c"session_limit";
 
@@ -28,6 +28,7 @@ const BOUNDS: usize = 4;
 
 struct Memory {
     lock: *mut pg_sys::LWLock,
+    arrivals: &'static AtomicU64,
     shared: Shared<'static>,
     table: UnsafeCell<Table<'static>>,
 }
@@ -38,6 +39,8 @@ struct Process {
     /// This backend's slot, once its release is registered.
     slot: OnceCell<usize>,
     claim: Cell<Option<Claim>>,
+    /// The claim is that of a login which has not arrived.
+    arriving: Cell<bool>,
     previous_request: Cell<pg_sys::shmem_request_hook_type>,
     previous_startup: Cell<pg_sys::shmem_startup_hook_type>,
 }
@@ -49,6 +52,7 @@ static PROCESS: Process = Process {
     memory: UnsafeCell::new(None),
     slot: OnceCell::new(),
     claim: Cell::new(None),
+    arriving: Cell::new(false),
     previous_request: Cell::new(None),
     previous_startup: Cell::new(None),
 };
@@ -91,8 +95,9 @@ unsafe extern "C-unwind" fn session_limit_shmem_request() {
         }
         let slots = pg_sys::MaxBackends as usize;
         let bytes = [
-            array_size::<AtomicU64>(slots),
+            array_size::<AtomicU64>(slots + 1),
             array_size::<AtomicU32>(slots + 1),
+            array_size::<AtomicU32>(slots),
             array_size::<Slot>(slots),
             array_size::<Bound>(slots * BOUNDS),
         ];
@@ -111,16 +116,20 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
             pg_sys::ffi::pg_guard_ffi_boundary(|| previous());
         }
         let slots = pg_sys::MaxBackends as usize;
-        let claims = array(c"session_limit claims", slots, || AtomicU64::new(0));
+        let claims = array(c"session_limit claims", slots + 1, || AtomicU64::new(0));
         let queue = array(c"session_limit queue", slots + 1, || AtomicU32::new(0));
-        let Some((waiting, queue)) = queue.split_first() else {
+        let heirs = array(c"session_limit heirs", slots, || AtomicU32::new(0));
+        let (Some((arrivals, claims)), Some((waiting, queue))) =
+            (claims.split_first(), queue.split_first())
+        else {
             return;
         };
-        let shared = Shared::new(claims, queue, waiting);
+        let shared = Shared::new(claims, queue, waiting, heirs);
         let bounds = array(c"session_limit bounds", slots * BOUNDS, || Bound::FREE);
         let slots = array(c"session_limit slots", slots, Slot::free);
         *PROCESS.memory.get() = Some(Memory {
             lock: &raw mut (*pg_sys::GetNamedLWLockTranche(LOCK_NAME.as_ptr())).lock,
+            arrivals,
             shared,
             table: UnsafeCell::new(Table::new(shared, slots, bounds)),
         });
@@ -161,7 +170,7 @@ pub fn my_slot() -> usize {
 }
 
 /// Decides on this backend's login.
-pub fn decide(attempt: &Attempt) -> Result<Verdict, UnknownGroup> {
+pub fn decide(attempt: &Attempt) -> Result<Verdict, Unknown> {
     let memory = memory();
     let slot = attempt.slot;
     PROCESS
@@ -173,13 +182,60 @@ pub fn decide(attempt: &Attempt) -> Result<Verdict, UnknownGroup> {
         let verdict = decide::attempt(table, attempt);
         (waited && !waits(table), verdict)
     });
-    if !matches!(verdict, Ok(Verdict::Admitted(_))) {
-        PROCESS.claim.set(None);
+    match verdict {
+        Ok(Verdict::Admitted(_)) => {}
+        Ok(Verdict::Replacing(..)) => PROCESS.arriving.set(true),
+        Ok(Verdict::Waiting | Verdict::Refused(_)) | Err(_) => PROCESS.claim.set(None),
     }
     if has_left_the_queue {
         wake_waiters(memory);
     }
     verdict
+}
+
+/// The next number in the order of arrival.
+pub fn next_arrival() -> u64 {
+    memory().arrivals.fetch_add(1, Ordering::Relaxed)
+}
+
+/// The process IDs of the sessions whose places this backend is to have, once it is noted that they
+/// are told to end.
+pub fn notify_predecessors() -> Vec<u32> {
+    predecessors(|table, slot| table.notify(slot))
+}
+
+/// Those that are still there. When none is, this backend is a session.
+pub fn remaining_predecessors() -> Vec<u32> {
+    let remaining = predecessors(|table, slot| {
+        table.arrive(slot);
+    });
+    PROCESS.arriving.set(!remaining.is_empty());
+    remaining
+}
+
+fn predecessors(change: impl FnOnce(&mut Table, usize)) -> Vec<u32> {
+    let slot = my_slot();
+    let memory = memory();
+    let mut pids = Vec::with_capacity(slots());
+    exclusively(memory, |table| {
+        change(table, slot);
+        pids.extend(table.predecessors(slot));
+    });
+    pids
+}
+
+/// Why this backend's session was told to end, if it was.
+pub fn my_notice() -> Option<Notice> {
+    PROCESS.claim.get()?;
+    let slot = *PROCESS.slot.get()?;
+    let memory = memory();
+    // SAFETY: as in `snapshot`.
+    unsafe {
+        pg_sys::LWLockAcquire(memory.lock, LWLockMode::LW_SHARED);
+        let notice = (*memory.table.get()).notice(slot);
+        pg_sys::LWLockRelease(memory.lock);
+        notice
+    }
 }
 
 fn exclusively<R>(memory: &Memory, change: impl FnOnce(&mut Table) -> R) -> R {
@@ -200,6 +256,10 @@ unsafe extern "C-unwind" fn session_limit_leave_queue(_code: i32, _arg: pg_sys::
         return;
     };
     let memory = memory();
+    if PROCESS.arriving.get() {
+        exclusively(memory, |table| table.give_back(slot));
+        wake_waiters(memory);
+    }
     let queued = memory.shared.waiters().any(|waiter| waiter == slot);
     if queued && exclusively(memory, |table| table.dequeue(slot)) {
         wake_waiters(memory);
@@ -217,19 +277,22 @@ unsafe extern "C-unwind" fn session_limit_release(_code: i32, _arg: pg_sys::Datu
 /// Frees a slot whose process is gone; false if it does not hold this claim any more.
 pub fn release(slot: usize, claim: Claim) -> bool {
     let memory = memory();
+    let heir = memory.shared.heir(slot);
     let released = memory.shared.release(slot, claim);
     // Also when the slot's next owner has vacated it: that one wakes nobody.
     wake_waiters(memory);
+    heir.into_iter().for_each(wake);
     released
 }
 
 fn wake_waiters(memory: &Memory) {
-    for slot in memory.shared.waiters() {
-        // SAFETY: a slot is the index of a PGPROC, and those are never freed. SetLatch needs
-        // nothing of the caller, and whoever has the PGPROC by now takes a spurious wake-up for
-        // what it is.
-        unsafe { pg_sys::SetLatch(&raw mut (*(*pg_sys::ProcGlobal).allProcs.add(slot)).procLatch) };
-    }
+    memory.shared.waiters().for_each(wake);
+}
+
+fn wake(slot: usize) {
+    // SAFETY: a slot is the index of a PGPROC, and those are never freed. SetLatch needs nothing of
+    // the caller, and whoever has the PGPROC by now takes a spurious wake-up for what it is.
+    unsafe { pg_sys::SetLatch(&raw mut (*(*pg_sys::ProcGlobal).allProcs.add(slot)).procLatch) };
 }
 
 /// The claims, each with its slot.
@@ -237,12 +300,15 @@ pub fn claims() -> impl Iterator<Item = (usize, Claim)> {
     memory().shared.claims()
 }
 
+fn slots() -> usize {
+    // SAFETY: set before any backend is started.
+    unsafe { pg_sys::MaxBackends as usize }
+}
+
 /// A copy of the table.
 pub fn snapshot() -> OwnTable {
     let memory = memory();
-    // SAFETY: set before any backend is started.
-    let slots = unsafe { pg_sys::MaxBackends as usize };
-    let mut copy = OwnTable::new(slots, slots * BOUNDS);
+    let mut copy = OwnTable::new(slots(), slots() * BOUNDS);
     // SAFETY: as in `exclusively`, but the shared lock keeps out only writers.
     unsafe {
         pg_sys::LWLockAcquire(memory.lock, LWLockMode::LW_SHARED);

@@ -13,6 +13,8 @@ mod grammar;
 mod limit;
 #[path = "../../src/network.rs"]
 mod network;
+#[path = "../../src/replace.rs"]
+mod replace;
 #[path = "../../src/sessions.rs"]
 mod sessions;
 
@@ -22,8 +24,9 @@ mod decisions {
     use crate::decide::{Attempt, Rules, Verdict, attempt, explain};
     use crate::limit::tests::at_most;
     use crate::limit::{Limit, Scope, Who};
+    use crate::replace::Replacing;
     use crate::sessions::tests::session;
-    use crate::sessions::{Claim, Members, OwnTable, Session, Table, UnknownGroup};
+    use crate::sessions::{Claim, Members, OwnTable, Session, Table, Unknown};
     use proptest::collection::vec;
     use proptest::prelude::*;
     use std::time::Duration;
@@ -225,6 +228,7 @@ mod decisions {
                     reference.waiters.push((slot, session));
                 }
             }
+            Verdict::Replacing(..) => prop_assert!(false, "every limit refuses"),
             Verdict::Refused(excess) => {
                 prop_assert!(full.contains(&&excess.limit), "{:?} has room", excess.limit);
                 prop_assert!(!may_wait || !place || impatient);
@@ -254,6 +258,12 @@ mod decisions {
                 may_wait,
                 tried: Duration::ZERO,
                 max_waiters: MAX_WAITERS,
+                replacing: Replacing {
+                    allowed: false,
+                    now: 0,
+                    min_age: Duration::ZERO,
+                    idle_after: Duration::ZERO,
+                },
             };
             let login = Attempt {
                 slot,
@@ -261,6 +271,7 @@ mod decisions {
                 session,
                 limits,
                 members: &members,
+                idle: None,
                 rules,
             };
             let explained = explain(
@@ -280,9 +291,10 @@ mod decisions {
                     }
                     return verdict;
                 }
-                Err(UnknownGroup(group)) => {
+                Err(Unknown::Members(group)) => {
                     members.insert(group, world.members[group as usize - 10].clone())
                 }
+                Err(Unknown::Idle) => unreachable!("every limit refuses"),
             }
         }
     }

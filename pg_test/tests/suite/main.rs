@@ -30,6 +30,7 @@ mod kinds;
 mod labels;
 mod limits;
 mod refusal;
+mod replacing;
 mod replication;
 mod round_trips;
 mod settings;
@@ -53,6 +54,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("labels", labels::TESTS),
     ("limits", limits::TESTS),
     ("refusal", refusal::TESTS),
+    ("replacing", replacing::TESTS),
     ("replication", replication::TESTS),
     ("round_trips", round_trips::TESTS),
     ("settings", settings::TESTS),
