@@ -98,7 +98,9 @@ impl Patience {
     /// Ends the sessions whose places the login is to have, and returns when they are gone; or one
     /// that stays.
     pub fn replace(&self, client: &Client) -> Result<(), u32> {
-        // Nobody's session ends for a client that is gone, or a login that was told to stop.
+        // Nobody's session ends for a client that is gone, or a login that was told to stop. A latch that
+        // is set hides what the socket says: the second look sees it.
+        self.look(client, Duration::ZERO);
         self.look(client, Duration::ZERO);
         let began = Instant::now();
         for pid in shmem::notify_predecessors() {
