@@ -32,6 +32,7 @@ mod limits;
 mod refusal;
 mod replacing;
 mod replication;
+mod rolling_out;
 mod round_trips;
 mod settings;
 mod storm;
@@ -56,6 +57,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("refusal", refusal::TESTS),
     ("replacing", replacing::TESTS),
     ("replication", replication::TESTS),
+    ("rolling_out", rolling_out::TESTS),
     ("round_trips", round_trips::TESTS),
     ("settings", settings::TESTS),
     ("storm", storm::TESTS),
