@@ -7,12 +7,16 @@
 mod apply;
 #[path = "../../src/decide.rs"]
 mod decide;
+#[path = "../../src/flood.rs"]
+mod flood;
 #[path = "../../src/grammar.rs"]
 mod grammar;
 #[path = "../../src/limit.rs"]
 mod limit;
 #[path = "../../src/network.rs"]
 mod network;
+#[path = "../../src/ring.rs"]
+mod ring;
 #[path = "../../src/sessions.rs"]
 mod sessions;
 
