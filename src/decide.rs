@@ -29,6 +29,8 @@ pub struct Rules {
     pub tried: Duration,
     /// The queue's size; one role has a quarter of it.
     pub max_waiters: u32,
+    /// Say of an admission whether the role has a session from another address.
+    pub audit: bool,
 }
 
 /// What becomes of a login.
@@ -49,6 +51,8 @@ pub struct Admission {
     pub over: Option<Excess>,
     /// The sessions of its role in its database, itself among them.
     pub sessions: u32,
+    /// A session of its role from another address, if that was asked for.
+    pub elsewhere: Option<Shown>,
 }
 
 /// The limit that has no room, and what fills it.
@@ -65,12 +69,22 @@ pub struct Excess {
     pub shown: [Option<Shown>; 5],
 }
 
-/// A session as a refused login of the same role is told of it.
+/// A session as a login of the same role is told of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shown {
     pub pid: u32,
     pub address: Option<IpAddr>,
     pub started: i64,
+}
+
+impl Shown {
+    fn new(pid: u32, session: &Session) -> Shown {
+        Shown {
+            pid,
+            address: session.address,
+            started: session.started,
+        }
+    }
 }
 
 /// One of a login's limits, as it stands.
@@ -104,13 +118,33 @@ pub fn attempt(table: &mut Table, login: &Attempt) -> Result<Verdict, UnknownGro
         Some(limit) => Some(excess(table, login, limit, 0)?),
         None => None,
     };
+    let elsewhere = if login.rules.audit {
+        elsewhere(table, &login.session)
+    } else {
+        None
+    };
     table.claim(login.slot, login.pid, login.session);
     let alike = |other: &&Session| {
         (other.role, other.database) == (login.session.role, login.session.database)
     };
     let sessions = table.sessions().map(|(_, session)| session).filter(alike);
     let sessions = sessions.count() as u32;
-    Ok(Verdict::Admitted(Admission { over, sessions }))
+    Ok(Verdict::Admitted(Admission {
+        over,
+        sessions,
+        elsewhere,
+    }))
+}
+
+/// A session over a Unix-domain socket has no address that another could differ from.
+fn elsewhere(table: &Table, login: &Session) -> Option<Shown> {
+    let differs = |other: &Session| {
+        let addresses = login.address.zip(other.address);
+        other.role == login.role && addresses.is_some_and(|(one, another)| one != another)
+    };
+    let mut others = table.sessions();
+    let (pid, session) = others.find(|(_, other)| differs(other))?;
+    Some(Shown::new(pid, session))
 }
 
 /// How each limit stands for a login that is not made: it would be admitted at once if all that are
@@ -269,11 +303,7 @@ fn excess(
         in_use += 1;
         if session.role == login.session.role {
             if let Some(free) = shown.get_mut(own as usize) {
-                *free = Some(Shown {
-                    pid,
-                    address: session.address,
-                    started: session.started,
-                });
+                *free = Some(Shown::new(pid, session));
             }
             own += 1;
         }
@@ -309,6 +339,7 @@ mod tests {
             may_wait: true,
             tried: Duration::ZERO,
             max_waiters: 20,
+            audit: false,
         };
         Attempt {
             slot,
@@ -332,9 +363,10 @@ mod tests {
     /// Who is admitted has its own test for how many sessions are like it.
     fn attempt(table: &mut Table, login: &Attempt) -> Verdict {
         match super::attempt(table, login).expect("every group is known") {
-            Verdict::Admitted(Admission { over, .. }) => {
-                Verdict::Admitted(Admission { over, sessions: 0 })
-            }
+            Verdict::Admitted(admission) => Verdict::Admitted(Admission {
+                sessions: 0,
+                ..admission
+            }),
             other => other,
         }
     }
@@ -350,6 +382,7 @@ mod tests {
     const IN: Verdict = Verdict::Admitted(Admission {
         over: None,
         sessions: 0,
+        elsewhere: None,
     });
 
     fn refused(verdict: Verdict) -> Excess {
@@ -652,6 +685,30 @@ mod tests {
         assert_eq!(alike(1, ALICE, WEB), 1);
         assert_eq!(alike(2, BOB, APP), 1);
         assert_eq!(alike(3, ALICE, APP), 2);
+    }
+
+    #[test]
+    fn an_audit_says_whether_the_role_is_in_from_another_address() {
+        let mut memory = OwnTable::new(8, 32);
+        let mut table = memory.table();
+        let mut from = |slot, role, address: Option<&str>, audit| {
+            let mut login = login(slot, role, []);
+            login.session.address = address.map(|text| text.parse().expect(text));
+            login.rules.audit = audit;
+            match attempt(&mut table, &login) {
+                Verdict::Admitted(admission) => admission.elsewhere.map(|other| other.pid),
+                other => panic!("not admitted but {other:?}"),
+            }
+        };
+        let (here, there) = (Some("10.0.0.5"), Some("10.0.0.6"));
+        assert_eq!(from(0, ALICE, None, true), None);
+        assert_eq!(from(1, ALICE, here, true), None, "a socket is no address");
+        assert_eq!(from(2, ALICE, here, true), None, "the same");
+        assert_eq!(from(3, BOB, there, true), None, "another role");
+        assert_eq!(from(4, ALICE, None, true), None);
+        assert_eq!(from(5, ALICE, there, false), None, "not asked for");
+        assert_eq!(from(5, ALICE, there, true), Some(101), "not its own slot");
+        assert_eq!(from(6, ALICE, here, true), Some(105));
     }
 
     #[test]

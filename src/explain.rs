@@ -100,6 +100,7 @@ fn standings(role: &Role, database: &Database, address: Option<IpAddr>) -> Vec<S
         may_wait: false,
         tried: Duration::ZERO,
         max_waiters: 0,
+        audit: false,
     };
     let mut copy = shmem::snapshot();
     facts::knowing_members(facts::members(&limits), |members| {

@@ -163,6 +163,7 @@ fn admit(client: &Client) {
             may_wait: patience.may_wait(),
             tried: patience.tried(),
             max_waiters: settings.max_waiters,
+            audit: false,
         };
         let verdict = facts::knowing_members(members, |members| {
             shmem::decide(&Attempt {

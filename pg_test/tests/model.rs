@@ -258,6 +258,7 @@ mod decisions {
                 may_wait,
                 tried: Duration::ZERO,
                 max_waiters: MAX_WAITERS,
+                audit: false,
             };
             let login = Attempt {
                 slot,
