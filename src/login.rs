@@ -21,7 +21,7 @@ use crate::excess::Patience;
 use crate::facts::{self, Trouble};
 use crate::limit::Limit;
 use crate::sessions::{Members, Session};
-use crate::settings::{self, Settings};
+use crate::settings::{self, LogEvents, Settings};
 use crate::{error, events, shmem};
 use pgrx::pg_sys::{self, libpq};
 use pgrx::prelude::*;
@@ -163,7 +163,7 @@ fn admit(client: &Client) {
             may_wait: patience.may_wait(),
             tried: patience.tried(),
             max_waiters: settings.max_waiters,
-            audit: false,
+            audit: settings::log_events() == LogEvents::All,
         };
         let verdict = facts::knowing_members(members, |members| {
             shmem::decide(&Attempt {
