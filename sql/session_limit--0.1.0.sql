@@ -27,6 +27,19 @@ LANGUAGE C VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'current_usage_wrapper';
 COMMENT ON FUNCTION session_limit.current_usage() IS 'limits and their counts that the caller may see; use the view session_limit.usage';
 
+CREATE FUNCTION session_limit.recent_events(
+    OUT event_time timestamptz,
+    OUT event text,
+    OUT usename text,
+    OUT datname text,
+    OUT client_addr inet,
+    OUT pid integer,
+    OUT detail json
+) RETURNS SETOF record
+LANGUAGE C VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'recent_events_wrapper';
+COMMENT ON FUNCTION session_limit.recent_events() IS 'recent events that the caller may see; use the view session_limit.events';
+
 CREATE FUNCTION session_limit.defined_limits(
     OUT source text,
     OUT per text,
@@ -197,6 +210,19 @@ COMMENT ON COLUMN session_limit.usage.in_use IS 'sessions that the limit counts'
 COMMENT ON COLUMN session_limit.usage.max IS 'sessions that the limit allows';
 COMMENT ON COLUMN session_limit.usage.free IS 'sessions that the limit has room for';
 COMMENT ON COLUMN session_limit.usage.waiting IS 'logins that wait, of those that the limit would count';
+
+CREATE VIEW session_limit.events AS
+SELECT e.event_time, e.event, e.usename, e.datname, e.client_addr, e.pid, e.detail
+FROM session_limit.recent_events() e;
+COMMENT ON VIEW session_limit.events IS 'the most recent decisions on logins, one row each, since the server was started';
+COMMENT ON COLUMN session_limit.events.event_time IS 'when it was decided';
+COMMENT ON COLUMN session_limit.events.event IS
+    'admitted, waited, refused, replaced, would_refuse, would_replace, swept, reclaimed or concurrent_addresses';
+COMMENT ON COLUMN session_limit.events.usename IS 'role that logged in, as it was called then; null if the place of a vanished process was reclaimed';
+COMMENT ON COLUMN session_limit.events.datname IS 'database, as it was called then; null for a WAL sender without one';
+COMMENT ON COLUMN session_limit.events.client_addr IS 'address of the client; null over a Unix-domain socket';
+COMMENT ON COLUMN session_limit.events.pid IS 'process ID of the backend';
+COMMENT ON COLUMN session_limit.events.detail IS 'what the event has besides';
 
 CREATE VIEW session_limit.role_limits AS
 SELECT r.usename, r.max, r.source, r.exempt, r.connection_limit, r.connection_limit = -1 AS stig_finding

@@ -33,6 +33,8 @@ pub struct Rules {
     /// The queue's size; one role has a quarter of it.
     pub max_waiters: u32,
     pub replacing: Replacing,
+    /// Say of an admission whether the role has a session from another address.
+    pub audit: bool,
 }
 
 /// What becomes of a login.
@@ -60,6 +62,8 @@ pub struct Admission {
     pub over: Option<(Excess, Ended)>,
     /// The sessions of its role in its database, itself among them.
     pub sessions: u32,
+    /// A session of its role from another address, if that was asked for.
+    pub elsewhere: Option<Shown>,
 }
 
 /// The sessions that end for a login.
@@ -84,12 +88,22 @@ pub struct Excess {
     pub shown: [Option<Shown>; 5],
 }
 
-/// A session as a refused login of the same role is told of it.
+/// A session as a login of the same role is told of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shown {
     pub pid: u32,
     pub address: Option<IpAddr>,
     pub started: i64,
+}
+
+impl Shown {
+    fn new(pid: u32, session: &Session) -> Shown {
+        Shown {
+            pid,
+            address: session.address,
+            started: session.started,
+        }
+    }
 }
 
 /// One of a login's limits, as it stands.
@@ -194,7 +208,32 @@ fn admission(
         network: None,
     };
     let sessions = table.count(Counted::new(alike, true, login.members)?);
-    Ok(Admission { over, sessions })
+    let elsewhere = match login.rules.audit {
+        true => elsewhere(table, login)?,
+        false => None,
+    };
+    Ok(Admission {
+        over,
+        sessions,
+        elsewhere,
+    })
+}
+
+/// A session over a Unix-domain socket has no address that another could differ from.
+fn elsewhere(table: &Table, login: &Attempt) -> Result<Option<Shown>, Unknown> {
+    let own = Scope {
+        who: Who::Role(login.session.role),
+        database: None,
+        network: None,
+    };
+    let differs = |(_, other): &(u32, &Session)| {
+        let addresses = login.session.address.zip(other.address);
+        addresses.is_some_and(|(one, another)| one != another)
+    };
+    let mut own = table.counted(Counted::new(own, true, login.members)?);
+    Ok(own
+        .find(differs)
+        .map(|(pid, session)| Shown::new(pid, session)))
 }
 
 /// How each limit stands for a login that is not made: it would be admitted at once if all that are
@@ -347,11 +386,7 @@ fn excess(table: &Table, login: &Attempt, limit: &Limit, ahead: u32) -> Result<E
         in_use += 1;
         if session.role == login.session.role {
             if let Some(free) = shown.get_mut(own as usize) {
-                *free = Some(Shown {
-                    pid,
-                    address: session.address,
-                    started: session.started,
-                });
+                *free = Some(Shown::new(pid, session));
             }
             own += 1;
         }
@@ -392,6 +427,7 @@ mod tests {
                 min_age: Duration::from_secs(1),
                 idle_after: Duration::from_millis(500),
             },
+            audit: false,
         };
         Attempt {
             slot,
@@ -416,9 +452,10 @@ mod tests {
     /// Who is admitted has its own test for how many sessions are like it.
     fn attempt(table: &mut Table, login: &Attempt) -> Verdict {
         match super::attempt(table, login).expect("every group is known") {
-            Verdict::Admitted(Admission { over, .. }) => {
-                Verdict::Admitted(Admission { over, sessions: 0 })
-            }
+            Verdict::Admitted(admission) => Verdict::Admitted(Admission {
+                sessions: 0,
+                ..admission
+            }),
             other => other,
         }
     }
@@ -434,6 +471,7 @@ mod tests {
     const IN: Verdict = Verdict::Admitted(Admission {
         over: None,
         sessions: 0,
+        elsewhere: None,
     });
 
     fn refused(verdict: Verdict) -> Excess {
@@ -740,6 +778,30 @@ mod tests {
         assert_eq!(alike(1, ALICE, WEB), 1);
         assert_eq!(alike(2, BOB, APP), 1);
         assert_eq!(alike(3, ALICE, APP), 2);
+    }
+
+    #[test]
+    fn an_audit_says_whether_the_role_is_in_from_another_address() {
+        let mut memory = OwnTable::new(8, 32);
+        let mut table = memory.table();
+        let mut from = |slot, role, address: Option<&str>, audit| {
+            let mut login = login(slot, role, []);
+            login.session.address = address.map(|text| text.parse().expect(text));
+            login.rules.audit = audit;
+            match attempt(&mut table, &login) {
+                Verdict::Admitted(admission) => admission.elsewhere.map(|other| other.pid),
+                other => panic!("not admitted but {other:?}"),
+            }
+        };
+        let (here, there) = (Some("10.0.0.5"), Some("10.0.0.6"));
+        assert_eq!(from(0, ALICE, None, true), None);
+        assert_eq!(from(1, ALICE, here, true), None, "a socket is no address");
+        assert_eq!(from(2, ALICE, here, true), None, "the same");
+        assert_eq!(from(3, BOB, there, true), None, "another role");
+        assert_eq!(from(4, ALICE, None, true), None);
+        assert_eq!(from(5, ALICE, there, false), None, "not asked for");
+        assert_eq!(from(5, ALICE, there, true), Some(101), "not its own slot");
+        assert_eq!(from(6, ALICE, here, true), Some(105));
     }
 
     #[test]

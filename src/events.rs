@@ -1,71 +1,149 @@
-//! What the server log says of decisions: `session_limit: ` and one JSON object a line.
+//! The audit trail: each decision as one JSON object a line in the server log, and as a record for the
+//! view.
+//!
+//! JSON is Unicode, and names are bytes, usually UTF-8; the log and each database may have another
+//! encoding. So the JSON here is ASCII, and right in all of them.
 
 use crate::catalog;
-use crate::decide::{Admission, Excess};
+use crate::decide::{Ended, Excess};
 use crate::facts::Trouble;
-use crate::login::{Client, Decision, Outcome};
-use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys::panic::ErrorReport};
-use serde::Serialize;
+use crate::flood::{Cause, LeftOut};
+use crate::login::{Decision, Outcome};
+use crate::ring::{Kind, Record, Text};
+use crate::settings::{self, LogEvents};
+use crate::shmem;
+use pgrx::pg_sys::{self, panic::ErrorReport};
+use pgrx::{PgLogLevel, PgSqlErrorCode};
+use serde::{Serialize, Serializer};
+use serde_json::ser::{CompactFormatter, Formatter};
 use std::ffi::CStr;
+use std::io;
 use std::net::IpAddr;
+use std::time::Duration;
 
+/// What happened. Serialised, it is the line in the log.
 #[derive(Serialize)]
-struct WouldRefuse<'a> {
-    event: &'static str,
-    role: String,
-    database: Option<String>,
+struct Event {
+    #[serde(rename = "event")]
+    kind: Kind,
+    #[serde(skip)]
+    role_oid: u32,
+    role: Option<Bytes>,
+    database: Option<Bytes>,
     client_addr: Option<IpAddr>,
     pid: u32,
-    source: &'a str,
-    per: &'static str,
-    subject: Option<&'a str>,
-    in_use: u32,
-    max: u32,
+    #[serde(flatten)]
+    detail: Detail,
 }
 
+/// What an event says besides.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Detail {
+    Nothing {},
+    Waited {
+        waited_ms: u128,
+    },
+    Over(Over),
+    Elsewhere {
+        other_addr: Option<IpAddr>,
+        other_pid: u32,
+    },
+    /// The worker has no catalogs to look the name up in.
+    Reclaimed {
+        role_oid: u32,
+    },
+}
+
+/// The limit that decided.
+#[derive(Serialize)]
+struct Over {
+    source: Bytes,
+    per: &'static str,
+    subject: Option<Bytes>,
+    in_use: u32,
+    max: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waited_ms: Option<u128>,
+    /// Whose sessions end for the login, the first few.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ended_pids: Vec<u32>,
+}
+
+/// How a login ended.
 pub fn decided(decision: &Decision) {
-    if let Outcome::Admitted(Admission {
-        over: Some((excess, _)),
-        ..
-    }) = decision.outcome
-    {
-        would_refuse(decision.client, excess);
+    let waited = decision.waited;
+    let (admission, kind, detail) = match decision.outcome {
+        Outcome::Admitted(admission) => match (&admission.over, waited) {
+            (Some((excess, ended)), _) => {
+                let kind = match ended.number {
+                    0 => Kind::WouldRefuse,
+                    _ => Kind::WouldReplace,
+                };
+                (Some(admission), kind, over_limit(excess, ended, waited))
+            }
+            (None, Some(waited)) => {
+                let waited_ms = waited.as_millis();
+                (Some(admission), Kind::Waited, Detail::Waited { waited_ms })
+            }
+            (None, None) => (Some(admission), Kind::Admitted, Detail::Nothing {}),
+        },
+        Outcome::Replaced(admission, ended, excess) => {
+            let detail = over_limit(excess, ended, waited);
+            (Some(admission), Kind::Replaced, detail)
+        }
+        Outcome::Refused(excess) => {
+            let detail = over_limit(excess, &Ended::default(), waited);
+            (None, Kind::Refused, detail)
+        }
+    };
+    tell(&of_login(decision, kind, detail));
+    if let Some(other) = admission.and_then(|admission| admission.elsewhere) {
+        let detail = Detail::Elsewhere {
+            other_addr: other.address,
+            other_pid: other.pid,
+        };
+        tell(&of_login(decision, Kind::ConcurrentAddresses, detail));
     }
 }
 
-/// A login that is admitted only because nothing is enforced.
-fn would_refuse(client: &Client, excess: &Excess) {
-    let source = excess.limit.source.words(&catalog::name_of);
-    let subject = excess.limit.subject(&catalog::name_of);
-    let subject = subject.as_deref().map(String::from_utf8_lossy);
-    log(&WouldRefuse {
-        event: "would_refuse",
-        role: text(client.role),
-        database: client.database.map(text),
+fn of_login(decision: &Decision, kind: Kind, detail: Detail) -> Event {
+    let name = |name: &CStr| Bytes(name.to_bytes().to_vec());
+    let client = decision.client;
+    Event {
+        kind,
+        role_oid: decision.session.role,
+        role: Some(name(client.role)),
+        database: client.database.map(name),
         client_addr: client.address,
         pid: std::process::id(),
-        source: &String::from_utf8_lossy(&source),
-        per: excess.limit.per.word(),
-        subject: subject.as_deref(),
-        in_use: excess.in_use,
-        max: excess.limit.max,
-    });
+        detail,
+    }
 }
 
-#[derive(Serialize)]
-struct Reclaimed {
-    event: &'static str,
-    /// The worker has no catalogs to look its name up in.
-    role_oid: u32,
-    pid: u32,
+fn over_limit(excess: &Excess, ended: &Ended, waited: Option<Duration>) -> Detail {
+    let limit = excess.limit;
+    Detail::Over(Over {
+        source: Bytes(limit.source.words(&catalog::name_of)),
+        per: limit.per.word(),
+        subject: limit.subject(&catalog::name_of).map(Bytes),
+        in_use: excess.in_use,
+        max: limit.max,
+        waited_ms: waited.map(|waited| waited.as_millis()),
+        ended_pids: ended.shown.iter().flatten().copied().collect(),
+    })
 }
 
 /// A slot was freed for a process that is gone and did not free it: never expected.
-pub fn reclaimed(pid: u32, role: u32) {
-    log(&Reclaimed {
-        event: "reclaimed",
-        role_oid: role,
+pub fn reclaimed(pid: u32, role_oid: u32) {
+    tell(&Event {
+        kind: Kind::Reclaimed,
+        role_oid,
+        role: None,
+        database: None,
+        client_addr: None,
         pid,
+        detail: Detail::Reclaimed { role_oid },
     });
 }
 
@@ -75,13 +153,157 @@ pub fn trouble(trouble: &Trouble) {
     ErrorReport::new(code, trouble.to_string(), "").report(PgLogLevel::LOG);
 }
 
-/// JSON is Unicode; names are bytes, usually UTF-8.
-fn text(name: &CStr) -> String {
-    name.to_string_lossy().into_owned()
+/// Records the event, and logs it, as far as it is wanted. What is usual has no end: recorded without
+/// being asked for, it would push everything else out, and whoever asks for it wants all of it.
+fn tell(event: &Event) {
+    let usual = event.kind.is_usual();
+    let (recorded, logged) = match settings::log_events() {
+        LogEvents::None => (!usual, false),
+        LogEvents::Excess => (!usual, !usual),
+        LogEvents::All => (true, true),
+    };
+    if !recorded {
+        return;
+    }
+    let (mut record, cause) = (event.record(), event.cause());
+    let (fits, left_out) = shmem::trail(|trail| {
+        record.time = now();
+        trail.ring.push(&record);
+        match logged && !usual {
+            true => trail.flood.admit(&cause, second(record.time)),
+            false => (logged, None),
+        }
+    });
+    left_out.iter().for_each(say_left_out);
+    if fits {
+        log(event);
+    }
 }
 
-fn log(event: &impl Serialize) {
-    let json = serde_json::to_string(event).unwrap_or_else(|error| error.to_string());
-    let code = PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION;
-    ErrorReport::new(code, format!("session_limit: {json}"), "").report(PgLogLevel::LOG);
+/// Says what was left out of the log and has not been said: of the seconds that are over, or, at the
+/// end, of this one, too.
+pub fn say_what_was_left_out(at_the_end: bool) {
+    let next = || {
+        shmem::trail(|trail| {
+            let except = (!at_the_end).then(|| second(now()));
+            trail.flood.take(except)
+        })
+    };
+    while let Some(left_out) = next() {
+        say_left_out(&left_out);
+    }
+}
+
+#[derive(Serialize)]
+struct LeftOutLine {
+    event: &'static str,
+    of: Kind,
+    role: Option<Bytes>,
+    source: Option<Bytes>,
+    number: u32,
+}
+
+fn say_left_out(left_out: &LeftOut) {
+    let cause = left_out.cause;
+    let known = |text: &[u8]| (!text.is_empty()).then(|| Bytes(text.to_vec()));
+    log(&LeftOutLine {
+        event: "left_out",
+        of: cause.kind,
+        role: known(cause.role_name.bytes()),
+        source: known(cause.source.bytes()),
+        number: left_out.number,
+    });
+}
+
+impl Event {
+    fn record(&self) -> Record {
+        let detail = json(&self.detail);
+        let detail = detail.and_then(|detail| Text::new(detail.as_bytes()));
+        let truncated = || Text::new(br#"{"truncated":true}"#);
+        Record {
+            time: 0,
+            kind: self.kind,
+            role: self.role_oid,
+            role_name: fixed(self.role.as_ref()),
+            database: fixed(self.database.as_ref()),
+            address: self.client_addr,
+            pid: self.pid,
+            detail: detail.or_else(truncated).unwrap_or(Text::EMPTY),
+        }
+    }
+
+    fn cause(&self) -> Cause {
+        let source = match &self.detail {
+            Detail::Over(over) => Some(&over.source),
+            _ => None,
+        };
+        Cause {
+            kind: self.kind,
+            role: self.role_oid,
+            role_name: fixed(self.role.as_ref()),
+            source: fixed(source),
+        }
+    }
+}
+
+/// There is room for every name.
+fn fixed<const SIZE: usize>(bytes: Option<&Bytes>) -> Text<SIZE> {
+    let text = bytes.and_then(|bytes| Text::new(&bytes.0));
+    text.unwrap_or(Text::EMPTY)
+}
+
+/// Runs under a lock, and only reads the clock.
+fn now() -> i64 {
+    // SAFETY: neither raises nor allocates.
+    unsafe { pg_sys::GetCurrentTimestamp() }
+}
+
+fn second(time: i64) -> i64 {
+    time.div_euclid(1_000_000)
+}
+
+fn log(line: &impl Serialize) {
+    if let Some(json) = json(line) {
+        let code = PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION;
+        ErrorReport::new(code, format!("session_limit: {json}"), "").report(PgLogLevel::LOG);
+    }
+}
+
+/// In ASCII. None of what is serialised here can fail to be.
+fn json(value: &impl Serialize) -> Option<String> {
+    let mut json = Vec::new();
+    let mut serializer = serde_json::Serializer::with_formatter(&mut json, Ascii(CompactFormatter));
+    value.serialize(&mut serializer).ok()?;
+    String::from_utf8(json).ok()
+}
+
+/// Text in an unknown encoding. What is not UTF-8 has a replacement character in JSON.
+struct Bytes(Vec<u8>);
+
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&String::from_utf8_lossy(&self.0))
+    }
+}
+
+struct Ascii(CompactFormatter);
+
+impl Formatter for Ascii {
+    fn write_string_fragment<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        for char in fragment.chars() {
+            match char {
+                ' '..='~' => write!(writer, "{char}")?,
+                _ => {
+                    for unit in char.encode_utf16(&mut [0; 2]) {
+                        write!(writer, "\\u{unit:04x}")?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
 }

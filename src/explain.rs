@@ -108,6 +108,7 @@ fn standings(role: &Role, database: &Database, address: Option<IpAddr>) -> Vec<S
             min_age: Duration::ZERO,
             idle_after: Duration::ZERO,
         },
+        audit: false,
     };
     let mut copy = shmem::snapshot();
     facts::knowing(facts::members(&limits), |members, idle| {

@@ -24,7 +24,7 @@ use crate::facts::{self, Trouble};
 use crate::limit::Limit;
 use crate::replace::Replacing;
 use crate::sessions::{Members, Session};
-use crate::settings::{self, Settings};
+use crate::settings::{self, LogEvents, Settings};
 use crate::{error, events, shmem};
 use pgrx::pg_sys::{self, libpq};
 use pgrx::prelude::*;
@@ -182,6 +182,7 @@ fn admit(client: &Client) {
                 min_age: settings.replace_min_age,
                 idle_after: settings.replace_idle_after,
             },
+            audit: settings::log_events() == LogEvents::All,
         };
         let verdict = facts::knowing(members, |members, idle| {
             shmem::decide(&Attempt {

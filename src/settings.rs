@@ -1,4 +1,4 @@
-//! The settings. Defined by the postmaster; every one can be changed by reload.
+//! The settings. Defined by the postmaster; every one but `max_events` can be changed by reload.
 
 use crate::apply::Defaults;
 use crate::grammar::{Carrier, Label, MAX_SESSIONS, MAX_WAIT as LONGEST_WAIT};
@@ -45,6 +45,18 @@ pub enum OnExcess {
     ReplaceIdle,
 }
 
+/// Which events the server log has.
+#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
+pub enum LogEvents {
+    #[name = c"none"]
+    None,
+    /// Those that a server has on which not everybody finds room.
+    #[name = c"excess"]
+    Excess,
+    #[name = c"all"]
+    All,
+}
+
 static ENFORCEMENT: GucSetting<Enforcement> = GucSetting::<Enforcement>::new(Enforcement::On);
 static MAX_SESSIONS_PER_ROLE: GucSetting<i32> = GucSetting::<i32>::new(-1);
 static CLUSTER_LIMITS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
@@ -57,6 +69,8 @@ static EXEMPT_SUPERUSERS: GucSetting<ExemptSuperusers> =
     GucSetting::<ExemptSuperusers>::new(ExemptSuperusers::On);
 static EXEMPT_REPLICATION: GucSetting<bool> = GucSetting::<bool>::new(true);
 static REFUSAL_HINT: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static LOG_EVENTS: GucSetting<LogEvents> = GucSetting::<LogEvents>::new(LogEvents::Excess);
+static MAX_EVENTS: GucSetting<i32> = GucSetting::<i32>::new(1000);
 
 /// The values of the settings at one moment.
 #[derive(Clone, Copy)]
@@ -143,6 +157,15 @@ unsafe extern "C-unwind" fn session_limit_check_cluster_limits(
 /// The text that replaces the HINT of a refusal.
 pub fn refusal_hint() -> Option<CString> {
     REFUSAL_HINT.get().filter(|hint| !hint.is_empty())
+}
+
+pub fn log_events() -> LogEvents {
+    LOG_EVENTS.get()
+}
+
+/// How many events the view keeps. No process changes it.
+pub fn max_events() -> usize {
+    MAX_EVENTS.get() as usize
 }
 
 /// Defines the settings, and reserves their prefix, so that a misspelt name is an error and not a
@@ -251,6 +274,24 @@ pub fn define() {
         c"If empty, the hint says what to do.",
         &REFUSAL_HINT,
         GucContext::Sighup,
+        plain,
+    );
+    GucRegistry::define_enum_guc(
+        c"session_limit.log_events",
+        c"Sets which events are logged.",
+        c"\"excess\" logs what happens for the sake of a limit; \"all\" logs every admission, too.",
+        &LOG_EVENTS,
+        GucContext::Sighup,
+        plain,
+    );
+    GucRegistry::define_int_guc(
+        c"session_limit.max_events",
+        c"Sets how many events the view session_limit.events shows, the latest.",
+        c"0 keeps none.",
+        &MAX_EVENTS,
+        0,
+        1_000_000,
+        GucContext::Postmaster,
         plain,
     );
     // SAFETY: called by the postmaster while it preloads, as the function asks; the name is static.

@@ -1,11 +1,12 @@
-//! The table in shared memory.
+//! The table of the sessions, and the trail of what was decided, in shared memory.
 //!
-//! Lock protocol. One LWLock guards the slots, the heirs and the order of the queue: whoever changes
-//! them holds it exclusively, `snapshot` and `my_notice` shared. Under it nothing raises,
-//! logs, allocates, looks up a name or signals; what is wanted is copied out. The claims, the heirs and
-//! the queue's entries are atomic besides (see `sessions`): a release takes no lock, because it comes
-//! after the process has left the process array, when none can be taken. `my_slot`
-//! registers the undo of all before the first decision.
+//! Lock protocol. Two LWLocks; nobody holds both. One guards the slots, the heirs and the order of the
+//! queue: whoever changes them holds it exclusively, `snapshot` and `my_notice` shared. The other guards
+//! the events, and what was left out of the log: `trail` holds it exclusively. Under either nothing
+//! raises, logs, allocates, looks up a name or signals; what is wanted is copied out. The claims, the
+//! heirs and the queue's entries are atomic besides (see `sessions`): a release takes no lock, because it
+//! comes after the process has left the process array, when none can be taken. `my_slot` registers the
+//! undo of all before the first decision.
 //!
 //! `session_limit_shmem_startup` runs in the postmaster, also anew after a crash, on a fresh
 //! segment; the rest in backends and the worker, which inherit `PROCESS`.
@@ -13,7 +14,10 @@
 use crate::compat;
 use crate::decide::{self, Attempt, Verdict};
 use crate::error;
+use crate::flood::{Entry, Flood};
+use crate::ring::{Record, Ring};
 use crate::sessions::{Bound, Claim, Notice, OwnTable, Shared, Slot, Table, Unknown};
+use crate::settings;
 use pgrx::pg_sys::{self, LWLockMode};
 use pgrx::prelude::*;
 use std::cell::{Cell, OnceCell, UnsafeCell};
@@ -26,11 +30,22 @@ const LOCK_NAME: &CStr = c"session_limit";
 /// left does not wait.
 const BOUNDS: usize = 4;
 
+/// How many causes of lines in the log are told apart in one second.
+const CAUSES: usize = 256;
+
+/// What was decided.
+pub struct Trail {
+    pub ring: Ring<'static>,
+    pub flood: Flood<'static>,
+}
+
 struct Memory {
     lock: *mut pg_sys::LWLock,
     arrivals: &'static AtomicU64,
     shared: Shared<'static>,
     table: UnsafeCell<Table<'static>>,
+    trail_lock: *mut pg_sys::LWLock,
+    trail: UnsafeCell<Trail>,
 }
 
 /// A process's own variables. A backend is one thread.
@@ -100,15 +115,18 @@ unsafe extern "C-unwind" fn session_limit_shmem_request() {
             array_size::<AtomicU32>(slots),
             array_size::<Slot>(slots),
             array_size::<Bound>(slots * BOUNDS),
+            array_size::<Record>(settings::max_events()),
+            array_size::<u64>(1),
+            array_size::<Entry>(CAUSES),
         ];
         pg_sys::RequestAddinShmemSpace(bytes.iter().sum());
-        pg_sys::RequestNamedLWLockTranche(LOCK_NAME.as_ptr(), 1);
+        pg_sys::RequestNamedLWLockTranche(LOCK_NAME.as_ptr(), 2);
     }
 }
 
 #[pg_guard]
 unsafe extern "C-unwind" fn session_limit_shmem_startup() {
-    // SAFETY: we are the shmem_startup_hook: the space and the lock that were asked for are there,
+    // SAFETY: we are the shmem_startup_hook: the space and the locks that were asked for are there,
     // and no other process is. Each array has the size that was reserved, is initialised below, and
     // stays where it is while the server runs.
     unsafe {
@@ -119,19 +137,32 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
         let claims = array(c"session_limit claims", slots + 1, || AtomicU64::new(0));
         let queue = array(c"session_limit queue", slots + 1, || AtomicU32::new(0));
         let heirs = array(c"session_limit heirs", slots, || AtomicU32::new(0));
-        let (Some((arrivals, claims)), Some((waiting, queue))) =
-            (claims.split_first(), queue.split_first())
-        else {
+        let pushed = array(c"session_limit events so far", 1, || 0);
+        let (Some((arrivals, claims)), Some((waiting, queue)), Some(pushed)) = (
+            claims.split_first(),
+            queue.split_first(),
+            pushed.first_mut(),
+        ) else {
             return;
         };
         let shared = Shared::new(claims, queue, waiting, heirs);
         let bounds = array(c"session_limit bounds", slots * BOUNDS, || Bound::FREE);
         let slots = array(c"session_limit slots", slots, Slot::free);
+        let events = array(c"session_limit events", settings::max_events(), || {
+            Record::EMPTY
+        });
+        let causes = array(c"session_limit causes", CAUSES, || Entry::FREE);
+        let locks = pg_sys::GetNamedLWLockTranche(LOCK_NAME.as_ptr());
         *PROCESS.memory.get() = Some(Memory {
-            lock: &raw mut (*pg_sys::GetNamedLWLockTranche(LOCK_NAME.as_ptr())).lock,
+            lock: &raw mut (*locks).lock,
             arrivals,
             shared,
             table: UnsafeCell::new(Table::new(shared, slots, bounds)),
+            trail_lock: &raw mut (*locks.add(1)).lock,
+            trail: UnsafeCell::new(Trail {
+                ring: Ring::new(events, pushed),
+                flood: Flood::new(causes),
+            }),
         });
     }
 }
@@ -176,7 +207,7 @@ pub fn decide(attempt: &Attempt) -> Result<Verdict, Unknown> {
     PROCESS
         .claim
         .set(Some(Claim::new(attempt.pid, attempt.session.role)));
-    let (has_left_the_queue, verdict) = exclusively(memory, |table| {
+    let (has_left_the_queue, verdict) = on_table(memory, |table| {
         let waits = |table: &Table| table.waiters().any(|waiter| waiter.slot == slot);
         let waited = waits(table);
         let verdict = decide::attempt(table, attempt);
@@ -217,7 +248,7 @@ fn predecessors(change: impl FnOnce(&mut Table, usize)) -> Vec<u32> {
     let slot = my_slot();
     let memory = memory();
     let mut pids = Vec::with_capacity(slots());
-    exclusively(memory, |table| {
+    on_table(memory, |table| {
         change(table, slot);
         pids.extend(table.predecessors(slot));
     });
@@ -238,13 +269,31 @@ pub fn my_notice() -> Option<Notice> {
     }
 }
 
-fn exclusively<R>(memory: &Memory, change: impl FnOnce(&mut Table) -> R) -> R {
+fn on_table<R>(memory: &Memory, change: impl FnOnce(&mut Table) -> R) -> R {
+    // SAFETY: the lock is that of the table.
+    unsafe { exclusively(memory.lock, &memory.table, change) }
+}
+
+/// Adds to the trail, or reads it, while nobody else does.
+pub fn trail<R>(change: impl FnOnce(&mut Trail) -> R) -> R {
+    let memory = memory();
+    // SAFETY: the lock is that of the trail.
+    unsafe { exclusively(memory.trail_lock, &memory.trail, change) }
+}
+
+/// # Safety
+/// Whoever touches what is guarded holds this lock.
+unsafe fn exclusively<T, R>(
+    lock: *mut pg_sys::LWLock,
+    guarded: &UnsafeCell<T>,
+    change: impl FnOnce(&mut T) -> R,
+) -> R {
     // SAFETY: any process with a PGPROC may take the lock, and it makes this the only reference
     // that anyone has.
     unsafe {
-        pg_sys::LWLockAcquire(memory.lock, LWLockMode::LW_EXCLUSIVE);
-        let changed = change(&mut *memory.table.get());
-        pg_sys::LWLockRelease(memory.lock);
+        pg_sys::LWLockAcquire(lock, LWLockMode::LW_EXCLUSIVE);
+        let changed = change(&mut *guarded.get());
+        pg_sys::LWLockRelease(lock);
         changed
     }
 }
@@ -257,11 +306,11 @@ unsafe extern "C-unwind" fn session_limit_leave_queue(_code: i32, _arg: pg_sys::
     };
     let memory = memory();
     if PROCESS.arriving.get() {
-        exclusively(memory, |table| table.give_back(slot));
+        on_table(memory, |table| table.give_back(slot));
         wake_waiters(memory);
     }
     let queued = memory.shared.waiters().any(|waiter| waiter == slot);
-    if queued && exclusively(memory, |table| table.dequeue(slot)) {
+    if queued && on_table(memory, |table| table.dequeue(slot)) {
         wake_waiters(memory);
     }
 }

@@ -11,6 +11,7 @@ use crate::catalog::{Database, Role, name_of};
 use crate::facts::{self, Labels};
 use crate::grammar::{self, Carrier, LabelLimit};
 use crate::limit::{Limit, Object, Per, Source, Who};
+use crate::ring::{Name, Record};
 use crate::sessions::{Counted, Session};
 use crate::settings::{self, Enforcement, Settings};
 use crate::{error, shmem};
@@ -279,6 +280,48 @@ impl Defined {
             policy,
         };
         label.limits.into_iter().map(defined)
+    }
+}
+
+/// How many records are copied in one hold of the lock.
+const BATCH: usize = 64;
+
+/// One row a recent event that the caller may see, the oldest first.
+#[pg_extern(sql = false)]
+fn recent_events() -> TableIterator<
+    'static,
+    (
+        name!(event_time, Option<TimestampWithTimeZone>),
+        name!(event, &'static str),
+        name!(usename, Option<Text>),
+        name!(datname, Option<Text>),
+        name!(client_addr, Option<Inet>),
+        name!(pid, i32),
+        name!(detail, Text),
+    ),
+> {
+    shmem::require();
+    let viewer = Viewer::current();
+    let known = |name: &Name| (!name.bytes().is_empty()).then(|| name.bytes().to_vec());
+    let (mut batch, mut next, mut rows) = (vec![Record::EMPTY; BATCH], 0, Vec::new());
+    loop {
+        let read = shmem::trail(|trail| trail.ring.read(next, &mut batch));
+        let records = batch.iter().zip(read.clone()).map(|(record, _)| record);
+        rows.extend(records.filter(|it| viewer.may_see(it.role)).map(|it| {
+            (
+                TimestampWithTimeZone::try_from(it.time).ok(),
+                it.kind.word(),
+                known(&it.role_name),
+                known(&it.database),
+                it.address.map(|address| Inet(address.to_string())),
+                it.pid as i32,
+                it.detail.bytes().to_vec(),
+            )
+        }));
+        if read.is_empty() {
+            return TableIterator::new(rows);
+        }
+        next = read.end;
     }
 }
 

@@ -1,5 +1,5 @@
-//! The background worker: frees slots whose process is gone. It should never find one; nothing
-//! depends on it.
+//! The background worker: frees slots whose process is gone, of which it should never find one, and
+//! says what was left out of the log where no later line does. No decision depends on it.
 //!
 //! It connects to no database, so that none is kept from being dropped.
 
@@ -10,8 +10,9 @@ use pgrx::bgworkers::{
 };
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+const WAKE_EVERY: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 
@@ -29,11 +30,20 @@ pub fn register() {
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn session_limit_worker_main(_arg: pg_sys::Datum) {
-    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGTERM);
-    let mut suspects = Vec::new();
-    while BackgroundWorker::wait_latch(Some(LOOK_EVERY)) {
-        suspects = reclaim(&suspects);
+    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+    let (mut suspects, mut looked) = (Vec::new(), Instant::now());
+    while BackgroundWorker::wait_latch(Some(WAKE_EVERY)) {
+        if BackgroundWorker::sighup_received() {
+            // SAFETY: where a process of the server reads the file: in its main loop.
+            unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+        }
+        events::say_what_was_left_out(false);
+        if looked.elapsed() >= LOOK_EVERY {
+            suspects = reclaim(&suspects);
+            looked = Instant::now();
+        }
     }
+    events::say_what_was_left_out(true);
     // Told to stop. Unless the server is stopping, the postmaster starts a worker again that did
     // not end with 0. SAFETY: ends the process as the server's own do; nothing is held.
     unsafe { pg_sys::proc_exit(1) };

@@ -7,6 +7,8 @@
 mod apply;
 #[path = "../../src/decide.rs"]
 mod decide;
+#[path = "../../src/flood.rs"]
+mod flood;
 #[path = "../../src/grammar.rs"]
 mod grammar;
 #[path = "../../src/limit.rs"]
@@ -15,6 +17,8 @@ mod limit;
 mod network;
 #[path = "../../src/replace.rs"]
 mod replace;
+#[path = "../../src/ring.rs"]
+mod ring;
 #[path = "../../src/sessions.rs"]
 mod sessions;
 
@@ -264,6 +268,7 @@ mod decisions {
                     min_age: Duration::ZERO,
                     idle_after: Duration::ZERO,
                 },
+                audit: false,
             };
             let login = Attempt {
                 slot,

@@ -585,16 +585,10 @@ fn tried_out(server: &Server) {
             .sqlstate(),
         "53300"
     );
-    let log = cluster.log();
-    let mut events = log
-        .lines()
-        .filter_map(|line| line.split_once("session_limit: "));
-    let (_, event) = events.next().expect("one login was over the label's limit");
-    let event: serde_json::Value = serde_json::from_str(event).expect(event);
-    assert_eq!(event["event"], "would_refuse");
-    assert_eq!(event["source"], "label on role alice");
-    assert_eq!(event["pid"], sessions[1].pid);
-    assert!(events.next().is_none(), "{log}");
+    let events = crate::events::logged_as(&cluster, "would_refuse");
+    assert_eq!(events.len(), 1, "one login was over the label's limit");
+    assert_eq!(events[0]["source"], "label on role alice");
+    assert_eq!(events[0]["pid"], sessions[1].pid);
 }
 
 fn each_waits_as_long_as_it_says(server: &Server) {

@@ -24,6 +24,7 @@ mod cold;
 mod connection_limits;
 mod crash;
 mod editing;
+mod events;
 mod groups;
 mod hooks;
 mod kinds;
@@ -49,6 +50,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("connection_limits", connection_limits::TESTS),
     ("crash", crash::TESTS),
     ("editing", editing::TESTS),
+    ("events", events::TESTS),
     ("groups", groups::TESTS),
     ("hooks", hooks::TESTS),
     ("kinds", kinds::TESTS),

@@ -2,7 +2,6 @@
 
 use pg_test::cluster::Cluster;
 use pg_test::server::Server;
-use serde_json::Value;
 
 tests![
     enforcement,
@@ -24,19 +23,12 @@ fn enforcement(server: &Server) {
 
     cluster.set(&[("session_limit.enforcement", "log")]);
     let second = alice.login().expect("log: the second");
-    let log = cluster.log();
-    let events: Vec<&str> = log
-        .lines()
-        .filter_map(|line| line.split_once("LOG:  session_limit: "))
-        .map(|e| e.1)
-        .collect();
-    assert_eq!(events.len(), 1, "{events:?}");
-    let event: Value = serde_json::from_str(events[0]).expect("JSON");
+    let events = crate::events::logged_as(&cluster, "would_refuse");
     let expected = serde_json::json!({
         "event": "would_refuse", "role": "alice", "database": "postgres", "client_addr": "127.0.0.1",
         "pid": second.pid, "source": "session_limit.max_sessions_per_role", "per": "role", "subject": "alice", "in_use": 1, "max": 1,
     });
-    assert_eq!(event, expected);
+    assert_eq!(events, [expected]);
 
     cluster.set(&[("session_limit.enforcement", "off")]);
     let _third = alice.login().expect("off: the third");
@@ -93,6 +85,9 @@ fn a_bad_value_is_refused_by_name(server: &Server) {
         ("max_waiters", "-1"),
         ("exempt_superusers", "never"),
         ("exempt_replication", "2"),
+        ("log_events", "some"),
+        ("max_events", "-1"),
+        ("max_events", "1000001"),
     ];
     for (name, value) in bad {
         let set = superuser.try_query(&format!(
@@ -110,7 +105,10 @@ fn a_bad_value_is_refused_by_name(server: &Server) {
     let misspelt = superuser.try_query("ALTER SYSTEM SET session_limit.max_session_per_role = 1");
     assert!(misspelt.is_err(), "a misspelt name is no setting");
     let words = "SELECT string_agg(enumvals::text, ' ' ORDER BY name) FROM pg_settings WHERE name LIKE 'session_limit.%'";
-    assert_eq!(superuser.value(words), "{on,log,off} {on,local,off}");
+    assert_eq!(
+        superuser.value(words),
+        "{on,log,off} {on,local,off} {none,excess,all}"
+    );
 
     cluster.append(
         "postgresql.conf",

@@ -192,6 +192,8 @@ fn not_preloaded(server: &Server) {
         "session_limit.usage",
         "session_limit.active_sessions()",
         "session_limit.current_usage()",
+        "session_limit.events",
+        "session_limit.recent_events()",
         "session_limit.limits",
         "session_limit.role_limits",
         "session_limit.explain_login('postgres')",
@@ -235,7 +237,7 @@ fn everything_has_a_comment(server: &Server) {
     assert_eq!(superuser.query(bare), Vec::<Vec<String>>::new());
     assert_eq!(
         superuser.value("SELECT count(*) FROM pg_settings WHERE name LIKE 'session_limit.%'"),
-        "11"
+        "13"
     );
 }
 

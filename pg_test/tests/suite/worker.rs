@@ -4,7 +4,6 @@ use pg_test::cluster::Cluster;
 use pg_test::server::Server;
 use pg_test::wait_for;
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
 
 tests![
     reclaims_what_a_vanished_process_left,
@@ -45,15 +44,13 @@ fn reclaims_what_a_vanished_process_left(server: &Server) {
         "1"
     );
     let event = wait_for("the worker to reclaim the slot", || {
-        let log = cluster.log();
-        log.lines()
-            .find_map(|line| Some(line.split_once("LOG:  session_limit: ")?.1.to_string()))
+        crate::events::logged(&cluster).pop()
     });
-    let event: Value = serde_json::from_str(&event).expect("JSON");
-    assert_eq!(
-        event,
-        serde_json::json!({"event": "reclaimed", "role_oid": role, "pid": pid})
-    );
+    let expected = serde_json::json!({"event": "reclaimed", "role": null, "database": null, "client_addr": null, "pid": pid, "role_oid": role});
+    assert_eq!(event, expected);
+    let row = superuser.query("SELECT event, usename, pid, detail FROM session_limit.events");
+    let detail = format!(r#"{{"role_oid":{role}}}"#);
+    assert_eq!(row, [["reclaimed", "", &pid.to_string(), &detail]]);
     assert_eq!(
         superuser.value("SELECT count(*) FROM session_limit.sessions WHERE NOT exempt"),
         "0"

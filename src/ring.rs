@@ -1,0 +1,235 @@
+//! The most recent events, in records of one size. Pure: shared memory and its lock are `shmem`'s.
+
+use serde::{Serialize, Serializer};
+use std::net::IpAddr;
+use std::ops::Range;
+
+/// What can happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A login got in at once.
+    Admitted,
+    /// A login got in after it had waited.
+    Waited,
+    Refused,
+    /// A login got in, and sessions were ended for it.
+    Replaced,
+    /// A login got in only because the limit is tried out.
+    WouldRefuse,
+    WouldReplace,
+    /// The worker ended a session.
+    #[expect(dead_code, reason = "the worker ends none yet")]
+    Swept,
+    /// The worker freed the place of a process that is gone.
+    Reclaimed,
+    /// A role got in from one address while it has a session from another.
+    ConcurrentAddresses,
+}
+
+impl Kind {
+    pub fn word(self) -> &'static str {
+        match self {
+            Kind::Admitted => "admitted",
+            Kind::Waited => "waited",
+            Kind::Refused => "refused",
+            Kind::Replaced => "replaced",
+            Kind::WouldRefuse => "would_refuse",
+            Kind::WouldReplace => "would_replace",
+            Kind::Swept => "swept",
+            Kind::Reclaimed => "reclaimed",
+            Kind::ConcurrentAddresses => "concurrent_addresses",
+        }
+    }
+
+    /// Whether it can happen on a server where everybody finds room.
+    pub fn is_usual(self) -> bool {
+        matches!(self, Kind::Admitted | Kind::ConcurrentAddresses)
+    }
+}
+
+impl Serialize for Kind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.word())
+    }
+}
+
+/// A few bytes that need no memory elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Text<const SIZE: usize> {
+    length: u16,
+    /// Zero after that.
+    bytes: [u8; SIZE],
+}
+
+impl<const SIZE: usize> Text<SIZE> {
+    pub const EMPTY: Text<SIZE> = Text {
+        length: 0,
+        bytes: [0; SIZE],
+    };
+
+    /// None if it is too long.
+    pub fn new(text: &[u8]) -> Option<Text<SIZE>> {
+        let mut bytes = [0; SIZE];
+        bytes.get_mut(..text.len())?.copy_from_slice(text);
+        let length = u16::try_from(text.len()).ok()?;
+        Some(Text { length, bytes })
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.length as usize).unwrap_or_default()
+    }
+}
+
+/// The name of a role or database, as the catalogs have it.
+pub type Name = Text<64>;
+
+/// An event.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Record {
+    /// Microseconds since 2000-01-01, as in a `timestamptz`.
+    pub time: i64,
+    pub kind: Kind,
+    pub role: u32,
+    /// Empty if nobody knew it.
+    pub role_name: Name,
+    /// Empty if there is none.
+    pub database: Name,
+    pub address: Option<IpAddr>,
+    pub pid: u32,
+    /// What else there is to say, as JSON in ASCII.
+    pub detail: Text<848>,
+}
+
+const _: () = assert!(size_of::<Record>() <= 1024);
+
+impl Record {
+    pub const EMPTY: Record = Record {
+        time: 0,
+        kind: Kind::Admitted,
+        role: 0,
+        role_name: Text::EMPTY,
+        database: Text::EMPTY,
+        address: None,
+        pid: 0,
+        detail: Text::EMPTY,
+    };
+}
+
+/// Keeps as many records as there is room for, the latest.
+pub struct Ring<'a> {
+    records: &'a mut [Record],
+    /// How many there have ever been: the next one's number.
+    pushed: &'a mut u64,
+}
+
+impl<'a> Ring<'a> {
+    pub fn new(records: &'a mut [Record], pushed: &'a mut u64) -> Self {
+        Ring { records, pushed }
+    }
+
+    pub fn push(&mut self, record: &Record) {
+        let place = self.pushed.checked_rem(self.records.len() as u64);
+        if let Some(place) = place.and_then(|place| self.records.get_mut(place as usize)) {
+            *place = *record;
+            *self.pushed += 1;
+        }
+    }
+
+    /// Copies records, the oldest first, from number `from` on, and returns which it has copied: the
+    /// oldest may be gone, and `into` may have no room for all.
+    pub fn read(&self, from: u64, into: &mut [Record]) -> Range<u64> {
+        let size = self.records.len() as u64;
+        let start = from.max(self.pushed.saturating_sub(size));
+        let end = (*self.pushed).min(start + into.len() as u64);
+        for (number, copy) in (start..end).zip(into) {
+            if let Some(record) = self.records.get((number % size) as usize) {
+                *copy = *record;
+            }
+        }
+        start..end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every part of which says its number.
+    fn record(number: u32) -> Record {
+        let text = number.to_string();
+        Record {
+            time: i64::from(number),
+            kind: Kind::Refused,
+            role: number,
+            role_name: Text::new(text.as_bytes()).expect("short"),
+            database: Text::new(text.repeat(3).as_bytes()).expect("short"),
+            address: Some(IpAddr::from(number.to_be_bytes())),
+            pid: number,
+            detail: Text::new(text.repeat(80).as_bytes()).expect("short"),
+        }
+    }
+
+    fn all(ring: &Ring, at_once: usize) -> Vec<u32> {
+        let mut next = 0;
+        let mut batch = vec![Record::EMPTY; at_once];
+        let mut numbers = Vec::new();
+        loop {
+            let read = ring.read(next, &mut batch);
+            for copy in &batch[..(read.end - read.start) as usize] {
+                assert_eq!(*copy, record(copy.pid), "whole");
+                numbers.push(copy.pid);
+            }
+            if read.is_empty() {
+                return numbers;
+            }
+            next = read.end;
+        }
+    }
+
+    #[test]
+    fn keeps_the_latest_and_shows_the_oldest_of_them_first() {
+        let (mut records, mut pushed) = ([Record::EMPTY; 5], 0);
+        let mut ring = Ring::new(&mut records, &mut pushed);
+        assert!(all(&ring, 2).is_empty());
+        for number in 1..=12 {
+            ring.push(&record(number));
+            let oldest = number.saturating_sub(4).max(1);
+            let kept: Vec<u32> = (oldest..=number).collect();
+            for at_once in 1..7 {
+                assert_eq!(all(&ring, at_once), kept);
+            }
+        }
+    }
+
+    #[test]
+    fn who_reads_while_others_write_passes_over_what_is_gone() {
+        let (mut records, mut pushed) = ([Record::EMPTY; 3], 0);
+        let mut ring = Ring::new(&mut records, &mut pushed);
+        let mut batch = [Record::EMPTY; 2];
+        (0..3).for_each(|number| ring.push(&record(number)));
+        assert_eq!(ring.read(0, &mut batch), 0..2);
+        (3..7).for_each(|number| ring.push(&record(number)));
+        assert_eq!(ring.read(2, &mut batch), 4..6);
+        assert_eq!(batch.map(|record| record.pid), [4, 5]);
+        assert_eq!(ring.read(6, &mut batch), 6..7);
+        assert_eq!(ring.read(7, &mut batch), 7..7);
+    }
+
+    #[test]
+    fn a_ring_without_room_keeps_nothing() {
+        let mut pushed = 0;
+        let mut ring = Ring::new(&mut [], &mut pushed);
+        ring.push(&record(1));
+        assert!(ring.read(0, &mut [Record::EMPTY; 2]).is_empty());
+    }
+
+    #[test]
+    fn a_text_is_whole_or_none() {
+        assert_eq!(
+            Text::<3>::new(b"abc").map(|text| text.bytes().to_vec()),
+            Some(b"abc".to_vec())
+        );
+        assert_eq!(Text::<3>::new(b"abcd"), None);
+        assert_eq!(Text::<3>::new(b""), Some(Text::EMPTY));
+    }
+}
