@@ -85,6 +85,9 @@ fn a_bad_value_is_refused_by_name(server: &Server) {
         ("max_waiters", "-1"),
         ("exempt_superusers", "never"),
         ("exempt_replication", "2"),
+        ("on_excess", "replace"),
+        ("replace_min_age", "-1"),
+        ("replace_idle_after", "-1"),
         ("log_events", "some"),
         ("max_events", "-1"),
         ("max_events", "1000001"),
@@ -107,7 +110,7 @@ fn a_bad_value_is_refused_by_name(server: &Server) {
     let words = "SELECT string_agg(enumvals::text, ' ' ORDER BY name) FROM pg_settings WHERE name LIKE 'session_limit.%'";
     assert_eq!(
         superuser.value(words),
-        "{on,log,off} {on,local,off} {none,excess,all}"
+        "{on,log,off} {on,local,off} {none,excess,all} {refuse,replace_oldest,replace_idle}"
     );
 
     cluster.append(
