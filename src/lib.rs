@@ -1,11 +1,11 @@
 //! `session_limit`: how many sessions a user may have open at once, decided inside the server,
 //! exactly.
 //!
-//! Read in this order: `limit`, `network`, `grammar`, `apply`, `sessions` and `decide` are the model
-//! and know nothing of PostgreSQL; `shmem` holds the model's table for all processes; `label` takes
+//! Read in this order: `limit`, `network`, `grammar`, `apply`, `sessions`, `decide` and `tally` are the
+//! model and know nothing of PostgreSQL; `shmem` holds the model's tables for all processes; `label` takes
 //! labels in, `catalog` and `facts` read what a login depends on; `login` is the hook, `excess` what
-//! happens to a login that finds no room, `error` what its client is told; `worker` and `views` look
-//! after the table and show it, and `edit` writes labels.
+//! happens to a login that finds no room, `error` what its client is told; `stats` counts logins;
+//! `worker` and `views` look after the table and show it, and `edit` writes labels.
 
 #![deny(
     clippy::unwrap_used,
@@ -20,6 +20,7 @@ mod grammar;
 mod limit;
 mod network;
 mod sessions;
+mod tally;
 
 mod catalog;
 mod compat;
@@ -33,6 +34,7 @@ mod label;
 mod login;
 mod settings;
 mod shmem;
+mod stats;
 mod views;
 mod worker;
 

@@ -22,7 +22,7 @@ use crate::facts::{self, Trouble};
 use crate::limit::Limit;
 use crate::sessions::{Members, Session};
 use crate::settings::{self, Settings};
-use crate::{error, events, shmem};
+use crate::{error, events, shmem, stats};
 use pgrx::pg_sys::{self, libpq};
 use pgrx::prelude::*;
 use std::cell::Cell;
@@ -190,6 +190,7 @@ fn admit(client: &Client) {
 }
 
 fn record(decision: &Decision) {
+    stats::decided(decision);
     events::decided(decision);
 }
 

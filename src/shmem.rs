@@ -1,19 +1,21 @@
-//! The table in shared memory.
+//! The tables in shared memory.
 //!
-//! Lock protocol. One LWLock guards the slots and the order of the queue: `decide` and
-//! `session_limit_leave_queue` hold it exclusively, `snapshot` shared. Under it nothing raises,
-//! logs, allocates, looks up a name or signals; what is wanted is copied out. The claims and the
-//! queue's entries are atomic besides (see `sessions`): a release takes no lock, because it comes
-//! after the process has left the process array, when none can be taken. `my_slot`
-//! registers the undo of both before the first decision.
+//! Lock protocol. Each table has an LWLock, and nobody holds both. Under either nothing raises,
+//! logs, allocates, looks up a name or signals; what is wanted is copied out.
+//! - One guards the slots and the order of the queue: `decide` and `session_limit_leave_queue` hold
+//!   it exclusively, `snapshot` shared. The claims and the queue's entries are atomic besides (see
+//!   `sessions`): a release takes no lock, because it comes after the process has left the process
+//!   array, when none can be taken. `my_slot` registers the undo of both before the first decision.
+//! - One guards the statistics: `change_stats` holds it exclusively, `stats` shared.
 //!
 //! `session_limit_shmem_startup` runs in the postmaster, also anew after a crash, on a fresh
-//! segment; the rest in backends and the worker, which inherit `PROCESS`.
+//! segment, and so does `session_limit_shmem_exit`, when there is no other process; the rest in
+//! backends and the worker, which inherit `PROCESS`.
 
-use crate::compat;
 use crate::decide::{self, Attempt, Verdict};
-use crate::error;
 use crate::sessions::{Bound, Claim, OwnTable, Shared, Slot, Table, UnknownGroup};
+use crate::tally::Tally;
+use crate::{compat, error, stats};
 use pgrx::pg_sys::{self, LWLockMode};
 use pgrx::prelude::*;
 use std::cell::{Cell, OnceCell, UnsafeCell};
@@ -21,15 +23,54 @@ use std::ffi::CStr;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 const LOCK_NAME: &CStr = c"session_limit";
+const STATS_LOCK_NAME: &CStr = c"session_limit_stats";
 
 /// How many limits there is room for in the queue, for each slot. A login with more of them than are
 /// left does not wait.
 const BOUNDS: usize = 4;
 
 struct Memory {
-    lock: *mut pg_sys::LWLock,
     shared: Shared<'static>,
-    table: UnsafeCell<Table<'static>>,
+    table: Locked<Table<'static>>,
+    stats: Locked<&'static mut Tally>,
+}
+
+/// What is only reached while its lock is held.
+struct Locked<T> {
+    lock: *mut pg_sys::LWLock,
+    value: UnsafeCell<T>,
+}
+
+impl<T> Locked<T> {
+    /// # Safety
+    /// Only in the shmem_startup_hook, with a name that was asked for, once.
+    unsafe fn new(lock: &CStr, value: T) -> Locked<T> {
+        Locked {
+            // SAFETY: as the caller says.
+            lock: unsafe { &raw mut (*pg_sys::GetNamedLWLockTranche(lock.as_ptr())).lock },
+            value: UnsafeCell::new(value),
+        }
+    }
+
+    fn exclusively<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
+        // SAFETY: any process with a PGPROC may take the lock, and it makes this the only reference
+        // that anyone has.
+        unsafe {
+            pg_sys::LWLockAcquire(self.lock, LWLockMode::LW_EXCLUSIVE);
+            let changed = change(&mut *self.value.get());
+            pg_sys::LWLockRelease(self.lock);
+            changed
+        }
+    }
+
+    fn shared(&self, copy: impl FnOnce(&T)) {
+        // SAFETY: as above, but the shared lock keeps out only writers.
+        unsafe {
+            pg_sys::LWLockAcquire(self.lock, LWLockMode::LW_SHARED);
+            copy(&*self.value.get());
+            pg_sys::LWLockRelease(self.lock);
+        }
+    }
 }
 
 /// A process's own variables. A backend is one thread.
@@ -95,15 +136,17 @@ unsafe extern "C-unwind" fn session_limit_shmem_request() {
             array_size::<AtomicU32>(slots + 1),
             array_size::<Slot>(slots),
             array_size::<Bound>(slots * BOUNDS),
+            array_size::<Tally>(1),
         ];
         pg_sys::RequestAddinShmemSpace(bytes.iter().sum());
         pg_sys::RequestNamedLWLockTranche(LOCK_NAME.as_ptr(), 1);
+        pg_sys::RequestNamedLWLockTranche(STATS_LOCK_NAME.as_ptr(), 1);
     }
 }
 
 #[pg_guard]
 unsafe extern "C-unwind" fn session_limit_shmem_startup() {
-    // SAFETY: we are the shmem_startup_hook: the space and the lock that were asked for are there,
+    // SAFETY: we are the shmem_startup_hook: the space and the locks that were asked for are there,
     // and no other process is. Each array has the size that was reserved, is initialised below, and
     // stays where it is while the server runs.
     unsafe {
@@ -119,12 +162,26 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
         let shared = Shared::new(claims, queue, waiting);
         let bounds = array(c"session_limit bounds", slots * BOUNDS, || Bound::FREE);
         let slots = array(c"session_limit slots", slots, Slot::free);
+        let tally = array(c"session_limit stats", 1, || Tally::new(0));
+        let Some(tally) = tally.first_mut() else {
+            return;
+        };
+        stats::load(tally);
         *PROCESS.memory.get() = Some(Memory {
-            lock: &raw mut (*pg_sys::GetNamedLWLockTranche(LOCK_NAME.as_ptr())).lock,
             shared,
-            table: UnsafeCell::new(Table::new(shared, slots, bounds)),
+            table: Locked::new(LOCK_NAME, Table::new(shared, slots, bounds)),
+            stats: Locked::new(STATS_LOCK_NAME, tally),
         });
+        pg_sys::on_shmem_exit(Some(session_limit_shmem_exit), pg_sys::Datum::null());
     }
+}
+
+/// Runs in the postmaster, also before it starts all anew after a crash.
+#[pg_guard]
+unsafe extern "C-unwind" fn session_limit_shmem_exit(_code: i32, _arg: pg_sys::Datum) {
+    // SAFETY: no other process is left, so that the lock is not needed; nor could it be taken, if one
+    // was killed that held it.
+    stats::save(unsafe { &*memory().stats.value.get() });
 }
 
 /// What `ShmemInitStruct` takes for an array of `T`: it rounds up to a cache line.
@@ -167,7 +224,7 @@ pub fn decide(attempt: &Attempt) -> Result<Verdict, UnknownGroup> {
     PROCESS
         .claim
         .set(Some(Claim::new(attempt.pid, attempt.session.role)));
-    let (has_left_the_queue, verdict) = exclusively(memory, |table| {
+    let (has_left_the_queue, verdict) = memory.table.exclusively(|table| {
         let waits = |table: &Table| table.waiters().any(|waiter| waiter.slot == slot);
         let waited = waits(table);
         let verdict = decide::attempt(table, attempt);
@@ -182,17 +239,6 @@ pub fn decide(attempt: &Attempt) -> Result<Verdict, UnknownGroup> {
     verdict
 }
 
-fn exclusively<R>(memory: &Memory, change: impl FnOnce(&mut Table) -> R) -> R {
-    // SAFETY: any process with a PGPROC may take the lock, and it makes this the only reference
-    // that anyone has.
-    unsafe {
-        pg_sys::LWLockAcquire(memory.lock, LWLockMode::LW_EXCLUSIVE);
-        let changed = change(&mut *memory.table.get());
-        pg_sys::LWLockRelease(memory.lock);
-        changed
-    }
-}
-
 /// Runs in a backend that exits, while it may still take locks.
 #[pg_guard]
 unsafe extern "C-unwind" fn session_limit_leave_queue(_code: i32, _arg: pg_sys::Datum) {
@@ -201,7 +247,7 @@ unsafe extern "C-unwind" fn session_limit_leave_queue(_code: i32, _arg: pg_sys::
     };
     let memory = memory();
     let queued = memory.shared.waiters().any(|waiter| waiter == slot);
-    if queued && exclusively(memory, |table| table.dequeue(slot)) {
+    if queued && memory.table.exclusively(|table| table.dequeue(slot)) {
         wake_waiters(memory);
     }
 }
@@ -243,11 +289,18 @@ pub fn snapshot() -> OwnTable {
     // SAFETY: set before any backend is started.
     let slots = unsafe { pg_sys::MaxBackends as usize };
     let mut copy = OwnTable::new(slots, slots * BOUNDS);
-    // SAFETY: as in `exclusively`, but the shared lock keeps out only writers.
-    unsafe {
-        pg_sys::LWLockAcquire(memory.lock, LWLockMode::LW_SHARED);
-        copy.copy(&*memory.table.get());
-        pg_sys::LWLockRelease(memory.lock);
-    }
+    memory.table.shared(|table| copy.copy(table));
+    copy
+}
+
+pub fn change_stats(change: impl FnOnce(&mut Tally)) {
+    memory().stats.exclusively(|tally| change(tally));
+}
+
+/// A copy of the statistics.
+pub fn stats() -> Box<Tally> {
+    let memory = memory();
+    let mut copy = Box::new(Tally::new(0));
+    memory.stats.shared(|tally| *copy = **tally);
     copy
 }

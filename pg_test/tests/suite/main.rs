@@ -33,6 +33,7 @@ mod refusal;
 mod replication;
 mod round_trips;
 mod settings;
+mod stats;
 mod storm;
 mod views;
 mod waiting;
@@ -56,6 +57,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("replication", replication::TESTS),
     ("round_trips", round_trips::TESTS),
     ("settings", settings::TESTS),
+    ("stats", stats::TESTS),
     ("storm", storm::TESTS),
     ("views", views::TESTS),
     ("waiting", waiting::TESTS),
