@@ -256,8 +256,11 @@ fn more_than_there_is_room_for(server: &Server) {
     let row = |logins: &str| vec![["", "", logins, logins, "1"].map(String::from).to_vec()];
     assert_eq!(superuser.query(others), row("6"));
     cluster.login_of("r1005").login().expect("room").end();
-    cluster.login_of("r1").login().expect("room").end();
+    let mut known = cluster.login_of("r1").login().expect("room");
     assert_eq!(superuser.query(others), row("7"));
+    let seen = "SELECT string_agg(coalesce(usename, '?'), ' ') FROM session_limit.stats";
+    assert_eq!(known.value(seen), "r1", "and not that of the others");
+    known.end();
     superuser.end();
     let before = all(&cluster);
     assert_eq!(before.len(), 1000);
