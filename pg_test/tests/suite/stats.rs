@@ -477,7 +477,8 @@ fn a_damaged_file_loses_them(server: &Server) {
         ),
         (
             |file| {
-                fs::set_permissions(file, fs::Permissions::from_mode(0)).expect("close the file")
+                fs::set_permissions(file, fs::Permissions::from_mode(0o000))
+                    .expect("close the file")
             },
             "Permission denied",
         ),
