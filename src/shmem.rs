@@ -179,8 +179,8 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
 /// Runs in the postmaster, also before it starts all anew after a crash.
 #[pg_guard]
 unsafe extern "C-unwind" fn session_limit_shmem_exit(_code: i32, _arg: pg_sys::Datum) {
-    // SAFETY: no other process is left, so that the lock is not needed; nor could it be taken, if one
-    // was killed that held it.
+    // SAFETY: it is read only if the server was shut down, so that no backend is left to change it. The
+    // lock could not be taken anyway, if a backend was killed that held it.
     stats::save(unsafe { &*memory().stats.value.get() });
 }
 
