@@ -84,6 +84,33 @@ AS 'MODULE_PATHNAME', 'explain_login_wrapper';
 COMMENT ON FUNCTION session_limit.explain_login(name, name, inet) IS
     'each limit that such a login would have to meet now, whether it does, and whether that is enforced (on) or logged (log); without an address: over a Unix-domain socket';
 
+CREATE FUNCTION session_limit.current_stats(
+    OUT usesysid oid,
+    OUT datid oid,
+    OUT others boolean,
+    OUT admitted bigint,
+    OUT waited bigint,
+    OUT wait_us bigint,
+    OUT refused bigint,
+    OUT last_refused timestamptz,
+    OUT replaced bigint,
+    OUT would_refuse bigint,
+    OUT would_replace bigint,
+    OUT peak bigint,
+    OUT peak_at timestamptz,
+    OUT decisions bigint,
+    OUT decision_us bigint,
+    OUT stats_reset timestamptz
+) RETURNS SETOF record
+LANGUAGE C VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'current_stats_wrapper';
+COMMENT ON FUNCTION session_limit.current_stats() IS 'what has become of logins that the caller may know of; use the view session_limit.stats';
+
+CREATE FUNCTION session_limit.reset_stats() RETURNS void
+LANGUAGE C VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'reset_stats_wrapper';
+COMMENT ON FUNCTION session_limit.reset_stats() IS 'discards all of session_limit.stats; for superusers, unless it is granted to others';
+
 CREATE FUNCTION session_limit.edited_label(role name, database name, a_limit text, keep boolean) RETURNS text
 LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'edited_label_wrapper';
@@ -235,6 +262,45 @@ COMMENT ON COLUMN session_limit.role_limits.exempt IS 'whether it is never refus
 COMMENT ON COLUMN session_limit.role_limits.connection_limit IS 'its CONNECTION LIMIT (rolconnlimit); -1: none';
 COMMENT ON COLUMN session_limit.role_limits.stig_finding IS 'whether the check of the PostgreSQL STIG would find it, which takes any role without a CONNECTION LIMIT for unlimited';
 
+CREATE VIEW session_limit.stats AS
+SELECT
+    r.rolname AS usename,
+    d.datname,
+    s.others,
+    s.admitted,
+    s.waited,
+    s.wait_us * interval '1 microsecond' AS wait_time,
+    s.refused,
+    s.last_refused,
+    s.replaced,
+    s.would_refuse,
+    s.would_replace,
+    s.peak,
+    s.peak_at,
+    s.decisions,
+    s.decision_us,
+    s.stats_reset
+FROM session_limit.current_stats() s
+LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.usesysid
+LEFT JOIN pg_catalog.pg_database d ON d.oid = s.datid;
+COMMENT ON VIEW session_limit.stats IS 'what has become of logins, one row for each role and database';
+COMMENT ON COLUMN session_limit.stats.usename IS 'role that logged in; null if it was dropped since';
+COMMENT ON COLUMN session_limit.stats.datname IS 'database; null for WAL senders without one, and if it was dropped since';
+COMMENT ON COLUMN session_limit.stats.others IS 'whether the row is about all roles and databases for which there is no room';
+COMMENT ON COLUMN session_limit.stats.admitted IS 'logins that were admitted';
+COMMENT ON COLUMN session_limit.stats.waited IS 'logins that waited for room, whether they were admitted then or refused';
+COMMENT ON COLUMN session_limit.stats.wait_time IS 'how long these waited, in all';
+COMMENT ON COLUMN session_limit.stats.refused IS 'logins that were refused for the sake of a limit';
+COMMENT ON COLUMN session_limit.stats.last_refused IS 'when the last of these was; null if there is none';
+COMMENT ON COLUMN session_limit.stats.replaced IS 'logins that were admitted in place of older sessions';
+COMMENT ON COLUMN session_limit.stats.would_refuse IS 'logins that were admitted and would have been refused if the limit were enforced';
+COMMENT ON COLUMN session_limit.stats.would_replace IS 'logins that were admitted and would have replaced older sessions if the limit were enforced';
+COMMENT ON COLUMN session_limit.stats.peak IS 'the most sessions at once';
+COMMENT ON COLUMN session_limit.stats.peak_at IS 'when there first were so many; null if there were none';
+COMMENT ON COLUMN session_limit.stats.decisions IS 'logins that were decided: admitted and refused';
+COMMENT ON COLUMN session_limit.stats.decision_us IS 'microseconds that these spent being decided, in all, without waiting';
+COMMENT ON COLUMN session_limit.stats.stats_reset IS 'since when logins are counted';
+
 REVOKE ALL ON SCHEMA session_limit FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA session_limit FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA session_limit FROM PUBLIC;
@@ -244,3 +310,5 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA session_limit FROM PUBLIC;
 GRANT USAGE ON SCHEMA session_limit TO PUBLIC;
 GRANT SELECT ON ALL TABLES IN SCHEMA session_limit TO PUBLIC;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA session_limit TO PUBLIC;
+-- What one discards others may want to see.
+REVOKE EXECUTE ON FUNCTION session_limit.reset_stats() FROM PUBLIC;

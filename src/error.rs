@@ -262,6 +262,25 @@ pub fn connection_limit_is_smaller(object: &str, connection_limit: i32) {
         .report(PgLogLevel::WARNING);
 }
 
+/// The server starts without the numbers that it stopped with.
+pub fn stats_are_lost(file: &str, why: &str) {
+    log(format!(
+        "session_limit: could not read \"{file}\", statistics begin anew: {why}"
+    ));
+}
+
+/// The server stops, and will start without its numbers.
+pub fn stats_are_not_kept(file: &str, why: &std::io::Error) {
+    log(format!(
+        "session_limit: could not write \"{file}\", statistics are not kept: {why}"
+    ));
+}
+
+fn log(message: String) {
+    let code = PgSqlErrorCode::ERRCODE_IO_ERROR;
+    ErrorReport::new(code, message, "").report(PgLogLevel::LOG);
+}
+
 /// The value that a setting was to have is no good: the server says which, and keeps the old one.
 pub fn bad_setting(why: &str, carrier: Carrier) {
     let say = |text: String| {

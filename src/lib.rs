@@ -1,13 +1,12 @@
 //! `session_limit`: how many sessions a user may have open at once, decided inside the server,
 //! exactly.
 //!
-//! Read in this order: `limit`, `network`, `grammar`, `apply`, `sessions`, `decide`, `replace`, `ring` and
-//! `flood` are the model
-//! and know nothing of PostgreSQL; `shmem` holds the model's table for all processes; `label` takes
-//! labels in, `catalog` and `facts` read what a login depends on; `login` is the hook, `excess` what
-//! happens to a login that finds no room, `error` what its client is told, and `notice` what that of a
-//! session is told that ends for it; `worker` and `views` look
-//! after the table and show it, and `edit` writes labels.
+//! Read in this order: `limit`, `network`, `grammar`, `apply`, `sessions`, `decide`, `replace`, `ring`,
+//! `flood` and `tally` are the model and know nothing of PostgreSQL; `shmem` holds the model's tables for all
+//! processes; `label` takes labels in, `catalog` and `facts` read what a login depends on; `login` is the
+//! hook, `excess` what happens to a login that finds no room, `error` what its client is told, and `notice`
+//! what that of a session is told that ends for it; `events` says what was decided, and `stats` counts it;
+//! `worker` and `views` look after the table and show it, and `edit` writes labels.
 
 #![deny(
     clippy::unwrap_used,
@@ -25,6 +24,7 @@ mod network;
 mod replace;
 mod ring;
 mod sessions;
+mod tally;
 
 mod catalog;
 mod compat;
@@ -39,6 +39,7 @@ mod login;
 mod notice;
 mod settings;
 mod shmem;
+mod stats;
 mod views;
 mod worker;
 

@@ -25,7 +25,7 @@ use crate::limit::Limit;
 use crate::replace::Replacing;
 use crate::sessions::{Members, Session};
 use crate::settings::{self, LogEvents, Settings};
-use crate::{error, events, shmem};
+use crate::{error, events, shmem, stats};
 use pgrx::pg_sys::{self, libpq};
 use pgrx::prelude::*;
 use std::cell::Cell;
@@ -233,6 +233,7 @@ fn may_connect(client: &Client) {
 }
 
 fn record(decision: &Decision) {
+    stats::decided(decision);
     events::decided(decision);
 }
 

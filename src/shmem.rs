@@ -1,23 +1,25 @@
-//! The table of the sessions, and the trail of what was decided, in shared memory.
+//! The tables in shared memory: the sessions, the trail of what was decided, and the statistics.
 //!
-//! Lock protocol. Two LWLocks; nobody holds both. One guards the slots, the heirs and the order of the
-//! queue: whoever changes them holds it exclusively, `snapshot` and `my_notice` shared. The other guards
-//! the events, and what was left out of the log: `trail` holds it exclusively. Under either nothing
-//! raises, logs, allocates, looks up a name or signals; what is wanted is copied out. The claims, the
-//! heirs and the queue's entries are atomic besides (see `sessions`): a release takes no lock, because it
-//! comes after the process has left the process array, when none can be taken. `my_slot` registers the
-//! undo of all before the first decision.
+//! Lock protocol. Each has an LWLock, and nobody holds two. Under any of them nothing raises,
+//! logs, allocates, looks up a name or signals; what is wanted is copied out.
+//! - One guards the slots, the heirs and the order of the queue: whoever changes them holds it
+//!   exclusively, `snapshot` and `my_notice` shared. The claims, the heirs and the queue's entries are
+//!   atomic besides (see `sessions`): a release takes no lock, because it comes after the process has left
+//!   the process array, when none can be taken. `my_slot` registers the undo of all before the first
+//!   decision.
+//! - One guards the events, and what was left out of the log: `trail` holds it exclusively.
+//! - One guards the statistics: `change_stats` holds it exclusively, `stats` shared.
 //!
 //! `session_limit_shmem_startup` runs in the postmaster, also anew after a crash, on a fresh
-//! segment; the rest in backends and the worker, which inherit `PROCESS`.
+//! segment, and so does `session_limit_shmem_exit`, when there is no other process; the rest in
+//! backends and the worker, which inherit `PROCESS`.
 
-use crate::compat;
 use crate::decide::{self, Attempt, Verdict};
-use crate::error;
 use crate::flood::{Entry, Flood};
 use crate::ring::{Record, Ring};
 use crate::sessions::{Bound, Claim, Notice, OwnTable, Shared, Slot, Table, Unknown};
-use crate::settings;
+use crate::tally::Tally;
+use crate::{compat, error, settings, stats};
 use pgrx::pg_sys::{self, LWLockMode};
 use pgrx::prelude::*;
 use std::cell::{Cell, OnceCell, UnsafeCell};
@@ -25,6 +27,8 @@ use std::ffi::CStr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 const LOCK_NAME: &CStr = c"session_limit";
+const TRAIL_LOCK_NAME: &CStr = c"session_limit_events";
+const STATS_LOCK_NAME: &CStr = c"session_limit_stats";
 
 /// How many limits there is room for in the queue, for each slot. A login with more of them than are
 /// left does not wait.
@@ -40,12 +44,50 @@ pub struct Trail {
 }
 
 struct Memory {
-    lock: *mut pg_sys::LWLock,
     arrivals: &'static AtomicU64,
     shared: Shared<'static>,
-    table: UnsafeCell<Table<'static>>,
-    trail_lock: *mut pg_sys::LWLock,
-    trail: UnsafeCell<Trail>,
+    table: Locked<Table<'static>>,
+    trail: Locked<Trail>,
+    stats: Locked<&'static mut Tally>,
+}
+
+/// What is only reached while its lock is held.
+struct Locked<T> {
+    lock: *mut pg_sys::LWLock,
+    value: UnsafeCell<T>,
+}
+
+impl<T> Locked<T> {
+    /// # Safety
+    /// Only in the shmem_startup_hook, with a name that was asked for, once.
+    unsafe fn new(lock: &CStr, value: T) -> Locked<T> {
+        Locked {
+            // SAFETY: as the caller says.
+            lock: unsafe { &raw mut (*pg_sys::GetNamedLWLockTranche(lock.as_ptr())).lock },
+            value: UnsafeCell::new(value),
+        }
+    }
+
+    fn exclusively<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
+        // SAFETY: any process with a PGPROC may take the lock, and it makes this the only reference
+        // that anyone has.
+        unsafe {
+            pg_sys::LWLockAcquire(self.lock, LWLockMode::LW_EXCLUSIVE);
+            let changed = change(&mut *self.value.get());
+            pg_sys::LWLockRelease(self.lock);
+            changed
+        }
+    }
+
+    fn shared<R>(&self, copy: impl FnOnce(&T) -> R) -> R {
+        // SAFETY: as above, but the shared lock keeps out only writers.
+        unsafe {
+            pg_sys::LWLockAcquire(self.lock, LWLockMode::LW_SHARED);
+            let copied = copy(&*self.value.get());
+            pg_sys::LWLockRelease(self.lock);
+            copied
+        }
+    }
 }
 
 /// A process's own variables. A backend is one thread.
@@ -118,9 +160,12 @@ unsafe extern "C-unwind" fn session_limit_shmem_request() {
             array_size::<Record>(settings::max_events()),
             array_size::<u64>(1),
             array_size::<Entry>(CAUSES),
+            array_size::<Tally>(1),
         ];
         pg_sys::RequestAddinShmemSpace(bytes.iter().sum());
-        pg_sys::RequestNamedLWLockTranche(LOCK_NAME.as_ptr(), 2);
+        for lock in [LOCK_NAME, TRAIL_LOCK_NAME, STATS_LOCK_NAME] {
+            pg_sys::RequestNamedLWLockTranche(lock.as_ptr(), 1);
+        }
     }
 }
 
@@ -152,19 +197,32 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
             Record::EMPTY
         });
         let causes = array(c"session_limit causes", CAUSES, || Entry::FREE);
-        let locks = pg_sys::GetNamedLWLockTranche(LOCK_NAME.as_ptr());
+        let trail = Trail {
+            ring: Ring::new(events, pushed),
+            flood: Flood::new(causes),
+        };
+        let tally = array(c"session_limit stats", 1, || Tally::new(0));
+        let Some(tally) = tally.first_mut() else {
+            return;
+        };
+        stats::load(tally);
         *PROCESS.memory.get() = Some(Memory {
-            lock: &raw mut (*locks).lock,
             arrivals,
             shared,
-            table: UnsafeCell::new(Table::new(shared, slots, bounds)),
-            trail_lock: &raw mut (*locks.add(1)).lock,
-            trail: UnsafeCell::new(Trail {
-                ring: Ring::new(events, pushed),
-                flood: Flood::new(causes),
-            }),
+            table: Locked::new(LOCK_NAME, Table::new(shared, slots, bounds)),
+            trail: Locked::new(TRAIL_LOCK_NAME, trail),
+            stats: Locked::new(STATS_LOCK_NAME, tally),
         });
+        pg_sys::on_shmem_exit(Some(session_limit_shmem_exit), pg_sys::Datum::null());
     }
+}
+
+/// Runs in the postmaster, also before it starts all anew after a crash.
+#[pg_guard]
+unsafe extern "C-unwind" fn session_limit_shmem_exit(_code: i32, _arg: pg_sys::Datum) {
+    // SAFETY: it is read only if the server was shut down, so that no backend is left to change it. The
+    // lock could not be taken anyway, if a backend was killed that held it.
+    stats::save(unsafe { &*memory().stats.value.get() });
 }
 
 /// What `ShmemInitStruct` takes for an array of `T`: it rounds up to a cache line.
@@ -207,7 +265,7 @@ pub fn decide(attempt: &Attempt) -> Result<Verdict, Unknown> {
     PROCESS
         .claim
         .set(Some(Claim::new(attempt.pid, attempt.session.role)));
-    let (has_left_the_queue, verdict) = on_table(memory, |table| {
+    let (has_left_the_queue, verdict) = memory.table.exclusively(|table| {
         let waits = |table: &Table| table.waiters().any(|waiter| waiter.slot == slot);
         let waited = waits(table);
         let verdict = decide::attempt(table, attempt);
@@ -246,9 +304,8 @@ pub fn remaining_predecessors() -> Vec<u32> {
 
 fn predecessors(change: impl FnOnce(&mut Table, usize)) -> Vec<u32> {
     let slot = my_slot();
-    let memory = memory();
     let mut pids = Vec::with_capacity(slots());
-    on_table(memory, |table| {
+    memory().table.exclusively(|table| {
         change(table, slot);
         pids.extend(table.predecessors(slot));
     });
@@ -259,43 +316,12 @@ fn predecessors(change: impl FnOnce(&mut Table, usize)) -> Vec<u32> {
 pub fn my_notice() -> Option<Notice> {
     PROCESS.claim.get()?;
     let slot = *PROCESS.slot.get()?;
-    let memory = memory();
-    // SAFETY: as in `snapshot`.
-    unsafe {
-        pg_sys::LWLockAcquire(memory.lock, LWLockMode::LW_SHARED);
-        let notice = (*memory.table.get()).notice(slot);
-        pg_sys::LWLockRelease(memory.lock);
-        notice
-    }
-}
-
-fn on_table<R>(memory: &Memory, change: impl FnOnce(&mut Table) -> R) -> R {
-    // SAFETY: the lock is that of the table.
-    unsafe { exclusively(memory.lock, &memory.table, change) }
+    memory().table.shared(|table| table.notice(slot))
 }
 
 /// Adds to the trail, or reads it, while nobody else does.
 pub fn trail<R>(change: impl FnOnce(&mut Trail) -> R) -> R {
-    let memory = memory();
-    // SAFETY: the lock is that of the trail.
-    unsafe { exclusively(memory.trail_lock, &memory.trail, change) }
-}
-
-/// # Safety
-/// Whoever touches what is guarded holds this lock.
-unsafe fn exclusively<T, R>(
-    lock: *mut pg_sys::LWLock,
-    guarded: &UnsafeCell<T>,
-    change: impl FnOnce(&mut T) -> R,
-) -> R {
-    // SAFETY: any process with a PGPROC may take the lock, and it makes this the only reference
-    // that anyone has.
-    unsafe {
-        pg_sys::LWLockAcquire(lock, LWLockMode::LW_EXCLUSIVE);
-        let changed = change(&mut *guarded.get());
-        pg_sys::LWLockRelease(lock);
-        changed
-    }
+    memory().trail.exclusively(change)
 }
 
 /// Runs in a backend that exits, while it may still take locks.
@@ -306,11 +332,11 @@ unsafe extern "C-unwind" fn session_limit_leave_queue(_code: i32, _arg: pg_sys::
     };
     let memory = memory();
     if PROCESS.arriving.get() {
-        on_table(memory, |table| table.give_back(slot));
+        memory.table.exclusively(|table| table.give_back(slot));
         wake_waiters(memory);
     }
     let queued = memory.shared.waiters().any(|waiter| waiter == slot);
-    if queued && on_table(memory, |table| table.dequeue(slot)) {
+    if queued && memory.table.exclusively(|table| table.dequeue(slot)) {
         wake_waiters(memory);
     }
 }
@@ -358,11 +384,18 @@ fn slots() -> usize {
 pub fn snapshot() -> OwnTable {
     let memory = memory();
     let mut copy = OwnTable::new(slots(), slots() * BOUNDS);
-    // SAFETY: as in `exclusively`, but the shared lock keeps out only writers.
-    unsafe {
-        pg_sys::LWLockAcquire(memory.lock, LWLockMode::LW_SHARED);
-        copy.copy(&*memory.table.get());
-        pg_sys::LWLockRelease(memory.lock);
-    }
+    memory.table.shared(|table| copy.copy(table));
+    copy
+}
+
+pub fn change_stats(change: impl FnOnce(&mut Tally)) {
+    memory().stats.exclusively(|tally| change(tally));
+}
+
+/// A copy of the statistics.
+pub fn stats() -> Box<Tally> {
+    let memory = memory();
+    let mut copy = Box::new(Tally::new(0));
+    memory.stats.shared(|tally| *copy = **tally);
     copy
 }

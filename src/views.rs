@@ -344,6 +344,11 @@ impl Viewer {
         }
     }
 
+    /// Also what is nobody's.
+    pub fn sees_all(&self) -> bool {
+        self.sees_all
+    }
+
     pub fn may_see(&self, role: u32) -> bool {
         // SAFETY: as above.
         self.sees_all || unsafe { pg_sys::has_privs_of_role(self.role, role.into()) }

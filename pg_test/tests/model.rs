@@ -21,6 +21,8 @@ mod replace;
 mod ring;
 #[path = "../../src/sessions.rs"]
 mod sessions;
+#[path = "../../src/tally.rs"]
+mod tally;
 
 /// Any sequence of logins, retries and departures, under limits of every kind, against a reference
 /// that is slow and plain.
@@ -663,6 +665,104 @@ mod any_bytes {
                 prop_assert_eq!(network.to_string().parse(), Ok(network));
                 prop_assert!(network.contains(network.first()));
             }
+        }
+    }
+}
+
+/// Whatever the file of the statistics holds.
+mod tallies {
+    use crate::tally::{How, Login, Outcome, Pair, Tally};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    fn pair() -> impl Strategy<Value = Pair> {
+        (0..6u32, 0..3u32).prop_map(|(role, database)| Pair { role, database })
+    }
+
+    fn login() -> impl Strategy<Value = Login> {
+        let all = [
+            How::Room,
+            How::Replaced,
+            How::WouldRefuse,
+            How::WouldReplace,
+        ];
+        let how = (0..all.len()).prop_map(move |index| all[index]);
+        let outcome = prop_oneof![
+            (1..9u32, how).prop_map(|(sessions, how)| Outcome::Admitted { sessions, how }),
+            Just(Outcome::Refused),
+        ];
+        let waited = proptest::option::of(any::<u32>());
+        (any::<i64>(), outcome, waited, any::<u32>()).prop_map(|(at, outcome, waited, deciding)| {
+            let micros = |micros| Duration::from_micros(u64::from(micros));
+            Login {
+                at,
+                outcome,
+                waited: waited.map(micros),
+                deciding: micros(deciding),
+            }
+        })
+    }
+
+    fn tally() -> impl Strategy<Value = Box<Tally>> {
+        (any::<i64>(), vec((pair(), login()), 0..40)).prop_map(|(since, logins)| {
+            let mut tally = Box::new(Tally::new(since));
+            for (pair, login) in logins {
+                tally.count(pair, &login);
+            }
+            tally
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_written_is_read(tally in tally()) {
+            let mut read = Box::new(Tally::new(0));
+            prop_assert_eq!(read.decode(&tally.encode()), Ok(()));
+            prop_assert!(read == tally);
+        }
+
+        #[test]
+        fn a_flipped_byte_is_noticed(tally in tally(), at in any::<prop::sample::Index>(), flip in 1..=255u8) {
+            let mut bytes = tally.encode();
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+            let mut read = Box::new(Tally::new(0));
+            prop_assert!(read.decode(&bytes).is_err());
+            prop_assert!(*read == Tally::new(0));
+        }
+
+        #[test]
+        fn a_missing_end_is_noticed(tally in tally(), length in any::<prop::sample::Index>()) {
+            let bytes = tally.encode();
+            let mut read = Box::new(Tally::new(0));
+            prop_assert!(read.decode(&bytes[..length.index(bytes.len())]).is_err());
+            prop_assert!(*read == Tally::new(0));
+        }
+
+        #[test]
+        fn any_bytes_are_none(bytes in vec(any::<u8>(), 0..5000)) {
+            let mut read = Box::new(Tally::new(0));
+            prop_assert!(read.decode(&bytes).is_err());
+            prop_assert!(*read == Tally::new(0));
+        }
+
+        /// Whoever comes, the sums are those of the logins.
+        #[test]
+        fn no_login_is_lost(logins in vec((pair(), login()), 0..200)) {
+            let mut tally = Box::new(Tally::new(0));
+            logins.iter().for_each(|(pair, login)| tally.count(*pair, login));
+            for (pair, counters) in tally.rows() {
+                let own = || logins.iter().filter(|(of, _)| Some(*of) == pair).map(|(_, login)| login);
+                let number = |wanted: &dyn Fn(&Login) -> bool| own().filter(|login| wanted(login)).count() as u64;
+                let refused = |login: &Login| matches!(login.outcome, Outcome::Refused);
+                prop_assert_eq!(counters.decisions, number(&|_| true));
+                prop_assert_eq!(counters.refused, number(&refused));
+                prop_assert_eq!(counters.admitted, number(&|login| !refused(login)));
+                prop_assert_eq!(counters.waited, number(&|login| login.waited.is_some()));
+            }
+            let decisions: u64 = tally.rows().map(|(_, counters)| counters.decisions).sum();
+            prop_assert_eq!(decisions, logins.len() as u64);
         }
     }
 }

@@ -36,6 +36,7 @@ mod replication;
 mod rolling_out;
 mod round_trips;
 mod settings;
+mod stats;
 mod storm;
 mod views;
 mod waiting;
@@ -62,6 +63,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("rolling_out", rolling_out::TESTS),
     ("round_trips", round_trips::TESTS),
     ("settings", settings::TESTS),
+    ("stats", stats::TESTS),
     ("storm", storm::TESTS),
     ("views", views::TESTS),
     ("waiting", waiting::TESTS),
