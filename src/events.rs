@@ -3,7 +3,9 @@
 use crate::catalog;
 use crate::decide::{Admission, Excess};
 use crate::facts::Trouble;
+use crate::limit::{Limit, Object};
 use crate::login::{Client, Decision, Outcome};
+use crate::sessions::Session;
 use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys::panic::ErrorReport};
 use serde::Serialize;
 use std::ffi::CStr;
@@ -66,6 +68,52 @@ pub fn reclaimed(pid: u32, role: u32) {
         event: "reclaimed",
         role_oid: role,
         pid,
+    });
+}
+
+#[derive(Serialize)]
+struct Swept<'a> {
+    event: &'static str,
+    action: &'static str,
+    #[serde(flatten)]
+    ended: Option<Ended>,
+    source: &'a str,
+    per: &'static str,
+    subject: Option<&'a str>,
+    in_use: u32,
+    max: u32,
+}
+
+#[derive(Serialize)]
+struct Ended {
+    role: String,
+    /// None for a walsender without a database.
+    database: Option<String>,
+    client_addr: Option<IpAddr>,
+    pid: u32,
+}
+
+/// So many sessions are over a limit that was lowered, or set, after they came: it is only said, or
+/// this one was told to end.
+pub fn swept(limit: &Limit, in_use: u32, ended: Option<(u32, &Session)>) {
+    let name = |object| String::from_utf8_lossy(&catalog::name_of(object)).into_owned();
+    let source = limit.source.words(&catalog::name_of);
+    let subject = limit.subject(&catalog::name_of);
+    let subject = subject.as_deref().map(String::from_utf8_lossy);
+    log(&Swept {
+        event: "swept",
+        action: ended.map_or("log", |_| "terminate"),
+        ended: ended.map(|(pid, session)| Ended {
+            role: name(Object::Role(session.role)),
+            database: (session.database != 0).then(|| name(Object::Database(session.database))),
+            client_addr: session.address,
+            pid,
+        }),
+        source: &String::from_utf8_lossy(&source),
+        per: limit.per.word(),
+        subject: subject.as_deref(),
+        in_use,
+        max: limit.max,
     });
 }
 

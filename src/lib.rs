@@ -1,7 +1,7 @@
 //! `session_limit`: how many sessions a user may have open at once, decided inside the server,
 //! exactly.
 //!
-//! Read in this order: `limit`, `network`, `grammar`, `apply`, `sessions`, `decide` and `replace` are the model
+//! Read in this order: `limit`, `network`, `grammar`, `apply`, `sessions`, `decide`, `replace` and `sweep` are the model
 //! and know nothing of PostgreSQL; `shmem` holds the model's table for all processes; `label` takes
 //! labels in, `catalog` and `facts` read what a login depends on; `login` is the hook, `excess` what
 //! happens to a login that finds no room, `error` what its client is told, and `notice` what that of a
@@ -22,6 +22,7 @@ mod limit;
 mod network;
 mod replace;
 mod sessions;
+mod sweep;
 
 mod catalog;
 mod compat;

@@ -14,11 +14,12 @@ use crate::compat;
 use crate::decide::{self, Attempt, Verdict};
 use crate::error;
 use crate::sessions::{Bound, Claim, Notice, OwnTable, Shared, Slot, Table, Unknown};
+use crate::sweep::{Ending, Found, Over, Sweep};
 use pgrx::pg_sys::{self, LWLockMode};
 use pgrx::prelude::*;
 use std::cell::{Cell, OnceCell, UnsafeCell};
 use std::ffi::CStr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 const LOCK_NAME: &CStr = c"session_limit";
 
@@ -31,6 +32,15 @@ struct Memory {
     arrivals: &'static AtomicU64,
     shared: Shared<'static>,
     table: UnsafeCell<Table<'static>>,
+    worker: &'static Worker,
+}
+
+/// What others tell the background worker.
+struct Worker {
+    /// 0, or one more than its slot.
+    slot: AtomicU32,
+    /// A limit may have changed since it was asked.
+    changed: AtomicBool,
 }
 
 /// A process's own variables. A backend is one thread.
@@ -58,8 +68,13 @@ static PROCESS: Process = Process {
 };
 
 fn memory() -> &'static Memory {
+    existing_memory().unwrap_or_else(|| error::not_preloaded())
+}
+
+/// None if the library was not preloaded.
+fn existing_memory() -> Option<&'static Memory> {
     // SAFETY: written only by the postmaster's startup hook, while nobody holds a reference.
-    unsafe { (*PROCESS.memory.get()).as_ref() }.unwrap_or_else(|| error::not_preloaded())
+    unsafe { (*PROCESS.memory.get()).as_ref() }
 }
 
 /// Raises an error if the library was not preloaded.
@@ -100,6 +115,7 @@ unsafe extern "C-unwind" fn session_limit_shmem_request() {
             array_size::<AtomicU32>(slots),
             array_size::<Slot>(slots),
             array_size::<Bound>(slots * BOUNDS),
+            array_size::<Worker>(1),
         ];
         pg_sys::RequestAddinShmemSpace(bytes.iter().sum());
         pg_sys::RequestNamedLWLockTranche(LOCK_NAME.as_ptr(), 1);
@@ -119,8 +135,12 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
         let claims = array(c"session_limit claims", slots + 1, || AtomicU64::new(0));
         let queue = array(c"session_limit queue", slots + 1, || AtomicU32::new(0));
         let heirs = array(c"session_limit heirs", slots, || AtomicU32::new(0));
-        let (Some((arrivals, claims)), Some((waiting, queue))) =
-            (claims.split_first(), queue.split_first())
+        let worker = array(c"session_limit worker", 1, || Worker {
+            slot: AtomicU32::new(0),
+            changed: AtomicBool::new(false),
+        });
+        let (Some((arrivals, claims)), Some((waiting, queue)), Some(worker)) =
+            (claims.split_first(), queue.split_first(), worker.first())
         else {
             return;
         };
@@ -132,6 +152,7 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
             arrivals,
             shared,
             table: UnsafeCell::new(Table::new(shared, slots, bounds)),
+            worker,
         });
     }
 }
@@ -224,9 +245,9 @@ fn predecessors(change: impl FnOnce(&mut Table, usize)) -> Vec<u32> {
     pids
 }
 
-/// Why this backend's session was told to end, if it was.
-pub fn my_notice() -> Option<Notice> {
-    PROCESS.claim.get()?;
+/// Why this backend's session was told to end, if it was, and its role.
+pub fn my_notice() -> Option<(Notice, u32)> {
+    let role = PROCESS.claim.get()?.role();
     let slot = *PROCESS.slot.get()?;
     let memory = memory();
     // SAFETY: as in `snapshot`.
@@ -234,7 +255,7 @@ pub fn my_notice() -> Option<Notice> {
         pg_sys::LWLockAcquire(memory.lock, LWLockMode::LW_SHARED);
         let notice = (*memory.table.get()).notice(slot);
         pg_sys::LWLockRelease(memory.lock);
-        notice
+        Some((notice?, role))
     }
 }
 
@@ -293,6 +314,38 @@ fn wake(slot: usize) {
     // SAFETY: a slot is the index of a PGPROC, and those are never freed. SetLatch needs nothing of
     // the caller, and whoever has the PGPROC by now takes a spurious wake-up for what it is.
     unsafe { pg_sys::SetLatch(&raw mut (*(*pg_sys::ProcGlobal).allProcs.add(slot)).procLatch) };
+}
+
+/// From now on this process is the one that is woken when a limit changes.
+pub fn become_worker() {
+    let slot = compat::my_slot() as u32 + 1;
+    memory().worker.slot.store(slot, Ordering::SeqCst);
+}
+
+/// A limit may have been changed, for everyone to see.
+pub fn limits_changed() {
+    let Some(memory) = existing_memory() else {
+        return;
+    };
+    memory.worker.changed.store(true, Ordering::SeqCst);
+    let slot = memory.worker.slot.load(Ordering::SeqCst) as usize;
+    slot.checked_sub(1).into_iter().for_each(wake);
+}
+
+/// Whether that has happened since the last call.
+pub fn have_limits_changed() -> bool {
+    memory().worker.changed.swap(false, Ordering::SeqCst)
+}
+
+/// Chooses and tells to end the sessions that exceed these limits.
+pub fn end_excess(sweep: &Sweep, over: &[Over]) -> Vec<Ending> {
+    let mut found = Found::with_room_for(slots());
+    exclusively(memory(), |table| sweep.end(table, over, &mut found));
+    // Nothing may come in between: nobody tells them again.
+    for ending in &found.endings {
+        compat::end_session(ending.pid);
+    }
+    found.endings
 }
 
 /// The claims, each with its slot.

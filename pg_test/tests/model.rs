@@ -17,6 +17,8 @@ mod network;
 mod replace;
 #[path = "../../src/sessions.rs"]
 mod sessions;
+#[path = "../../src/sweep.rs"]
+mod sweep;
 
 /// Any sequence of logins, retries and departures, under limits of every kind, against a reference
 /// that is slow and plain.

@@ -35,6 +35,7 @@ mod replication;
 mod round_trips;
 mod settings;
 mod storm;
+mod sweep;
 mod views;
 mod waiting;
 mod worker;
@@ -59,6 +60,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("round_trips", round_trips::TESTS),
     ("settings", settings::TESTS),
     ("storm", storm::TESTS),
+    ("sweep", sweep::TESTS),
     ("views", views::TESTS),
     ("waiting", waiting::TESTS),
     ("worker", worker::TESTS),
