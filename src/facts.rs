@@ -230,7 +230,10 @@ pub fn applying<'a>(sessions: impl Iterator<Item = &'a Session>, settings: &Sett
 
 /// Where the limit is, from now on at the latest. Policies may differ.
 fn index_of(limits: &mut Vec<Limit>, limit: Limit) -> usize {
-    let key = |limit: &Limit| (limit.source, limit.scope, limit.per, limit.max);
+    let key = |limit: &Limit| {
+        let (scope, enforced) = (limit.scope, limit.enforced);
+        (limit.source, scope, limit.per, limit.max, enforced)
+    };
     let known = limits.iter().position(|known| key(known) == key(&limit));
     known.unwrap_or_else(|| {
         limits.push(limit);

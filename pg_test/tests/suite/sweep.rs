@@ -485,7 +485,25 @@ fn a_session_is_told_once(server: &Server) {
 
 /// Whoever logs in while limits change, in the end there are no more than allowed, and no fewer.
 fn logins_meanwhile(server: &Server) {
-    let cluster = cluster(server, &[TERMINATE, SOON, ("session_limit.max_wait", "0")]);
+    let settings = [
+        TERMINATE,
+        SOON,
+        ("session_limit.max_wait", "0"),
+        ("session_limit.replace_min_age", "0"),
+    ];
+    let cluster = cluster(server, &settings);
+    for on_excess in ["refuse", "replace_oldest"] {
+        cluster.set(&[("session_limit.on_excess", on_excess)]);
+        let mut sessions = while_limits_change(&cluster);
+        sessions.extend((0..3).filter_map(|_| cluster.login_of("alice").login().ok()));
+        sessions.retain_mut(Session::is_alive);
+        assert_eq!(sessions.len(), 3, "{on_excess}");
+        drop(sessions);
+        cluster.wait_until_gone("alice");
+    }
+}
+
+fn while_limits_change(cluster: &Cluster) -> Vec<Session> {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let come = || {
@@ -500,17 +518,15 @@ fn logins_meanwhile(server: &Server) {
         for _ in 0..5 {
             for limit in [4, 1, 3] {
                 cluster.sql(&[&format!("ALTER ROLE alice CONNECTION LIMIT {limit}")]);
-                wait_until_left(&cluster, "alice", limit);
+                wait_until_left(cluster, "alice", limit);
             }
         }
         done.store(true, Ordering::Relaxed);
-        let sessions = clients
-            .into_iter()
-            .flat_map(|client| client.join().expect("a client"));
-        let mut sessions: Vec<Session> = sessions.collect();
-        sessions.retain_mut(Session::is_alive);
-        assert_eq!(sessions.len(), 3);
-    });
+        let sessions = clients.into_iter().map(|client| client.join());
+        sessions
+            .flat_map(|sessions| sessions.expect("a client"))
+            .collect()
+    })
 }
 
 fn the_next_worker_goes_on(server: &Server) {
