@@ -248,7 +248,7 @@ COMMENT ON COLUMN session_limit.events.event IS
 COMMENT ON COLUMN session_limit.events.usename IS 'role that logged in, as it was called then; null if the place of a vanished process was reclaimed';
 COMMENT ON COLUMN session_limit.events.datname IS 'database, as it was called then; null for a WAL sender without one';
 COMMENT ON COLUMN session_limit.events.client_addr IS 'address of the client; null over a Unix-domain socket';
-COMMENT ON COLUMN session_limit.events.pid IS 'process ID of the backend';
+COMMENT ON COLUMN session_limit.events.pid IS 'process ID of the backend; null if the event is about none';
 COMMENT ON COLUMN session_limit.events.detail IS 'what the event has besides';
 
 CREATE VIEW session_limit.role_limits AS

@@ -11,7 +11,7 @@ use crate::decide::{Excess, Shown};
 use crate::facts::Trouble;
 use crate::grammar::{Carrier, MAX_LABEL_BYTES};
 use crate::limit::{Limit, Object, Scope, Source, Who};
-use crate::settings;
+use crate::{login, settings};
 use pgrx::pg_sys::{self, panic::ErrorReport};
 use pgrx::{PgLogLevel, PgSqlErrorCode};
 use std::ffi::{CStr, CString, c_char, c_int};
@@ -90,6 +90,29 @@ pub fn replaced_by(role: &CStr, address: Option<IpAddr>) -> CString {
     let mut text = b"This session was replaced by a newer session of role \"".to_vec();
     text.extend(role.to_bytes());
     text.extend(format!("\" from {}.", place(address)).bytes());
+    composed(text)
+}
+
+/// The DETAIL for a session that ends for a limit that was lowered, or set, after it came. It can look no
+/// name up: it knows those of its own role, whose OID is `own`, and database.
+pub fn swept(source: Source, in_use: u32, max: u32, own: u32) -> CString {
+    let role = || login::own_role().to_bytes().to_vec();
+    let place = match source {
+        Source::Label(Object::Role(oid)) if oid != own => [
+            b"label on a role that ",
+            role().as_slice(),
+            b" is a member of",
+        ]
+        .concat(),
+        _ => source.words(&|object| match object {
+            Object::Role(_) => role(),
+            Object::Database(_) => login::own_database().to_bytes().to_vec(),
+        }),
+    };
+    let (are, there) = (are(in_use), sessions(in_use));
+    let mut text = format!("There {are} {there} under a limit of {max} (").into_bytes();
+    text.extend(place);
+    text.extend(b").");
     composed(text)
 }
 

@@ -8,8 +8,10 @@ use crate::catalog;
 use crate::decide::{Ended, Excess};
 use crate::facts::Trouble;
 use crate::flood::{Cause, LeftOut};
+use crate::limit::{Limit, Object};
 use crate::login::{Decision, Outcome};
 use crate::ring::{Kind, Record, Text};
+use crate::sessions::Session;
 use crate::settings::{self, LogEvents};
 use crate::shmem;
 use pgrx::pg_sys::{self, panic::ErrorReport};
@@ -31,7 +33,7 @@ struct Event {
     role: Option<Bytes>,
     database: Option<Bytes>,
     client_addr: Option<IpAddr>,
-    pid: u32,
+    pid: Option<u32>,
     #[serde(flatten)]
     detail: Detail,
 }
@@ -58,6 +60,9 @@ enum Detail {
 /// The limit that decided.
 #[derive(Serialize)]
 struct Over {
+    /// Of a sweep.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    action: Option<&'static str>,
     source: Bytes,
     per: &'static str,
     subject: Option<Bytes>,
@@ -116,22 +121,30 @@ fn of_login(decision: &Decision, kind: Kind, detail: Detail) -> Event {
         role: Some(name(client.role)),
         database: client.database.map(name),
         client_addr: client.address,
-        pid: std::process::id(),
+        pid: Some(std::process::id()),
         detail,
     }
 }
 
 fn over_limit(excess: &Excess, ended: &Ended, waited: Option<Duration>) -> Detail {
-    let limit = excess.limit;
     Detail::Over(Over {
+        waited_ms: waited.map(|waited| waited.as_millis()),
+        ended_pids: ended.shown.iter().flatten().copied().collect(),
+        ..of_limit(&excess.limit, excess.in_use)
+    })
+}
+
+fn of_limit(limit: &Limit, in_use: u32) -> Over {
+    Over {
+        action: None,
         source: Bytes(limit.source.words(&catalog::name_of)),
         per: limit.per.word(),
         subject: limit.subject(&catalog::name_of).map(Bytes),
-        in_use: excess.in_use,
+        in_use,
         max: limit.max,
-        waited_ms: waited.map(|waited| waited.as_millis()),
-        ended_pids: ended.shown.iter().flatten().copied().collect(),
-    })
+        waited_ms: None,
+        ended_pids: Vec::new(),
+    }
 }
 
 /// A slot was freed for a process that is gone and did not free it: never expected.
@@ -142,8 +155,30 @@ pub fn reclaimed(pid: u32, role_oid: u32) {
         role: None,
         database: None,
         client_addr: None,
-        pid,
+        pid: Some(pid),
         detail: Detail::Reclaimed { role_oid },
+    });
+}
+
+/// So many sessions are over a limit that was lowered, or set, after they came: it is only said, or
+/// this one was told to end.
+pub fn swept(limit: &Limit, in_use: u32, ended: Option<(u32, &Session)>) {
+    let name = |object| Bytes(catalog::name_of(object));
+    let session = ended.map(|(_, session)| session);
+    let database = session.map(|session| session.database);
+    tell(&Event {
+        kind: Kind::Swept,
+        role_oid: session.map_or(0, |session| session.role),
+        role: session.map(|session| name(Object::Role(session.role))),
+        database: database
+            .filter(|oid| *oid != 0)
+            .map(|oid| name(Object::Database(oid))),
+        client_addr: session.and_then(|session| session.address),
+        pid: ended.map(|(pid, _)| pid),
+        detail: Detail::Over(Over {
+            action: Some(ended.map_or("log", |_| "terminate")),
+            ..of_limit(limit, in_use)
+        }),
     });
 }
 
@@ -227,7 +262,7 @@ impl Event {
             role_name: fixed(self.role.as_ref()),
             database: fixed(self.database.as_ref()),
             address: self.client_addr,
-            pid: self.pid,
+            pid: self.pid.unwrap_or(0),
             detail: detail.or_else(truncated).unwrap_or(Text::EMPTY),
         }
     }

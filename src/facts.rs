@@ -7,8 +7,9 @@ use crate::compat;
 use crate::grammar::Label;
 use crate::limit::{Limit, Object, Source, Who};
 use crate::replace::Idle;
-use crate::sessions::{Members, Unknown};
+use crate::sessions::{Members, Session, Unknown};
 use crate::settings::{self, Enforcement, Settings};
+use crate::sweep::Applying;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -196,6 +197,48 @@ fn parsed(object: Object, text: Option<Text>, troubles: &mut Vec<Trouble>) -> La
             Label::default()
         }
     }
+}
+
+/// The limits that count these sessions now, each once, and whom they hold. A role or database that was
+/// dropped has none of its own; one that is exempt has none that counts only its own sessions. A label
+/// that cannot be read is passed over.
+pub fn applying<'a>(sessions: impl Iterator<Item = &'a Session>, settings: &Settings) -> Applying {
+    let (labels, defaults) = (Labels::read(), settings::defaults());
+    let mut applying = Applying::default();
+    for session in sessions {
+        if applying.hold.contains_key(&session.kind()) {
+            continue;
+        }
+        let role = Role::by_oid(session.role).unwrap_or_else(|| Role::dropped(session.role));
+        let database = Database::by_oid(session.database);
+        let (facts, _) = labels.facts(&role, database.as_ref(), session.address, &defaults);
+        let applicable = apply::applicable(&facts);
+        let exempt = applicable.exempt
+            || settings.exempts(role.superuser, session.address, session.walsender);
+        let mut hold = Vec::new();
+        for limit in applicable.limits {
+            if exempt && limit.scope.who == Who::Role(role.oid) {
+                continue;
+            }
+            let index = index_of(&mut applying.limits, limit);
+            hold.extend(Some(index).filter(|_| !exempt));
+        }
+        applying.hold.insert(session.kind(), hold);
+    }
+    applying
+}
+
+/// Where the limit is, from now on at the latest. Policies may differ.
+fn index_of(limits: &mut Vec<Limit>, limit: Limit) -> usize {
+    let key = |limit: &Limit| {
+        let (scope, enforced) = (limit.scope, limit.enforced);
+        (limit.source, scope, limit.per, limit.max, enforced)
+    };
+    let known = limits.iter().position(|known| key(known) == key(&limit));
+    known.unwrap_or_else(|| {
+        limits.push(limit);
+        limits.len() - 1
+    })
 }
 
 /// Who is a member of the groups that these limits count the members of.

@@ -5,12 +5,12 @@
 //! superusers to set. So the second hook keeps others from turning the one into the other.
 
 use crate::catalog::{Database, PROVIDER, Role};
-use crate::error;
 use crate::facts::Labels;
 use crate::grammar::{Carrier, Label, MAX_LABEL_BYTES};
 use crate::limit::{Object, Per};
-use pgrx::pg_sys;
+use crate::{error, shmem};
 use pgrx::prelude::*;
+use pgrx::{PgXactCallbackEvent, pg_sys};
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_void};
 
@@ -45,10 +45,25 @@ unsafe extern "C-unwind" fn session_limit_object_access(
             pg_sys::ffi::pg_guard_ffi_boundary(|| previous(access, class, object, sub, argument));
         }
     }
-    // ALTER ROLE … [NO]LOGIN
-    if access == pg_sys::ObjectAccessType::OAT_POST_ALTER && class == pg_sys::AuthIdRelationId {
-        check_altered(object.to_u32());
+    if access != pg_sys::ObjectAccessType::OAT_POST_ALTER {
+        return;
     }
+    match class {
+        // ALTER ROLE … [NO]LOGIN, CONNECTION LIMIT
+        pg_sys::AuthIdRelationId => {
+            check_altered(object.to_u32());
+            at_commit_limits_change();
+        }
+        // ALTER DATABASE … CONNECTION LIMIT, RENAME
+        pg_sys::DatabaseRelationId => at_commit_limits_change(),
+        _ => {}
+    }
+}
+
+/// Whoever is over a limit then is found at once. A transaction that is prepared first goes unnoticed
+/// until the next sweep.
+fn at_commit_limits_change() {
+    pgrx::register_xact_callback(PgXactCallbackEvent::Commit, shmem::limits_changed);
 }
 
 fn check_altered(oid: u32) {
@@ -115,6 +130,7 @@ unsafe extern "C-unwind" fn session_limit_check_label(
         }
         _ => error::labels_are_for_roles_and_databases(),
     }
+    at_commit_limits_change();
 }
 
 fn check(label: Option<&[u8]>, carrier: Carrier, object: &str, connection_limit: i32) {

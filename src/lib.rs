@@ -1,11 +1,11 @@
 //! `session_limit`: how many sessions a user may have open at once, decided inside the server,
 //! exactly.
 //!
-//! Read in this order: `limit`, `network`, `grammar`, `apply`, `sessions`, `decide`, `replace`, `ring`,
-//! `flood` and `tally` are the model and know nothing of PostgreSQL; `shmem` holds the model's tables for all
-//! processes; `label` takes labels in, `catalog` and `facts` read what a login depends on; `login` is the
-//! hook, `excess` what happens to a login that finds no room, `error` what its client is told, and `notice`
-//! what that of a session is told that ends for it; `events` says what was decided, and `stats` counts it;
+//! Read in this order: `limit`, `network`, `grammar`, `apply`, `sessions`, `decide`, `replace`, `sweep`,
+//! `ring`, `flood` and `tally` are the model and know nothing of PostgreSQL; `shmem` holds the model's tables
+//! for all processes; `label` takes labels in, `catalog` and `facts` read what a login depends on; `login` is
+//! the hook, `excess` what happens to a login that finds no room, `error` what its client is told, and
+//! `notice` what that of a session is told that ends; `events` says what was decided, and `stats` counts it;
 //! `worker` and `views` look after the table and show it, and `edit` writes labels.
 
 #![deny(
@@ -24,6 +24,7 @@ mod network;
 mod replace;
 mod ring;
 mod sessions;
+mod sweep;
 mod tally;
 
 mod catalog;

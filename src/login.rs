@@ -104,6 +104,19 @@ pub fn own_role() -> &'static CStr {
     unsafe { CStr::from_ptr((*pg_sys::MyProcPort.cast::<Port>()).user_name) }
 }
 
+/// The database that its client asked for; empty for a walsender without one.
+pub fn own_database() -> &'static CStr {
+    // SAFETY: as above.
+    unsafe {
+        let name = (*pg_sys::MyProcPort.cast::<Port>()).database_name;
+        if name.is_null() {
+            c""
+        } else {
+            CStr::from_ptr(name)
+        }
+    }
+}
+
 /// The client's address as the socket has it: `remote_host` is text that reverse DNS chooses under
 /// `log_hostname`.
 fn address(peer: &pg_sys::SockAddr) -> Option<IpAddr> {

@@ -32,9 +32,14 @@ unsafe extern "C-unwind" fn session_limit_emit_log(message: *mut pg_sys::ErrorDa
         let ends = (*message).elevel == pg_sys::FATAL as i32
             && (*message).sqlerrcode == PgSqlErrorCode::ERRCODE_ADMIN_SHUTDOWN as i32
             && (*message).detail.is_null();
-        if let Some(notice) = ends.then(shmem::my_notice).flatten() {
+        if let Some((notice, role)) = ends.then(shmem::my_notice).flatten() {
             let detail = match notice {
                 Notice::Replaced(address) => error::replaced_by(login::own_role(), address),
+                Notice::Swept {
+                    source,
+                    in_use,
+                    max,
+                } => error::swept(source, in_use, max, role),
             };
             (*message).detail =
                 pg_sys::MemoryContextStrdup((*message).assoc_context, detail.as_ptr());

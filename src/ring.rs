@@ -17,8 +17,7 @@ pub enum Kind {
     /// A login got in only because the limit is tried out.
     WouldRefuse,
     WouldReplace,
-    /// The worker ended a session.
-    #[expect(dead_code, reason = "the worker ends none yet")]
+    /// The worker found more sessions than a limit allows, or ended one of them.
     Swept,
     /// The worker freed the place of a process that is gone.
     Reclaimed,
@@ -95,6 +94,7 @@ pub struct Record {
     /// Empty if there is none.
     pub database: Name,
     pub address: Option<IpAddr>,
+    /// 0 if none.
     pub pid: u32,
     /// What else there is to say, as JSON in ASCII.
     pub detail: Text<848>,

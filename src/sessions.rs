@@ -16,7 +16,7 @@
 //! covers both, the two count as one. The heir *arrives* once the session is gone; if it gives up
 //! before, the place falls back.
 
-use crate::limit::{Scope, Who};
+use crate::limit::{Scope, Source, Who};
 use std::cell::Cell;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -63,11 +63,27 @@ pub struct Session {
     pub arrival: u64,
 }
 
+/// What a session has in common with those that the same limits apply to.
+pub type Kind = (u32, u32, Option<IpAddr>, bool);
+
+impl Session {
+    /// Role, database, address, walsender.
+    pub fn kind(&self) -> Kind {
+        (self.role, self.database, self.address, self.walsender)
+    }
+}
+
 /// Why a session was told to end.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Notice {
     /// By a newer session of its role, from this address.
     Replaced(Option<IpAddr>),
+    /// This limit was lowered, or set, when there were so many sessions.
+    Swept {
+        source: Source,
+        in_use: u32,
+        max: u32,
+    },
 }
 
 /// One backend's place in the table.
@@ -309,6 +325,33 @@ impl<'a> Table<'a> {
             let free = !place.session.exempt && !place.arriving && self.shared.heir(slot).is_none();
             free.then_some((slot, claim.pid(), &place.session))
         })
+    }
+
+    /// The sessions that a limit counts and that are not about to end: neither told to nor left to
+    /// another. With their slots and process IDs.
+    pub fn staying<'b>(
+        &'b self,
+        counted: Counted<'b>,
+    ) -> impl Iterator<Item = (usize, u32, &'b Session)> {
+        let slots = self.shared.claims.iter().zip(self.slots.iter());
+        slots.enumerate().filter_map(move |(slot, (word, place))| {
+            let claim = Claim::load(word)?;
+            let leaves = place.notice.is_some() || self.shared.heir(slot).is_some();
+            let stays = !leaves && counted.covers(&place.session);
+            stays.then_some((slot, claim.pid(), &place.session))
+        })
+    }
+
+    /// Whether the session at `slot` takes the place of others that may still be there.
+    pub fn is_arriving(&self, slot: usize) -> bool {
+        self.slots.get(slot).is_some_and(|place| place.arriving)
+    }
+
+    /// Notes that the session at `slot` is told to end, and why.
+    pub fn tell(&mut self, slot: usize, notice: Notice) -> Option<Session> {
+        let place = self.slots.get_mut(slot)?;
+        place.notice = Some(notice);
+        Some(place.session)
     }
 
     /// Leaves the place of the session at `slot` to the owner of `heir`, which has claimed its own.
@@ -750,5 +793,13 @@ pub mod tests {
         let mut copy = OwnTable::new(5, 6);
         copy.copy(&table);
         assert_eq!(of(&copy.table()), of(&table));
+    }
+
+    /// What the README says of the shared memory, but for the four bounds of each slot.
+    #[test]
+    fn a_slot_is_small() {
+        let words = size_of::<AtomicU64>() + 2 * size_of::<AtomicU32>();
+        let all = words + size_of::<Slot>() + 4 * size_of::<Bound>();
+        assert_eq!(all, 256);
     }
 }

@@ -57,6 +57,18 @@ pub enum LogEvents {
     All,
 }
 
+/// What happens to sessions that are over a limit which was lowered, or set, after they came.
+#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
+pub enum Sweep {
+    #[name = c"off"]
+    Off,
+    /// Say so.
+    #[name = c"log"]
+    Log,
+    #[name = c"terminate"]
+    Terminate,
+}
+
 static ENFORCEMENT: GucSetting<Enforcement> = GucSetting::<Enforcement>::new(Enforcement::On);
 static MAX_SESSIONS_PER_ROLE: GucSetting<i32> = GucSetting::<i32>::new(-1);
 static CLUSTER_LIMITS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
@@ -68,6 +80,8 @@ static REPLACE_IDLE_AFTER: GucSetting<i32> = GucSetting::<i32>::new(300_000);
 static EXEMPT_SUPERUSERS: GucSetting<ExemptSuperusers> =
     GucSetting::<ExemptSuperusers>::new(ExemptSuperusers::On);
 static EXEMPT_REPLICATION: GucSetting<bool> = GucSetting::<bool>::new(true);
+static SWEEP: GucSetting<Sweep> = GucSetting::<Sweep>::new(Sweep::Log);
+static SWEEP_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 static REFUSAL_HINT: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static LOG_EVENTS: GucSetting<LogEvents> = GucSetting::<LogEvents>::new(LogEvents::Excess);
 static MAX_EVENTS: GucSetting<i32> = GucSetting::<i32>::new(1000);
@@ -81,6 +95,8 @@ pub struct Settings {
     pub replace_idle_after: Duration,
     pub exempt_superusers: ExemptSuperusers,
     pub exempt_replication: bool,
+    pub sweep: Sweep,
+    pub sweep_interval: Duration,
 }
 
 impl Settings {
@@ -103,6 +119,8 @@ pub fn current() -> Settings {
         replace_idle_after: milliseconds(&REPLACE_IDLE_AFTER),
         exempt_superusers: EXEMPT_SUPERUSERS.get(),
         exempt_replication: EXEMPT_REPLICATION.get(),
+        sweep: SWEEP.get(),
+        sweep_interval: milliseconds(&SWEEP_INTERVAL),
     }
 }
 
@@ -267,6 +285,24 @@ pub fn define() {
         &EXEMPT_REPLICATION,
         GucContext::Sighup,
         plain,
+    );
+    GucRegistry::define_enum_guc(
+        c"session_limit.sweep",
+        c"Sets what happens to sessions over a limit that was lowered, or set, after they came.",
+        c"\"log\" says which limits are exceeded; \"terminate\" ends the excess.",
+        &SWEEP,
+        GucContext::Sighup,
+        plain,
+    );
+    GucRegistry::define_int_guc(
+        c"session_limit.sweep_interval",
+        c"Sets how often the sessions are compared with the limits.",
+        c"Besides, that is done whenever a limit is changed.",
+        &SWEEP_INTERVAL,
+        1000,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
     );
     GucRegistry::define_string_guc(
         c"session_limit.refusal_hint",

@@ -18,13 +18,14 @@ use crate::decide::{self, Attempt, Verdict};
 use crate::flood::{Entry, Flood};
 use crate::ring::{Record, Ring};
 use crate::sessions::{Bound, Claim, Notice, OwnTable, Shared, Slot, Table, Unknown};
+use crate::sweep::{Ending, Found, Over, Sweep};
 use crate::tally::Tally;
 use crate::{compat, error, settings, stats};
 use pgrx::pg_sys::{self, LWLockMode};
 use pgrx::prelude::*;
 use std::cell::{Cell, OnceCell, UnsafeCell};
 use std::ffi::CStr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 const LOCK_NAME: &CStr = c"session_limit";
 const TRAIL_LOCK_NAME: &CStr = c"session_limit_events";
@@ -49,6 +50,7 @@ struct Memory {
     table: Locked<Table<'static>>,
     trail: Locked<Trail>,
     stats: Locked<&'static mut Tally>,
+    worker: &'static Worker,
 }
 
 /// What is only reached while its lock is held.
@@ -90,6 +92,14 @@ impl<T> Locked<T> {
     }
 }
 
+/// What others tell the background worker.
+struct Worker {
+    /// 0, or one more than its slot.
+    slot: AtomicU32,
+    /// A limit may have changed since it was asked.
+    changed: AtomicBool,
+}
+
 /// A process's own variables. A backend is one thread.
 struct Process {
     memory: UnsafeCell<Option<Memory>>,
@@ -115,8 +125,13 @@ static PROCESS: Process = Process {
 };
 
 fn memory() -> &'static Memory {
+    existing_memory().unwrap_or_else(|| error::not_preloaded())
+}
+
+/// None if the library was not preloaded.
+fn existing_memory() -> Option<&'static Memory> {
     // SAFETY: written only by the postmaster's startup hook, while nobody holds a reference.
-    unsafe { (*PROCESS.memory.get()).as_ref() }.unwrap_or_else(|| error::not_preloaded())
+    unsafe { (*PROCESS.memory.get()).as_ref() }
 }
 
 /// Raises an error if the library was not preloaded.
@@ -161,6 +176,7 @@ unsafe extern "C-unwind" fn session_limit_shmem_request() {
             array_size::<u64>(1),
             array_size::<Entry>(CAUSES),
             array_size::<Tally>(1),
+            array_size::<Worker>(1),
         ];
         pg_sys::RequestAddinShmemSpace(bytes.iter().sum());
         for lock in [LOCK_NAME, TRAIL_LOCK_NAME, STATS_LOCK_NAME] {
@@ -183,10 +199,15 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
         let queue = array(c"session_limit queue", slots + 1, || AtomicU32::new(0));
         let heirs = array(c"session_limit heirs", slots, || AtomicU32::new(0));
         let pushed = array(c"session_limit events so far", 1, || 0);
-        let (Some((arrivals, claims)), Some((waiting, queue)), Some(pushed)) = (
+        let worker = array(c"session_limit worker", 1, || Worker {
+            slot: AtomicU32::new(0),
+            changed: AtomicBool::new(false),
+        });
+        let (Some((arrivals, claims)), Some((waiting, queue)), Some(pushed), Some(worker)) = (
             claims.split_first(),
             queue.split_first(),
             pushed.first_mut(),
+            worker.first(),
         ) else {
             return;
         };
@@ -212,6 +233,7 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
             table: Locked::new(LOCK_NAME, Table::new(shared, slots, bounds)),
             trail: Locked::new(TRAIL_LOCK_NAME, trail),
             stats: Locked::new(STATS_LOCK_NAME, tally),
+            worker,
         });
         pg_sys::on_shmem_exit(Some(session_limit_shmem_exit), pg_sys::Datum::null());
     }
@@ -312,11 +334,12 @@ fn predecessors(change: impl FnOnce(&mut Table, usize)) -> Vec<u32> {
     pids
 }
 
-/// Why this backend's session was told to end, if it was.
-pub fn my_notice() -> Option<Notice> {
-    PROCESS.claim.get()?;
+/// Why this backend's session was told to end, if it was, and its role.
+pub fn my_notice() -> Option<(Notice, u32)> {
+    let role = PROCESS.claim.get()?.role();
     let slot = *PROCESS.slot.get()?;
-    memory().table.shared(|table| table.notice(slot))
+    let notice = memory().table.shared(|table| table.notice(slot))?;
+    Some((notice, role))
 }
 
 /// Adds to the trail, or reads it, while nobody else does.
@@ -368,6 +391,40 @@ fn wake(slot: usize) {
     // SAFETY: a slot is the index of a PGPROC, and those are never freed. SetLatch needs nothing of
     // the caller, and whoever has the PGPROC by now takes a spurious wake-up for what it is.
     unsafe { pg_sys::SetLatch(&raw mut (*(*pg_sys::ProcGlobal).allProcs.add(slot)).procLatch) };
+}
+
+/// From now on this process is the one that is woken when a limit changes.
+pub fn become_worker() {
+    let slot = compat::my_slot() as u32 + 1;
+    memory().worker.slot.store(slot, Ordering::SeqCst);
+}
+
+/// A limit may have been changed, for everyone to see.
+pub fn limits_changed() {
+    let Some(memory) = existing_memory() else {
+        return;
+    };
+    memory.worker.changed.store(true, Ordering::SeqCst);
+    let slot = memory.worker.slot.load(Ordering::SeqCst) as usize;
+    slot.checked_sub(1).into_iter().for_each(wake);
+}
+
+/// Whether that has happened since the last call.
+pub fn have_limits_changed() -> bool {
+    memory().worker.changed.swap(false, Ordering::SeqCst)
+}
+
+/// Chooses and tells to end the sessions that exceed these limits.
+pub fn end_excess(sweep: &Sweep, over: &[Over]) -> Vec<Ending> {
+    let mut found = Found::with_room_for(slots());
+    memory()
+        .table
+        .exclusively(|table| sweep.end(table, over, &mut found));
+    // Nothing may come in between: nobody tells them again.
+    for ending in &found.endings {
+        compat::end_session(ending.pid);
+    }
+    found.endings
 }
 
 /// The claims, each with its slot.

@@ -6,14 +6,14 @@
     reason = "pgrx wants a row's columns named in the signature"
 )]
 
-use crate::apply::{Defaults, Policy, applicable, policy};
+use crate::apply::{Defaults, Policy, policy};
 use crate::catalog::{Database, Role, name_of};
 use crate::facts::{self, Labels};
 use crate::grammar::{self, Carrier, LabelLimit};
-use crate::limit::{Limit, Object, Per, Source, Who};
+use crate::limit::{Object, Per, Source};
 use crate::ring::{Name, Record};
 use crate::sessions::{Counted, Session};
-use crate::settings::{self, Enforcement, Settings};
+use crate::settings::{self, Enforcement};
 use crate::{error, shmem};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
@@ -72,7 +72,7 @@ fn current_usage() -> TableIterator<
     let viewer = Viewer::current();
     let sessions: Vec<Session> = table.sessions().map(|(_, session)| *session).collect();
     let waiters: Vec<Session> = table.waiters().map(|waiter| *waiter.session).collect();
-    let limits = limits_of(sessions.iter().chain(&waiters), &settings);
+    let limits = facts::applying(sessions.iter().chain(&waiters), &settings).limits;
     let members = facts::members(&limits);
     let rows = limits.iter().filter_map(|limit| {
         let counted = Counted::new(limit.scope, !settings.exempt_replication, &members).ok()?;
@@ -91,43 +91,6 @@ fn current_usage() -> TableIterator<
         ))
     });
     TableIterator::new(rows.collect::<Vec<_>>())
-}
-
-/// The limits that count these sessions now, each once. A role or database that was dropped has none
-/// of its own; one that is exempt has none that counts only its own sessions.
-fn limits_of<'a>(sessions: impl Iterator<Item = &'a Session>, settings: &Settings) -> Vec<Limit> {
-    let (labels, defaults) = (Labels::read(), settings::defaults());
-    let mut limits: Vec<Limit> = Vec::new();
-    let mut done = Vec::new();
-    for session in sessions {
-        let who = (
-            session.role,
-            session.database,
-            session.address,
-            session.walsender,
-        );
-        if done.contains(&who) {
-            continue;
-        }
-        done.push(who);
-        let role = Role::by_oid(session.role).unwrap_or_else(|| Role::dropped(session.role));
-        let database = Database::by_oid(session.database);
-        let (facts, _) = labels.facts(&role, database.as_ref(), session.address, &defaults);
-        let applicable = applicable(&facts);
-        let exempt = settings.exempts(role.superuser, session.address, session.walsender);
-        for limit in applicable.limits {
-            let refuses = limit.scope.who != Who::Role(role.oid) || !(exempt || applicable.exempt);
-            if refuses && !limits.iter().any(|known| is_same(known, &limit)) {
-                limits.push(limit);
-            }
-        }
-    }
-    limits
-}
-
-/// Policies may differ.
-fn is_same(one: &Limit, other: &Limit) -> bool {
-    (one.source, one.scope, one.per, one.max) == (other.source, other.scope, other.per, other.max)
 }
 
 /// Every limit that is set, of those on roles only what the caller may see.
@@ -296,7 +259,7 @@ fn recent_events() -> TableIterator<
         name!(usename, Option<Text>),
         name!(datname, Option<Text>),
         name!(client_addr, Option<Inet>),
-        name!(pid, i32),
+        name!(pid, Option<i32>),
         name!(detail, Text),
     ),
 > {
@@ -314,7 +277,7 @@ fn recent_events() -> TableIterator<
                 known(&it.role_name),
                 known(&it.database),
                 it.address.map(|address| Inet(address.to_string())),
-                it.pid as i32,
+                (it.pid != 0).then_some(it.pid as i32),
                 it.detail.bytes().to_vec(),
             )
         }));

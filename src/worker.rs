@@ -1,10 +1,16 @@
-//! The background worker: frees slots whose process is gone, of which it should never find one, and
-//! says what was left out of the log where no later line does. No decision depends on it.
+//! The background worker: sweeps, that is finds the sessions over a limit that was lowered, or set,
+//! after they came; frees slots whose process is gone, of which it should never find one; and says
+//! what was left out of the log where no later line does. No decision about a login depends on it.
 //!
-//! It connects to no database, so that none is kept from being dropped.
+//! It connects to no database, so that none is kept from being dropped. If the catalogs cannot be read,
+//! it ends with that error, and the postmaster starts the next one after a second: no more often
+//! does it fail.
 
-use crate::sessions::Claim;
-use crate::{events, shmem};
+use crate::limit::{Limit, Per, Scope, Source};
+use crate::sessions::{Claim, Session};
+use crate::settings::{self, Enforcement, Settings};
+use crate::sweep::{Over, Sweep};
+use crate::{compat, events, facts, shmem};
 use pgrx::bgworkers::{
     BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, SignalWakeFlags,
 };
@@ -12,8 +18,8 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::time::{Duration, Instant};
 
-const WAKE_EVERY: Duration = Duration::from_secs(1);
-const LOOK_EVERY: Duration = Duration::from_secs(10);
+const SAY_EVERY: Duration = Duration::from_secs(1);
+const RECLAIM_EVERY: Duration = Duration::from_secs(10);
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 
 pub fn register() {
@@ -21,7 +27,7 @@ pub fn register() {
         .set_type("session_limit worker")
         .set_library("session_limit")
         .set_function("session_limit_worker_main")
-        .enable_shmem_access(None)
+        .enable_spi_access()
         .set_start_time(BgWorkerStartTime::ConsistentState)
         .set_restart_time(Some(RESTART_AFTER))
         .load();
@@ -31,22 +37,115 @@ pub fn register() {
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn session_limit_worker_main(_arg: pg_sys::Datum) {
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
-    let (mut suspects, mut looked) = (Vec::new(), Instant::now());
-    while BackgroundWorker::wait_latch(Some(WAKE_EVERY)) {
-        if BackgroundWorker::sighup_received() {
-            // SAFETY: where a process of the server reads the file: in its main loop.
-            unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+    BackgroundWorker::connect_worker_to_spi_by_oid(None, None);
+    shmem::become_worker();
+    // Before it could hear of one, there may have been a reload.
+    reload();
+    let (mut suspects, mut said) = (Vec::new(), Vec::new());
+    let (mut reclaimed, mut swept) = (Instant::now(), Instant::now());
+    // What changed before there was a worker.
+    let mut changed = true;
+    loop {
+        let settings = settings::current();
+        if changed || swept.elapsed() >= settings.sweep_interval {
+            swept = Instant::now();
+            sweep(&settings, &mut said);
+        }
+        // It is woken for other reasons, too.
+        if reclaimed.elapsed() >= RECLAIM_EVERY {
+            reclaimed = Instant::now();
+            suspects = reclaim(&suspects);
         }
         events::say_what_was_left_out(false);
-        if looked.elapsed() >= LOOK_EVERY {
-            suspects = reclaim(&suspects);
-            looked = Instant::now();
+        let left = RECLAIM_EVERY
+            .saturating_sub(reclaimed.elapsed())
+            .min(settings.sweep_interval.saturating_sub(swept.elapsed()))
+            .min(SAY_EVERY);
+        // It waits for whole milliseconds.
+        if !BackgroundWorker::wait_latch(Some(left + Duration::from_millis(1))) {
+            break;
+        }
+        changed = shmem::have_limits_changed();
+        if BackgroundWorker::sighup_received() {
+            reload();
+            changed = true;
         }
     }
     events::say_what_was_left_out(true);
     // Told to stop. Unless the server is stopping, the postmaster starts a worker again that did
     // not end with 0. SAFETY: ends the process as the server's own do; nothing is held.
     unsafe { pg_sys::proc_exit(1) };
+}
+
+fn reload() {
+    // SAFETY: as in the main loops of the server's own workers.
+    unsafe {
+        pg_sys::ConfigReloadPending = 0;
+        pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+    }
+}
+
+/// A limit that was said to be exceeded.
+type Said = (Source, Scope, Per, u32, u32);
+
+/// Does to the sessions over a limit what the setting says. What was said last time is not said again.
+fn sweep(settings: &Settings, said: &mut Vec<Said>) {
+    if settings.sweep == settings::Sweep::Off || settings.enforcement == Enforcement::Off {
+        said.clear();
+        return;
+    }
+    // SAFETY: the worker is connected and in no transaction. As it may be woken before the transaction
+    // that changed a limit has told others what they must read anew, it reads everything anew.
+    unsafe {
+        pg_sys::SetCurrentStatementStartTimestamp();
+        pg_sys::StartTransactionCommand();
+        pg_sys::InvalidateSystemCaches();
+    }
+    in_transaction(settings, said);
+    // SAFETY: as above.
+    unsafe { pg_sys::CommitTransactionCommand() };
+}
+
+fn in_transaction(settings: &Settings, said: &mut Vec<Said>) {
+    let mut copy = shmem::snapshot();
+    let table = copy.table();
+    let sessions: Vec<Session> = table.sessions().map(|(_, session)| *session).collect();
+    let applying = facts::applying(sessions.iter(), settings);
+    let sweep = Sweep {
+        applying: &applying,
+        members: &facts::members(&applying.limits),
+        idle: &compat::idle_sessions(),
+        count_walsenders: !settings.exempt_replication,
+    };
+    let limit_of = |over: &Over| applying.limits.get(over.limit);
+    let ends = |over: &Over| {
+        let enforced = limit_of(over).is_some_and(|limit| limit.enforced);
+        enforced && settings.sweep == settings::Sweep::Terminate
+    };
+    let (end, say): (Vec<Over>, Vec<Over>) = sweep.over(&table).into_iter().partition(ends);
+    if !end.is_empty() {
+        for ending in shmem::end_excess(&sweep, &end) {
+            if let Some(limit) = limit_of(&ending.over) {
+                let ended = Some((ending.pid, &ending.session));
+                events::swept(limit, ending.over.in_use, ended);
+            }
+        }
+    }
+    let mut now = Vec::new();
+    for over in &say {
+        if let Some(limit) = limit_of(over) {
+            let saying = to_say(limit, over);
+            if !said.contains(&saying) {
+                events::swept(limit, over.in_use, None);
+            }
+            now.push(saying);
+        }
+    }
+    *said = now;
+}
+
+fn to_say(limit: &Limit, over: &Over) -> Said {
+    (limit.source, limit.scope, limit.per, limit.max, over.in_use)
 }
 
 /// Frees the slots of `suspects` whose process is still gone, and returns those whose process is

@@ -21,6 +21,8 @@ mod replace;
 mod ring;
 #[path = "../../src/sessions.rs"]
 mod sessions;
+#[path = "../../src/sweep.rs"]
+mod sweep;
 #[path = "../../src/tally.rs"]
 mod tally;
 

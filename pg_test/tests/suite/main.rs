@@ -38,6 +38,7 @@ mod round_trips;
 mod settings;
 mod stats;
 mod storm;
+mod sweep;
 mod views;
 mod waiting;
 mod worker;
@@ -65,6 +66,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("settings", settings::TESTS),
     ("stats", stats::TESTS),
     ("storm", storm::TESTS),
+    ("sweep", sweep::TESTS),
     ("views", views::TESTS),
     ("waiting", waiting::TESTS),
     ("worker", worker::TESTS),

@@ -90,7 +90,7 @@ fn from_a_dry_run_to_the_sweep(server: &Server) {
     assert_eq!(ended.count(), 1, "one of three is left");
 
     let found = step(6, &mut superuser);
-    let of_alice = found[1].iter().find(|row| row[0] == "alice");
+    let of_alice = found[2].iter().find(|row| row[0] == "alice");
     let expected = ["alice", "1", "CONNECTION LIMIT of role alice", "f"];
     assert_eq!(of_alice, Some(&expected.map(String::from).to_vec()));
 }

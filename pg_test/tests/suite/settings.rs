@@ -91,6 +91,8 @@ fn a_bad_value_is_refused_by_name(server: &Server) {
         ("log_events", "some"),
         ("max_events", "-1"),
         ("max_events", "1000001"),
+        ("sweep", "on"),
+        ("sweep_interval", "999ms"),
     ];
     for (name, value) in bad {
         let set = superuser.try_query(&format!(
@@ -110,7 +112,7 @@ fn a_bad_value_is_refused_by_name(server: &Server) {
     let words = "SELECT string_agg(enumvals::text, ' ' ORDER BY name) FROM pg_settings WHERE name LIKE 'session_limit.%'";
     assert_eq!(
         superuser.value(words),
-        "{on,log,off} {on,local,off} {none,excess,all} {refuse,replace_oldest,replace_idle}"
+        "{on,log,off} {on,local,off} {none,excess,all} {refuse,replace_oldest,replace_idle} {off,log,terminate}"
     );
 
     cluster.append(

@@ -85,7 +85,12 @@ fn keeps_no_database_from_being_dropped(server: &Server) {
     let cluster = Cluster::start(server, &[]);
     cluster.sql(&["CREATE DATABASE app", "CREATE DATABASE web"]);
     wait_for("the worker", || worker(&cluster));
+    let mut superuser = cluster.superuser();
+    let sql = "SELECT datname FROM pg_stat_activity WHERE backend_type = 'session_limit worker'";
+    let in_none = || (superuser.query(sql) == [[String::new()]]).then_some(());
+    wait_for("it to be connected", in_none);
     cluster.sql(&[
+        "CREATE DATABASE copy TEMPLATE app",
         "DROP DATABASE app",
         "ALTER DATABASE web RENAME TO www",
         "DROP DATABASE www",

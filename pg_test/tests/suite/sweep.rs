@@ -1,0 +1,559 @@
+//! Limits that are lowered, or set, after the sessions came.
+
+use pg_test::client::{Refusal, Session, Target};
+use pg_test::cluster::Cluster;
+use pg_test::server::Server;
+use pg_test::wait_for;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+tests![
+    a_lowered_limit_ends_the_excess,
+    every_kind_of_limit,
+    a_change_counts_from_its_commit_on,
+    a_grant_is_followed_within_an_interval,
+    the_longest_idle_end_first_and_none_in_a_transaction,
+    whoever_a_limit_does_not_hold_stays,
+    log_says_what_is_over_once,
+    off_does_nothing,
+    what_is_only_tried_out_ends_nobody,
+    a_session_is_told_once,
+    logins_meanwhile,
+    the_next_worker_goes_on,
+    a_standby_follows
+];
+
+const TERMINATE: (&str, &str) = ("session_limit.sweep", "terminate");
+
+/// So that nothing but a change makes it run.
+const NOT_SOON: (&str, &str) = ("session_limit.sweep_interval", "1h");
+const SOON: (&str, &str) = ("session_limit.sweep_interval", "1s");
+
+fn cluster(server: &Server, settings: &[(&str, &str)]) -> Cluster {
+    let cluster = Cluster::start(server, settings);
+    cluster.sql(&[
+        "CREATE EXTENSION session_limit",
+        "CREATE ROLE alice LOGIN",
+        "CREATE ROLE bob LOGIN",
+        "CREATE ROLE carol LOGIN",
+        "CREATE ROLE team",
+        "CREATE DATABASE app",
+    ]);
+    wait_for_worker(&cluster, None);
+    cluster
+}
+
+/// Waits until there is a worker, another than `not`, that has swept, and waits for something to do.
+fn wait_for_worker(cluster: &Cluster, not: Option<Pid>) -> Pid {
+    let mut session = cluster.superuser();
+    let sql = "SELECT pid FROM pg_stat_activity
+        WHERE backend_type = 'session_limit worker' AND datname IS NULL AND wait_event = 'Extension'";
+    let worker = wait_for("the worker", || {
+        let rows = session.query(sql);
+        let pid = rows.first()?[0].parse().ok().and_then(Pid::from_raw);
+        pid.filter(|pid| Some(*pid) != not)
+    });
+    session.end();
+    worker
+}
+
+/// Returns when it has done what it was woken for. DROP DATABASE waits until each process has taken
+/// notice, which this one does before it sweeps, or as it does; if the latter, the second time is after.
+fn settle(cluster: &Cluster) {
+    for _ in 0..2 {
+        cluster.sql(&["CREATE DATABASE passing", "DROP DATABASE passing"]);
+        wait_for_worker(cluster, None);
+    }
+}
+
+fn logins<const N: usize>(target: &Target) -> [Session; N] {
+    std::array::from_fn(|_| target.login().expect("no limit yet"))
+}
+
+/// Waits until so many of the role's sessions are left.
+fn wait_until_left(cluster: &Cluster, user: &str, number: usize) {
+    let mut session = cluster.superuser();
+    let sql = format!("SELECT count(*) FROM session_limit.sessions WHERE usename = '{user}'");
+    wait_for(&format!("{number} sessions of {user} to be left"), || {
+        (session.value(&sql) == number.to_string()).then_some(())
+    });
+    session.end();
+}
+
+/// What a session is told that was ended.
+fn told(session: &mut Session) -> Refusal {
+    let told = session.try_query("SELECT 1").err();
+    let told = told.expect("an ended session");
+    assert_eq!(told.sqlstate(), "57P01");
+    assert_eq!(
+        told.message(),
+        "terminating connection due to administrator command"
+    );
+    told
+}
+
+fn alive(sessions: &mut [Session]) -> Vec<bool> {
+    sessions.iter_mut().map(Session::is_alive).collect()
+}
+
+/// What was logged of sweeps.
+fn events(cluster: &Cluster) -> Vec<Value> {
+    let log = cluster.log();
+    let lines = log.lines();
+    let events = lines.filter_map(|line| Some(line.split_once("LOG:  session_limit: ")?.1));
+    let events = events.map(|event| serde_json::from_str(event).expect("JSON"));
+    events
+        .filter(|event: &Value| event["event"] == "swept")
+        .collect()
+}
+
+/// Makes it sweep, and returns when it has: `carol` has no other part in these tests.
+fn sweep_once(cluster: &Cluster, log: bool) {
+    let carols: [Session; 2] = logins(&cluster.login_of("carol"));
+    let before = events(cluster).len();
+    cluster.sql(&["ALTER ROLE carol CONNECTION LIMIT 1"]);
+    let about_carol = || {
+        let events = events(cluster).split_off(before);
+        events
+            .iter()
+            .any(|event| event["subject"] == "carol")
+            .then_some(())
+    };
+    wait_for("carol to be found", about_carol);
+    if !log {
+        wait_until_left(cluster, "carol", 1);
+    }
+    drop(carols);
+    cluster.wait_until_gone("carol");
+    cluster.sql(&["ALTER ROLE carol CONNECTION LIMIT -1"]);
+}
+
+fn a_lowered_limit_ends_the_excess(server: &Server) {
+    let cluster = cluster(server, &[TERMINATE, NOT_SOON]);
+    let mut sessions: [Session; 3] = logins(&cluster.tcp_login_of("alice"));
+    cluster.sql(&["ALTER ROLE alice CONNECTION LIMIT 3"]);
+    sweep_once(&cluster, false);
+    assert_eq!(alive(&mut sessions), [true; 3], "as many as there are");
+
+    cluster.sql(&["ALTER ROLE alice CONNECTION LIMIT 1"]);
+    wait_until_left(&cluster, "alice", 1);
+    for session in &mut sessions[..2] {
+        assert_eq!(
+            told(session).detail(),
+            "There are 3 sessions under a limit of 1 (CONNECTION LIMIT of role alice)."
+        );
+    }
+    assert!(sessions[2].is_alive());
+    let about_alice = || {
+        let mut events = events(&cluster);
+        events.retain(|event| event["subject"] == "alice");
+        (events.len() == 2).then_some(events)
+    };
+    let events = wait_for("the events", about_alice);
+    let event = |pid| {
+        json!({
+            "event": "swept", "action": "terminate", "role": "alice", "database": "postgres",
+            "client_addr": "127.0.0.1", "pid": pid, "source": "CONNECTION LIMIT of role alice",
+            "per": "role", "subject": "alice", "in_use": 3, "max": 1,
+        })
+    };
+    assert_eq!(events, [event(sessions[0].pid), event(sessions[1].pid)]);
+    sweep_once(&cluster, false);
+    assert!(sessions[2].is_alive());
+}
+
+/// Each is met at once.
+fn every_kind_of_limit(server: &Server) {
+    let cluster = cluster(server, &[TERMINATE, NOT_SOON]);
+    cluster.sql(&["GRANT team TO alice", "GRANT team TO bob"]);
+    let label = |object: &str, limit: &str| {
+        format!("SECURITY LABEL FOR session_limit ON {object} IS '{{\"limits\": [{limit}]}}'")
+    };
+    let set =
+        |name: &str, value: &str| format!("ALTER SYSTEM SET session_limit.{name} = '{value}'");
+    let per_address = r#"{"limits": [{"max": 1, "per": "address"}]}"#;
+    let per_cluster = r#"{"limits": [{"max": 1, "per": "cluster", "network": "127.0.0.2/32"}]}"#;
+    let cases = [
+        (label("ROLE alice", r#"{"max": 1}"#), "label on role alice"),
+        (
+            label("ROLE alice", r#"{"max": 1, "per": "address"}"#),
+            "label on role alice",
+        ),
+        (
+            label("ROLE alice", r#"{"max": 1, "database": "app"}"#),
+            "label on role alice",
+        ),
+        (
+            label("ROLE alice", r#"{"max": 1, "network": "127.0.0.0/8"}"#),
+            "label on role alice",
+        ),
+        (
+            label("ROLE team", r#"{"max": 1, "per": "role"}"#),
+            "label on a role that alice is a member of",
+        ),
+        (
+            label("ROLE team", r#"{"max": 1, "per": "group"}"#),
+            "label on a role that alice is a member of",
+        ),
+        (
+            label("DATABASE app", r#"{"max": 1}"#),
+            "label on database app",
+        ),
+        (
+            label("DATABASE app", r#"{"max": 1, "per": "role"}"#),
+            "label on database app",
+        ),
+        (
+            "ALTER DATABASE app CONNECTION LIMIT 1".to_string(),
+            "CONNECTION LIMIT of database app",
+        ),
+        (
+            set("max_sessions_per_role", "1"),
+            "session_limit.max_sessions_per_role",
+        ),
+        (
+            set("cluster_limits", per_address),
+            "session_limit.cluster_limits",
+        ),
+        (
+            set("cluster_limits", per_cluster),
+            "session_limit.cluster_limits",
+        ),
+    ];
+    for (change, place) in cases {
+        let mut sessions: [Session; 2] =
+            logins(&cluster.login_from("alice", "127.0.0.2").to("app"));
+        cluster.sql(&[&change]);
+        if change.starts_with("ALTER SYSTEM") {
+            cluster.reload();
+        }
+        wait_until_left(&cluster, "alice", 1);
+        assert_eq!(
+            told(&mut sessions[0]).detail(),
+            format!("There are 2 sessions under a limit of 1 ({place})."),
+            "{change}"
+        );
+        assert!(sessions[1].is_alive(), "{change}");
+        drop(sessions);
+        cluster.wait_until_gone("alice");
+        cluster.sql(&[
+            "SECURITY LABEL FOR session_limit ON ROLE alice IS NULL",
+            "SECURITY LABEL FOR session_limit ON ROLE team IS NULL",
+            "SECURITY LABEL FOR session_limit ON DATABASE app IS NULL",
+            "ALTER DATABASE app CONNECTION LIMIT -1",
+            "ALTER SYSTEM RESET ALL",
+            "ALTER SYSTEM SET session_limit.sweep = 'terminate'",
+        ]);
+        cluster.reload();
+    }
+}
+
+/// A grant alone does not make it run.
+fn a_change_counts_from_its_commit_on(server: &Server) {
+    let cluster = cluster(server, &[TERMINATE, NOT_SOON]);
+    cluster
+        .sql(&[r#"SECURITY LABEL FOR session_limit ON ROLE team IS '{"max": 1, "per": "group"}'"#]);
+    let mut sessions: [Session; 2] = logins(&cluster.login_of("alice"));
+    settle(&cluster);
+    let mut superuser = cluster.superuser();
+    superuser.query("GRANT team TO alice");
+    for undo in ["ROLLBACK", "ABORT"] {
+        superuser.query("BEGIN");
+        superuser.query("ALTER ROLE bob CONNECTION LIMIT 7");
+        superuser.query(r#"SECURITY LABEL FOR session_limit ON ROLE bob IS '{"max": 7}'"#);
+        superuser.query(undo);
+        for _ in 0..20 {
+            assert_eq!(alive(&mut sessions), [true; 2], "{undo}");
+        }
+    }
+    superuser.query("BEGIN");
+    superuser.query("ALTER ROLE bob CONNECTION LIMIT 7");
+    for _ in 0..20 {
+        assert_eq!(alive(&mut sessions), [true; 2], "before the commit");
+    }
+    superuser.query("COMMIT");
+    wait_until_left(&cluster, "alice", 1);
+}
+
+fn a_grant_is_followed_within_an_interval(server: &Server) {
+    let cluster = cluster(server, &[TERMINATE, SOON]);
+    cluster.sql(&[
+        r#"SECURITY LABEL FOR session_limit ON ROLE team IS '{"max": 2, "per": "group"}'"#,
+        "GRANT team TO alice",
+    ]);
+    let [mut alice, mut bob] = ["alice", "bob"].map(|user| logins::<2>(&cluster.login_of(user)));
+    cluster.sql(&["GRANT team TO bob"]);
+    wait_for("two to end", || (events(&cluster).len() == 2).then_some(()));
+    wait_until_left(&cluster, "alice", 0);
+    assert_eq!(alive(&mut alice), [false; 2], "idle for longer");
+    assert_eq!(alive(&mut bob), [true; 2]);
+}
+
+fn the_longest_idle_end_first_and_none_in_a_transaction(server: &Server) {
+    let cluster = cluster(server, &[TERMINATE, NOT_SOON]);
+    let prepare = || {
+        let mut sessions: [Session; 4] = logins(&cluster.login_of("alice"));
+        sessions[0].query("SELECT 1");
+        sessions[1].query("BEGIN");
+        sessions
+    };
+    let orders = [
+        ("refuse", [2, 3, 0]),
+        ("replace_idle", [2, 3, 0]),
+        ("replace_oldest", [0, 2, 3]),
+    ];
+    for (on_excess, order) in orders {
+        let mut sessions = prepare();
+        let mut expected = [true; 4];
+        for (left, ends) in [3, 2, 1].into_iter().zip(order) {
+            cluster.sql(&[&format!(
+                r#"SECURITY LABEL FOR session_limit ON ROLE alice IS '{{"max": {left}, "on_excess": "{on_excess}"}}'"#
+            )]);
+            wait_until_left(&cluster, "alice", left);
+            expected[ends] = false;
+            let mut superuser = cluster.superuser();
+            let pids =
+                superuser.query("SELECT pid FROM session_limit.sessions WHERE usename = 'alice'");
+            superuser.end();
+            let is_left = |session: &Session| pids.contains(&vec![session.pid.to_string()]);
+            // To ask them would end their idleness.
+            let found: Vec<bool> = sessions.iter().map(is_left).collect();
+            assert_eq!(found, expected, "{on_excess}, {left}");
+        }
+        sessions[1].query("COMMIT");
+        sessions[1].query("BEGIN");
+        cluster.sql(&[r#"SECURITY LABEL FOR session_limit ON ROLE alice IS '{"max": 0}'"#]);
+        wait_until_left(&cluster, "alice", 0);
+        assert_eq!(
+            told(&mut sessions[1]).detail(),
+            "There is 1 session under a limit of 0 (label on role alice)."
+        );
+        cluster.sql(&["SECURITY LABEL FOR session_limit ON ROLE alice IS NULL"]);
+    }
+}
+
+fn whoever_a_limit_does_not_hold_stays(server: &Server) {
+    let cluster = cluster(server, &[TERMINATE, NOT_SOON]);
+    cluster.sql(&[
+        r#"SECURITY LABEL FOR session_limit ON ROLE alice IS '{"max": 5, "per": "address"}'"#,
+        r#"SECURITY LABEL FOR session_limit ON ROLE carol IS '{"exempt": true}'"#,
+    ]);
+    let here = |user| cluster.login_from(user, "127.0.0.2").to("app");
+    let mut nearer: [Session; 2] = logins(&here("alice"));
+    let mut exempt: [Session; 2] = logins(&here("carol"));
+    let mut superusers: [Session; 2] = logins(&here("postgres"));
+    let mut elsewhere: [Session; 2] = logins(&cluster.login_from("bob", "127.0.0.3"));
+    let mut held: [Session; 3] = logins(&here("bob"));
+    cluster.set(&[(
+        "session_limit.cluster_limits",
+        r#"{"limits": [{"max": 8, "per": "address"}]}"#,
+    )]);
+    wait_until_left(&cluster, "bob", 4);
+    assert_eq!(
+        told(&mut held[0]).detail(),
+        "There are 9 sessions under a limit of 8 (session_limit.cluster_limits)."
+    );
+    cluster.set(&[(
+        "session_limit.cluster_limits",
+        r#"{"limits": [{"max": 2, "per": "address"}]}"#,
+    )]);
+    wait_until_left(&cluster, "bob", 2);
+    assert_eq!(alive(&mut held), [false; 3]);
+    for others in [&mut nearer, &mut exempt, &mut superusers, &mut elsewhere] {
+        assert_eq!(alive(others), [true; 2]);
+    }
+    // As the catalogs say now.
+    cluster.sql(&["SECURITY LABEL FOR session_limit ON ROLE carol IS NULL"]);
+    wait_until_left(&cluster, "carol", 0);
+    assert_eq!(alive(&mut exempt), [false; 2]);
+    assert_eq!(alive(&mut superusers), [true; 2]);
+}
+
+fn log_says_what_is_over_once(server: &Server) {
+    let cluster = cluster(server, &[NOT_SOON]);
+    let mut sessions: [Session; 3] = logins(&cluster.login_of("alice"));
+    let about_alice = |number| {
+        let found = || {
+            let mut events = events(&cluster);
+            events.retain(|event| event["subject"] == "alice");
+            (events.len() >= number).then_some(events)
+        };
+        let events = wait_for("the event", found);
+        assert_eq!(events.len(), number);
+        events.last().expect("an event").clone()
+    };
+    let event = |in_use, max| {
+        json!({
+            "event": "swept", "role": null, "database": null, "client_addr": null, "pid": null,
+            "action": "log", "source": "CONNECTION LIMIT of role alice", "per": "role", "subject": "alice", "in_use": in_use, "max": max,
+        })
+    };
+    cluster.sql(&["ALTER ROLE alice CONNECTION LIMIT 1"]);
+    assert_eq!(about_alice(1), event(3, 1));
+    for _ in 0..3 {
+        sweep_once(&cluster, true);
+        assert_eq!(about_alice(1), event(3, 1), "nothing has changed");
+    }
+    assert_eq!(alive(&mut sessions), [true; 3]);
+    drop(sessions);
+    wait_until_left(&cluster, "alice", 0);
+    let sessions: [Session; 1] = logins(&cluster.login_of("alice"));
+    cluster.sql(&["ALTER ROLE alice CONNECTION LIMIT 0"]);
+    assert_eq!(about_alice(2), event(1, 0));
+    sweep_once(&cluster, true);
+    assert_eq!(about_alice(2), event(1, 0));
+    drop(sessions);
+    wait_until_left(&cluster, "alice", 0);
+    sweep_once(&cluster, true);
+    cluster.sql(&["ALTER ROLE alice CONNECTION LIMIT -1"]);
+    let _session = cluster.login_of("alice").login().expect("no limit");
+    cluster.sql(&["ALTER ROLE alice CONNECTION LIMIT 0"]);
+    assert_eq!(about_alice(3), event(1, 0), "anew");
+}
+
+fn off_does_nothing(server: &Server) {
+    let cluster = cluster(server, &[("session_limit.sweep", "off"), SOON]);
+    let mut sessions: [Session; 2] = logins(&cluster.login_of("alice"));
+    cluster.sql(&["ALTER ROLE alice CONNECTION LIMIT 1"]);
+    for _ in 0..20 {
+        assert_eq!(alive(&mut sessions), [true; 2]);
+    }
+    assert_eq!(events(&cluster), [] as [Value; 0]);
+    cluster.set(&[TERMINATE, ("session_limit.enforcement", "off")]);
+    for _ in 0..20 {
+        assert_eq!(alive(&mut sessions), [true; 2]);
+    }
+    assert_eq!(events(&cluster), [] as [Value; 0]);
+    cluster.set(&[("session_limit.enforcement", "on")]);
+    wait_until_left(&cluster, "alice", 1);
+}
+
+fn what_is_only_tried_out_ends_nobody(server: &Server) {
+    let cluster = cluster(server, &[TERMINATE, NOT_SOON]);
+    let mut sessions: [Session; 2] = logins(&cluster.login_of("alice"));
+    let said = |number| {
+        let found = wait_for("the event", || {
+            Some(events(&cluster)).filter(|events| events.len() == number)
+        });
+        let event = found.last().expect("an event");
+        assert_eq!(
+            (&event["action"], &event["max"]),
+            (&json!("log"), &json!(1))
+        );
+    };
+    cluster.sql(&[
+        r#"SECURITY LABEL FOR session_limit ON ROLE alice IS '{"max": 1, "enforcement": "log"}'"#,
+    ]);
+    said(1);
+    assert_eq!(alive(&mut sessions), [true; 2]);
+    cluster.set(&[("session_limit.enforcement", "log")]);
+    cluster.sql(&[
+        "SECURITY LABEL FOR session_limit ON ROLE alice IS NULL",
+        "ALTER ROLE alice CONNECTION LIMIT 1",
+    ]);
+    said(2);
+    assert_eq!(alive(&mut sessions), [true; 2]);
+    cluster.set(&[("session_limit.enforcement", "on")]);
+    wait_until_left(&cluster, "alice", 1);
+}
+
+fn a_session_is_told_once(server: &Server) {
+    let cluster = cluster(server, &[TERMINATE, NOT_SOON]);
+    let mut sessions: [Session; 3] = logins(&cluster.login_of("alice"));
+    let stopped = Pid::from_raw(sessions[0].pid).expect("a process ID");
+    kill_process(stopped, Signal::STOP).expect("stop a backend");
+    cluster.sql(&["ALTER ROLE alice CONNECTION LIMIT 2"]);
+    for _ in 0..3 {
+        sweep_once(&cluster, false);
+    }
+    assert_eq!(
+        alive(&mut sessions[1..]),
+        [true; 2],
+        "nobody else ends for it"
+    );
+    let about_alice = |events: Vec<Value>| {
+        let about = events.iter().filter(|event| event["subject"] == "alice");
+        about.count()
+    };
+    assert_eq!(about_alice(events(&cluster)), 1);
+    kill_process(stopped, Signal::CONT).expect("let it go on");
+    wait_until_left(&cluster, "alice", 2);
+    told(&mut sessions[0]);
+    assert_eq!(about_alice(events(&cluster)), 1);
+}
+
+/// Whoever logs in while limits change, in the end there are no more than allowed, and no fewer.
+fn logins_meanwhile(server: &Server) {
+    let settings = [
+        TERMINATE,
+        SOON,
+        ("session_limit.max_wait", "0"),
+        ("session_limit.replace_min_age", "0"),
+    ];
+    let cluster = cluster(server, &settings);
+    for on_excess in ["refuse", "replace_oldest"] {
+        cluster.set(&[("session_limit.on_excess", on_excess)]);
+        let mut sessions = while_limits_change(&cluster);
+        sessions.extend((0..3).filter_map(|_| cluster.login_of("alice").login().ok()));
+        sessions.retain_mut(Session::is_alive);
+        assert_eq!(sessions.len(), 3, "{on_excess}");
+        drop(sessions);
+        cluster.wait_until_gone("alice");
+    }
+}
+
+fn while_limits_change(cluster: &Cluster) -> Vec<Session> {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let come = || {
+            let mut sessions: Vec<Session> = Vec::new();
+            while !done.load(Ordering::Relaxed) {
+                sessions.extend(cluster.login_of("alice").login().ok());
+                sessions.retain_mut(Session::is_alive);
+            }
+            sessions
+        };
+        let clients: Vec<_> = (0..3).map(|_| scope.spawn(come)).collect();
+        for _ in 0..5 {
+            for limit in [4, 1, 3] {
+                cluster.sql(&[&format!("ALTER ROLE alice CONNECTION LIMIT {limit}")]);
+                wait_until_left(cluster, "alice", limit);
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        let sessions = clients.into_iter().map(|client| client.join());
+        sessions
+            .flat_map(|sessions| sessions.expect("a client"))
+            .collect()
+    })
+}
+
+fn the_next_worker_goes_on(server: &Server) {
+    let cluster = cluster(server, &[TERMINATE, NOT_SOON]);
+    let first = wait_for_worker(&cluster, None);
+    let mut sessions: [Session; 3] = logins(&cluster.login_of("alice"));
+    kill_process(first, Signal::STOP).expect("stop the worker");
+    kill_process(first, Signal::TERM).expect("end the worker");
+    // There is none, or it does not listen.
+    cluster.sql(&["ALTER ROLE alice CONNECTION LIMIT 2"]);
+    assert_eq!(alive(&mut sessions), [true; 3]);
+    kill_process(first, Signal::CONT).expect("let it end");
+    wait_until_left(&cluster, "alice", 2);
+    wait_for_worker(&cluster, Some(first));
+    cluster.sql(&["ALTER ROLE alice CONNECTION LIMIT 1"]);
+    wait_until_left(&cluster, "alice", 1);
+}
+
+fn a_standby_follows(server: &Server) {
+    let cluster = cluster(server, &[TERMINATE, SOON, ("wal_keep_size", "64MB")]);
+    let standby = Cluster::standby_of(&cluster);
+    let mut sessions: [Session; 2] = logins(&standby.login_of("alice"));
+    cluster.sql(&["ALTER ROLE alice CONNECTION LIMIT 1"]);
+    wait_until_left(&standby, "alice", 1);
+    assert_eq!(
+        told(&mut sessions[0]).detail(),
+        "There are 2 sessions under a limit of 1 (CONNECTION LIMIT of role alice)."
+    );
+    assert!(sessions[1].is_alive());
+}
