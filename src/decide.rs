@@ -193,7 +193,8 @@ fn admission(
         database: Some(login.session.database),
         network: None,
     };
-    let sessions = table.count(Counted::new(alike, true, login.members)?);
+    let alike = Counted::new(alike, true, login.members)?;
+    let sessions = table.count_once_arrived(login.slot, alike);
     Ok(Admission { over, sessions })
 }
 
