@@ -201,14 +201,14 @@ fn admit(client: &Client) {
             }
             Verdict::Replacing(admission, ended, excess) => {
                 may_connect(client);
-                let stays = patience.replace(client);
-                let outcome = match stays {
+                let replaced = patience.replace(client);
+                let outcome = match replaced {
                     Ok(()) => Outcome::Replaced(&admission, &ended, &excess),
                     Err(_) => Outcome::Refused(&excess),
                 };
                 record(&Decision::new(client, session, outcome, &patience));
-                return stays
-                    .unwrap_or_else(|pid| error::too_many(&excess, patience.waited(), Some(pid)));
+                return replaced
+                    .unwrap_or_else(|stays| error::too_many(&excess, patience.waited(), stays));
             }
             Verdict::Refused(excess) => {
                 let outcome = Outcome::Refused(&excess);
