@@ -556,9 +556,19 @@ fn process(session: &Session) -> Pid {
     Pid::from_raw(session.pid).expect("a process ID")
 }
 
-/// Stopped as by a debugger: it gets no signal but SIGCONT and SIGKILL.
+/// Stopped as by a debugger: it gets no signal but SIGCONT and SIGKILL. Returns when it is: of two
+/// signals that arrive before it runs again it would get SIGTERM first.
 fn stop(session: &Session) {
     kill_process(process(session), Signal::STOP).expect("stop a session");
+    wait_for("the session to be stopped", || {
+        status(session).contains("State:\tT").then_some(())
+    });
+}
+
+/// What the kernel says of its process.
+fn status(session: &Session) -> String {
+    let status = fs::read_to_string(format!("/proc/{}/status", session.pid));
+    status.expect("a process")
 }
 
 fn go_on(session: &Session) {
@@ -604,9 +614,8 @@ fn a_session_that_stays(server: &Server) {
 fn start_replacing(cluster: &Cluster, target: &Target, session: &Session) -> (Connection, Pid) {
     let mut connection = target.connect();
     connection.send_startup(target);
-    let status = format!("/proc/{}/status", session.pid);
     wait_for("SIGTERM to be pending", || {
-        let status = fs::read_to_string(&status).expect("a process");
+        let status = status(session);
         let pending = status.lines().filter_map(|line| {
             let mask = line
                 .strip_prefix("ShdPnd:")
