@@ -38,6 +38,7 @@ tests![
     an_exempt_session_is_spared,
     on_a_standby,
     what_psql_shows,
+    psql_that_connects_anew,
 ];
 
 const AT_ONCE: (&str, &str) = ("session_limit.max_wait", "0");
@@ -902,4 +903,23 @@ fn what_psql_shows(server: &Server) {
         server closed the connection unexpectedly\n";
     assert!(errors.contains(expected), "{errors}");
     assert_eq!(ended.status.code(), Some(2));
+}
+
+/// It opens the new connection before it closes the old one: here, its own is what it replaces.
+fn psql_that_connects_anew(server: &Server) {
+    let cluster = one_of_alice(server);
+    let mut psql = cluster.client("psql");
+    psql.env("PGUSER", "alice").args(["-X", "-q", "-A", "-t"]);
+    let output = psql.args(["-c", "\\c", "-c", "SELECT 'in'"]).output();
+    let output = output.expect("run psql");
+    let printed =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert_eq!(printed, ["in\n", ""]);
+    assert_eq!(
+        cluster
+            .log()
+            .matches("was replaced by a newer session")
+            .count(),
+        1
+    );
 }
