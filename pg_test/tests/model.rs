@@ -720,7 +720,8 @@ mod replacements {
             .filter(free)
             .map(|place| place.slot)
             .collect();
-        (replaceable.sort_unstable(), expected.sort_unstable());
+        replaceable.sort_unstable();
+        expected.sort_unstable();
         assert_eq!(replaceable, expected);
     }
 

@@ -68,10 +68,7 @@ fn refused(target: &Target) -> Refusal {
 
 /// What a session is told that was ended.
 fn told(session: &mut Session) -> Refusal {
-    session
-        .try_query("SELECT 1")
-        .err()
-        .expect("an ended session")
+    session.try_query("SELECT 1").expect_err("an ended session")
 }
 
 const TERMINATED: &str = "terminating connection due to administrator command";
@@ -617,16 +614,14 @@ fn start_replacing(cluster: &Cluster, target: &Target, session: &Session) -> (Co
     connection.send_startup(target);
     wait_for("SIGTERM to be pending", || {
         let status = status(session);
-        let pending = status.lines().filter_map(|line| {
+        let mut pending = status.lines().filter_map(|line| {
             let mask = line
                 .strip_prefix("ShdPnd:")
                 .or(line.strip_prefix("SigPnd:"))?;
             u64::from_str_radix(mask.trim(), 16).ok()
         });
         let term = 1 << (Signal::TERM.as_raw() - 1);
-        pending
-            .fold(false, |found, mask| found || mask & term != 0)
-            .then_some(())
+        pending.any(|mask| mask & term != 0).then_some(())
     });
     let logins = cluster.processes(" authentication");
     assert_eq!(logins.len(), 1, "logins that wait");

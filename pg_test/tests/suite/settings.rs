@@ -91,6 +91,9 @@ fn a_bad_value_is_refused_by_name(server: &Server) {
         ("max_wait", "-1"),
         ("max_wait", "soon"),
         ("max_waiters", "-1"),
+        ("on_excess", "replace"),
+        ("replace_min_age", "-1"),
+        ("replace_idle_after", "soon"),
         ("exempt_superusers", "never"),
         ("exempt_replication", "2"),
     ];
@@ -110,7 +113,10 @@ fn a_bad_value_is_refused_by_name(server: &Server) {
     let misspelt = superuser.try_query("ALTER SYSTEM SET session_limit.max_session_per_role = 1");
     assert!(misspelt.is_err(), "a misspelt name is no setting");
     let words = "SELECT string_agg(enumvals::text, ' ' ORDER BY name) FROM pg_settings WHERE name LIKE 'session_limit.%'";
-    assert_eq!(superuser.value(words), "{on,log,off} {on,local,off}");
+    assert_eq!(
+        superuser.value(words),
+        "{on,log,off} {on,local,off} {refuse,replace_oldest,replace_idle}"
+    );
 
     cluster.append(
         "postgresql.conf",
