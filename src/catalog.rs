@@ -5,7 +5,7 @@
 //! AUTHMEMMEMROLE and DATABASEOID have nailed indexes. A database's name and a group's members have
 //! none that is built yet, so their catalogs are scanned.
 
-use crate::compat::FormData_pg_auth_members;
+use crate::compat::{self, FormData_pg_auth_members};
 use crate::limit::Object;
 use crate::sessions::Members;
 use pgrx::pg_sys::{self, FormData_pg_authid, FormData_pg_database, SysCacheIdentifier};
@@ -114,11 +114,15 @@ impl Role {
         found
     }
 
-    /// Itself, and every role whose privileges it has.
-    fn privileged_as(&self) -> Vec<u32> {
+    /// Itself, and every role whose privileges it has in a database of this owner.
+    fn privileged_as(&self, owner: u32) -> Vec<u32> {
         reachable(self.oid, |member| {
             let inherit = Role::by_oid(member).is_some_and(|member| member.inherit);
-            granted_to(member, |grant| grant.gives_privileges(inherit))
+            let mut groups = granted_to(member, |grant| grant.gives_privileges(inherit));
+            if member == owner && compat::ownership_gives_privileges(inherit) {
+                groups.push(pg_sys::ROLE_PG_DATABASE_OWNER);
+            }
+            groups
         })
     }
 
@@ -263,10 +267,7 @@ impl Database {
         scan(pg_sys::DatabaseRelationId, Some(index), |row| unsafe {
             grantees = may_connect(row);
         });
-        let mut roles = role.privileged_as();
-        if roles.contains(&self.owner) {
-            roles.push(pg_sys::ROLE_PG_DATABASE_OWNER);
-        }
+        let mut roles = role.privileged_as(self.owner);
         roles.push(pg_sys::ACL_ID_PUBLIC);
         grantees.iter().any(|grantee| roles.contains(grantee))
     }

@@ -65,6 +65,19 @@ impl FormData_pg_auth_members {
     }
 }
 
+/// Whether a database's owner has the privileges of `pg_database_owner`: on 15 as the owner's
+/// attribute INHERIT says.
+#[cfg(feature = "pg15")]
+pub fn ownership_gives_privileges(inherit: bool) -> bool {
+    inherit
+}
+
+/// Whether a database's owner has the privileges of `pg_database_owner`.
+#[cfg(not(feature = "pg15"))]
+pub fn ownership_gives_privileges(_inherit: bool) -> bool {
+    true
+}
+
 /// The index of this process's PGPROC, below `MaxBackends` for any that a client can talk to.
 pub fn my_slot() -> usize {
     #[cfg(any(feature = "pg15", feature = "pg16"))]

@@ -207,7 +207,8 @@ fn admission(
         database: Some(login.session.database),
         network: None,
     };
-    let sessions = table.count(Counted::new(alike, true, login.members)?);
+    let alike = Counted::new(alike, true, login.members)?;
+    let sessions = table.count_once_arrived(login.slot, alike);
     let elsewhere = match login.rules.audit {
         true => elsewhere(table, login)?,
         false => None,
@@ -226,14 +227,14 @@ fn elsewhere(table: &Table, login: &Attempt) -> Result<Option<Shown>, Unknown> {
         database: None,
         network: None,
     };
-    let differs = |(_, other): &(u32, &Session)| {
+    let differs = |(_, _, other): &(usize, u32, &Session)| {
         let addresses = login.session.address.zip(other.address);
         addresses.is_some_and(|(one, another)| one != another)
     };
-    let mut own = table.counted(Counted::new(own, true, login.members)?);
+    let mut own = table.staying(Counted::new(own, true, login.members)?);
     Ok(own
         .find(differs)
-        .map(|(pid, session)| Shown::new(pid, session)))
+        .map(|(_, pid, session)| Shown::new(pid, session)))
 }
 
 /// How each limit stands for a login that is not made: it would be admitted at once if all that are

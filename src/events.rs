@@ -185,7 +185,7 @@ pub fn swept(limit: &Limit, in_use: u32, ended: Option<(u32, &Session)>) {
 /// A label that a login had to pass over, in part or as a whole.
 pub fn trouble(trouble: &Trouble) {
     let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
-    ErrorReport::new(code, trouble.to_string(), "").report(PgLogLevel::LOG);
+    ErrorReport::new(code, trouble.to_string(), "").report(PgLogLevel::LOG_SERVER_ONLY);
 }
 
 /// Records the event, and logs it, as far as it is wanted. What is usual has no end: recorded without
@@ -300,7 +300,8 @@ fn second(time: i64) -> i64 {
 fn log(line: &impl Serialize) {
     if let Some(json) = json(line) {
         let code = PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION;
-        ErrorReport::new(code, format!("session_limit: {json}"), "").report(PgLogLevel::LOG);
+        ErrorReport::new(code, format!("session_limit: {json}"), "")
+            .report(PgLogLevel::LOG_SERVER_ONLY);
     }
 }
 

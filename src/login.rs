@@ -11,8 +11,8 @@
 //! - a label that cannot be read: whom it covers is refused, for it may have been meant to; in a dry
 //!   run the label is passed over, and the log says so.
 //! - everyone else: `decide`; over a limit: `excess`.
-//! - about to end other sessions, but without the privilege CONNECT: refused here with the server's
-//!   words, before any of them is told.
+//! - could end other sessions, but has not the privilege CONNECT: refused here with the server's words,
+//!   so that it takes nobody's place.
 //! - an error of ours, or of the catalogs: this one login fails with it. What was claimed or queued
 //!   is given up on exit.
 
@@ -21,7 +21,7 @@ use crate::compat::Port;
 use crate::decide::{Admission, Attempt, Ended, Excess, Rules, Verdict};
 use crate::excess::Patience;
 use crate::facts::{self, Trouble};
-use crate::limit::Limit;
+use crate::limit::{Limit, OnExcess};
 use crate::replace::Replacing;
 use crate::sessions::{Members, Session};
 use crate::settings::{self, LogEvents, Settings};
@@ -211,18 +211,20 @@ fn admit(client: &Client) {
         match verdict {
             Verdict::Admitted(admission) => {
                 let outcome = Outcome::Admitted(&admission);
-                return record(&Decision::new(client, session, outcome, &patience));
+                record(&Decision::new(client, session, outcome, &patience));
+                return let_in();
             }
             Verdict::Replacing(admission, ended, excess) => {
-                may_connect(client);
-                let stays = patience.replace(client);
-                let outcome = match stays {
+                let replaced = patience.replace(client);
+                let outcome = match replaced {
                     Ok(()) => Outcome::Replaced(&admission, &ended, &excess),
                     Err(_) => Outcome::Refused(&excess),
                 };
                 record(&Decision::new(client, session, outcome, &patience));
-                return stays
-                    .unwrap_or_else(|pid| error::too_many(&excess, patience.waited(), Some(pid)));
+                match replaced {
+                    Ok(()) => return let_in(),
+                    Err(stays) => error::too_many(&excess, patience.waited(), stays),
+                }
             }
             Verdict::Refused(excess) => {
                 let outcome = Outcome::Refused(&excess);
@@ -234,20 +236,26 @@ fn admit(client: &Client) {
     }
 }
 
-/// Raises what the server would, later, if the role may not connect to the database.
-fn may_connect(client: &Client) {
-    let role = Role::by_name(client.role);
-    let database = client.database.and_then(Database::by_name);
-    if let (Some(role), Some(database)) = (role, database)
-        && !database.admits(&role)
-    {
-        error::may_not_connect(&database.name);
-    }
-}
-
+/// Whoever is told to end meanwhile is told when there is nothing left to record.
 fn record(decision: &Decision) {
+    // SAFETY: a plain variable of this process, as HOLD_INTERRUPTS and RESUME_INTERRUPTS use it.
+    unsafe { pg_sys::InterruptHoldoffCount += 1 };
     stats::decided(decision);
     events::decided(decision);
+    // SAFETY: as above.
+    unsafe { pg_sys::InterruptHoldoffCount -= 1 };
+}
+
+/// A session can be told to end from its claim on, and its client is to hear why. To one that is being
+/// authenticated the server says nothing; it takes this one for authenticated a moment later.
+fn let_in() {
+    // SAFETY: plain variables of this process.
+    unsafe {
+        pg_sys::ClientAuthInProgress = false;
+        if pg_sys::ProcDiePending != 0 {
+            error::terminated();
+        }
+    }
 }
 
 impl<'a> Decision<'a> {
@@ -290,6 +298,13 @@ fn ask(client: &Client, settings: &Settings, arrival: u64) -> Asked {
     );
     if let Some((object, why)) = facts::invalid_label(&applicable, &troubles, settings) {
         error::invalid_label(object, why);
+    }
+    let replaces = |limit: &Limit| limit.on_excess != OnExcess::Refuse;
+    if applicable.limits.iter().any(replaces)
+        && let Some(database) = &database
+        && !database.admits(&role)
+    {
+        error::may_not_connect(&database.name);
     }
     let session = Session {
         role: role.oid,

@@ -135,12 +135,17 @@ impl<'a> Ring<'a> {
         }
     }
 
-    /// Copies records, the oldest first, from number `from` on, and returns which it has copied: the
-    /// oldest may be gone, and `into` may have no room for all.
-    pub fn read(&self, from: u64, into: &mut [Record]) -> Range<u64> {
+    /// The next record's number.
+    pub fn end(&self) -> u64 {
+        *self.pushed
+    }
+
+    /// Copies records, the oldest first, of these numbers, and returns which it has copied: the oldest
+    /// may be gone, and `into` may have no room for all.
+    pub fn read(&self, numbers: Range<u64>, into: &mut [Record]) -> Range<u64> {
         let size = self.records.len() as u64;
-        let start = from.max(self.pushed.saturating_sub(size));
-        let end = (*self.pushed).min(start + into.len() as u64);
+        let start = numbers.start.max(self.pushed.saturating_sub(size));
+        let end = numbers.end.min(*self.pushed).min(start + into.len() as u64);
         for (number, copy) in (start..end).zip(into) {
             if let Some(record) = self.records.get((number % size) as usize) {
                 *copy = *record;
@@ -174,7 +179,7 @@ mod tests {
         let mut batch = vec![Record::EMPTY; at_once];
         let mut numbers = Vec::new();
         loop {
-            let read = ring.read(next, &mut batch);
+            let read = ring.read(next..ring.end(), &mut batch);
             for copy in &batch[..(read.end - read.start) as usize] {
                 assert_eq!(*copy, record(copy.pid), "whole");
                 numbers.push(copy.pid);
@@ -207,12 +212,14 @@ mod tests {
         let mut ring = Ring::new(&mut records, &mut pushed);
         let mut batch = [Record::EMPTY; 2];
         (0..3).for_each(|number| ring.push(&record(number)));
-        assert_eq!(ring.read(0, &mut batch), 0..2);
+        assert_eq!(ring.read(0..9, &mut batch), 0..2);
         (3..7).for_each(|number| ring.push(&record(number)));
-        assert_eq!(ring.read(2, &mut batch), 4..6);
+        assert_eq!(ring.read(2..9, &mut batch), 4..6);
         assert_eq!(batch.map(|record| record.pid), [4, 5]);
-        assert_eq!(ring.read(6, &mut batch), 6..7);
-        assert_eq!(ring.read(7, &mut batch), 7..7);
+        assert_eq!(ring.read(6..9, &mut batch), 6..7);
+        assert!(ring.read(7..9, &mut batch).is_empty());
+        assert_eq!(ring.read(5..6, &mut batch), 5..6, "no more than asked for");
+        assert!(ring.read(1..3, &mut batch).is_empty(), "they are gone");
     }
 
     #[test]
@@ -220,7 +227,7 @@ mod tests {
         let mut pushed = 0;
         let mut ring = Ring::new(&mut [], &mut pushed);
         ring.push(&record(1));
-        assert!(ring.read(0, &mut [Record::EMPTY; 2]).is_empty());
+        assert!(ring.read(0..1, &mut [Record::EMPTY; 2]).is_empty());
     }
 
     #[test]

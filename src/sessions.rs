@@ -12,9 +12,9 @@
 //! of all stores and loads of claims, queue and length, hence SeqCst everywhere.
 //!
 //! A session that is to be replaced has an *heir*: the slot of the login that gets its place. The heir
-//! claims its slot in the hold that decides it, so that nobody else can take the place; wherever a limit
-//! covers both, the two count as one. The heir *arrives* once the session is gone; if it gives up
-//! before, the place falls back.
+//! claims its slot in the hold that decides it, so that nobody else can take the place. Until the session
+//! is gone the two count as one wherever a limit covers both, and an heir of several as the several: if
+//! it gives up, their places fall back, and nobody must have taken them. It *arrives* when all are gone.
 
 use crate::limit::{Scope, Source, Who};
 use std::cell::Cell;
@@ -299,15 +299,34 @@ impl<'a> Table<'a> {
 
     /// The sessions that a limit counts, with their process IDs.
     pub fn counted<'b>(&'b self, counted: Counted<'b>) -> impl Iterator<Item = (u32, &'b Session)> {
-        let left_to_another = move |slot: usize| {
-            let heir = self.shared.heir(slot).and_then(|heir| self.slots.get(heir));
-            heir.is_some_and(|heir| counted.covers(&heir.session))
-        };
         let slots = self.shared.claims.iter().zip(self.slots.iter());
         slots.enumerate().filter_map(move |(slot, (word, place))| {
             let claim = Claim::load(word)?;
-            let counts = counted.covers(&place.session) && !left_to_another(slot);
+            let counts = counted.covers(&place.session)
+                && !(place.arriving && self.has_predecessor(slot, counted));
             counts.then(|| (claim.pid(), &place.session))
+        })
+    }
+
+    /// How many sessions a limit will count when the login at `slot` has arrived.
+    pub fn count_once_arrived(&self, slot: usize, counted: Counted) -> u32 {
+        let others = self.shared.claims.iter().zip(self.slots.iter()).enumerate();
+        let others = others.filter(|(other, (word, place))| {
+            Claim::load(word).is_some()
+                && counted.covers(&place.session)
+                && self.shared.heir(*other) != Some(slot)
+                && (*other == slot || !(place.arriving && self.has_predecessor(*other, counted)))
+        });
+        others.count() as u32
+    }
+
+    /// Whether a session that the limit covers is left to the owner of `heir` and still there.
+    fn has_predecessor(&self, heir: usize, counted: Counted) -> bool {
+        let mut slots = self.shared.claims.iter().zip(self.slots.iter()).enumerate();
+        slots.any(|(slot, (word, place))| {
+            self.shared.heir(slot) == Some(heir)
+                && Claim::load(word).is_some()
+                && counted.covers(&place.session)
         })
     }
 

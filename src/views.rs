@@ -266,9 +266,10 @@ fn recent_events() -> TableIterator<
     shmem::require();
     let viewer = Viewer::current();
     let known = |name: &Name| (!name.bytes().is_empty()).then(|| name.bytes().to_vec());
-    let (mut batch, mut next, mut rows) = (vec![Record::EMPTY; BATCH], 0, Vec::new());
+    let (mut batch, mut rows) = (vec![Record::EMPTY; BATCH], Vec::new());
+    let mut left = 0..shmem::trail(|trail| trail.ring.end());
     loop {
-        let read = shmem::trail(|trail| trail.ring.read(next, &mut batch));
+        let read = shmem::trail(|trail| trail.ring.read(left.clone(), &mut batch));
         let records = batch.iter().zip(read.clone()).map(|(record, _)| record);
         rows.extend(records.filter(|it| viewer.may_see(it.role)).map(|it| {
             (
@@ -284,7 +285,7 @@ fn recent_events() -> TableIterator<
         if read.is_empty() {
             return TableIterator::new(rows);
         }
-        next = read.end;
+        left.start = read.end;
     }
 }
 

@@ -39,14 +39,14 @@ mod decisions {
     use proptest::prelude::*;
     use std::time::Duration;
 
-    const SLOTS: usize = 12;
-    const MAX_WAITERS: u32 = 8;
+    pub const SLOTS: usize = 12;
+    pub const MAX_WAITERS: u32 = 8;
     const ROLES: u32 = 4;
 
     /// Limits, and who is a member of the groups 10 and 11.
     #[derive(Clone, Debug)]
-    struct World {
-        limits: Vec<Limit>,
+    pub struct World {
+        pub limits: Vec<Limit>,
         members: [Vec<u32>; 2],
     }
 
@@ -81,7 +81,7 @@ mod decisions {
         )
     }
 
-    fn world() -> impl Strategy<Value = World> {
+    pub fn world() -> impl Strategy<Value = World> {
         let members = || vec(0..ROLES, 0..4);
         (vec(limit(), 0..7), [members(), members()])
             .prop_map(|(limits, members)| World { limits, members })
@@ -99,13 +99,16 @@ mod decisions {
         Leave { slot: usize },
     }
 
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
+    pub fn any_session() -> impl Strategy<Value = Session> {
         let address = prop_oneof![Just(None), Just(Some("10.0.0.1")), Just(Some("10.0.0.2"))];
-        let session = (0..ROLES, 0..2u32, address).prop_map(|(role, database, address)| Session {
+        (0..ROLES, 0..2u32, address).prop_map(|(role, database, address)| Session {
             address: address.map(|text| text.parse().expect(text)),
             ..session(role, database)
-        });
-        let login = (0..SLOTS, session, any::<bool>());
+        })
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let login = (0..SLOTS, any_session(), any::<bool>());
         let login = login.prop_map(|(slot, session, may_wait)| Step::Try {
             slot,
             session,
@@ -116,7 +119,7 @@ mod decisions {
     }
 
     impl World {
-        fn covers(&self, limit: &Limit, session: &Session) -> bool {
+        pub fn covers(&self, limit: &Limit, session: &Session) -> bool {
             let Scope {
                 who,
                 database,
@@ -140,8 +143,17 @@ mod decisions {
             theirs && here && from
         }
 
+        /// Everyone's groups.
+        pub fn members(&self) -> Members {
+            let mut members = Members::default();
+            for (group, of_group) in (10..).zip(&self.members) {
+                members.insert(group, of_group.clone());
+            }
+            members
+        }
+
         /// The limits that such a session must meet.
-        fn of(&self, session: &Session) -> Vec<Limit> {
+        pub fn of(&self, session: &Session) -> Vec<Limit> {
             self.limits
                 .iter()
                 .copied()
@@ -360,6 +372,414 @@ mod decisions {
             for (_, waiter) in &reference.waiters {
                 prop_assert!(!reference.has_room(&world, waiter));
             }
+        }
+    }
+}
+
+/// Any sequence of logins that replace or do not, of departures, and of heirs that arrive or give up,
+/// against plain books of who is in.
+mod replacements {
+    use crate::decide::{Attempt, Ended, Excess, Rules, Verdict, attempt};
+    use crate::decisions::{MAX_WAITERS, SLOTS, World, any_session, world};
+    use crate::limit::{Limit, OnExcess};
+    use crate::replace::{Idle, Replacing};
+    use crate::sessions::{Claim, Counted, OwnTable, Session, Table};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    const NOW: i64 = 100;
+    const MIN_AGE: i64 = 30;
+    const IDLE_AFTER: i64 = 40;
+
+    /// The same limits, each with any policy. Whoever may wait may do so for any of them.
+    fn any_policy() -> impl Strategy<Value = World> {
+        let policy = prop_oneof![
+            1 => Just(OnExcess::Refuse),
+            2 => Just(OnExcess::ReplaceIdle),
+            4 => Just(OnExcess::ReplaceOldest),
+        ];
+        (world(), vec(policy, 7)).prop_map(|(mut world, policies)| {
+            for (limit, policy) in world.limits.iter_mut().zip(policies) {
+                limit.on_excess = policy;
+            }
+            world
+        })
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// Someone new at the slot, whose last owner is gone or goes, or who waits there, tries.
+        Try { slot: usize, login: Login },
+        /// Whoever is at the slot goes away.
+        Leave { slot: usize },
+        /// The heir at the slot looks.
+        Look { slot: usize },
+    }
+
+    #[derive(Clone, Debug)]
+    struct Login {
+        session: Session,
+        may_wait: bool,
+        allowed: bool,
+        /// Since when; None: it will be at work.
+        idle: Option<i64>,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let started = prop_oneof![3 => 0..NOW - MIN_AGE + 1, 1 => 0..NOW + 5];
+        // Which login was first to ask for its number says little about which is first to be decided.
+        let times = (started, 0..20u64, proptest::bool::weighted(0.1));
+        let session =
+            (any_session(), times).prop_map(|(session, (started, arrival, exempt))| Session {
+                started,
+                arrival,
+                exempt,
+                ..session
+            });
+        let (may_wait, allowed) = (any::<bool>(), proptest::bool::weighted(0.9));
+        let login = (session, may_wait, allowed, proptest::option::of(0..NOW));
+        let login = login.prop_map(|(session, may_wait, allowed, idle)| Login {
+            session,
+            may_wait,
+            allowed,
+            idle,
+        });
+        let login = (0..SLOTS, login).prop_map(|(slot, login)| Step::Try { slot, login });
+        let leave = (0..SLOTS).prop_map(|slot| Step::Leave { slot });
+        let look = (0..SLOTS).prop_map(|slot| Step::Look { slot });
+        vec(prop_oneof![6 => login, 2 => leave, 1 => look], 1..120)
+    }
+
+    /// A session, or a login that is to be one.
+    struct Place {
+        slot: usize,
+        session: Session,
+        idle: Option<i64>,
+        /// The slots of those that it is the heir of, as long as it has not arrived.
+        replaces: Option<Vec<usize>>,
+    }
+
+    /// Who is in by slot, and who waits.
+    #[derive(Default)]
+    struct Books {
+        places: Vec<Place>,
+        waiters: Vec<(usize, Login)>,
+    }
+
+    impl Books {
+        fn place(&self, slot: usize) -> Option<&Place> {
+            self.places.iter().find(|place| place.slot == slot)
+        }
+
+        /// Those whom this one replaces and that are still there.
+        fn replaced_by<'a>(&'a self, heir: &'a Place) -> impl Iterator<Item = &'a Place> {
+            let slots = heir.replaces.iter().flatten();
+            slots.filter_map(|slot| self.place(*slot))
+        }
+
+        fn is_left_to_another(&self, place: &Place) -> bool {
+            let mut heirs = self.places.iter();
+            heirs.any(|heir| {
+                heir.replaces
+                    .iter()
+                    .flatten()
+                    .any(|slot| *slot == place.slot)
+            })
+        }
+
+        /// Everyone who is there, but an heir only where none is that it replaces.
+        fn counted<'a>(
+            &'a self,
+            world: &'a World,
+            limit: &'a Limit,
+        ) -> impl Iterator<Item = &'a Place> {
+            self.places.iter().filter(move |place| {
+                let covers = |place: &&Place| world.covers(limit, &place.session);
+                covers(place) && !self.replaced_by(place).any(|other| covers(&other))
+            })
+        }
+
+        /// Who may be told to end so that the login gets room under the limit.
+        fn may_end<'a>(
+            &'a self,
+            world: &'a World,
+            limit: &'a Limit,
+            login: &'a Login,
+        ) -> impl Iterator<Item = &'a Place> {
+            self.places.iter().filter(move |place| {
+                let Session {
+                    role,
+                    started,
+                    arrival,
+                    exempt,
+                    ..
+                } = place.session;
+                let idle = place.idle.is_some_and(|since| NOW - since >= IDLE_AFTER);
+                let policy = match limit.on_excess {
+                    OnExcess::Refuse => false,
+                    OnExcess::ReplaceIdle => idle,
+                    OnExcess::ReplaceOldest => true,
+                };
+                login.allowed
+                    && policy
+                    && role == login.session.role
+                    && arrival < login.session.arrival
+                    && NOW - started >= MIN_AGE
+                    && !exempt
+                    && place.replaces.is_none()
+                    && !self.is_left_to_another(place)
+                    && world.covers(limit, &place.session)
+            })
+        }
+
+        /// What was at the slot is not any more.
+        fn forget(&mut self, slot: usize) {
+            self.places.retain(|place| place.slot != slot);
+            self.waiters.retain(|(waiter, _)| *waiter != slot);
+            for heir in &mut self.places {
+                if let Some(slots) = &mut heir.replaces {
+                    slots.retain(|replaced| *replaced != slot);
+                }
+            }
+        }
+
+        fn refused(&self, world: &World, slot: usize, login: &Login, excess: &Excess) {
+            let Excess {
+                limit,
+                in_use,
+                ahead,
+                ..
+            } = *excess;
+            assert!(limit.enforced && world.covers(&limit, &login.session));
+            let counted = self.counted(world, &limit).count();
+            assert_eq!(in_use as usize, counted);
+            // Whoever could end does not make enough room.
+            let end = self.may_end(world, &limit, login).count();
+            let earlier = self
+                .waiters
+                .iter()
+                .take_while(|(waiter, _)| *waiter != slot)
+                .count();
+            assert!(ahead as usize <= earlier);
+            assert!(
+                counted - end + ahead as usize >= limit.max as usize,
+                "{limit:?}"
+            );
+        }
+
+        /// Whether each of these may end, and is needed.
+        fn replaced(
+            &self,
+            world: &World,
+            limits: &[Limit],
+            login: &Login,
+            slots: &[usize],
+            ended: &Ended,
+        ) {
+            assert!(!slots.is_empty() && ended.number as usize == slots.len());
+            let full = |limit: &&Limit| {
+                let earlier = self
+                    .waiters
+                    .iter()
+                    .filter(|(_, waiter)| world.covers(limit, &waiter.session));
+                self.counted(world, limit).count() + earlier.count() >= limit.max as usize
+            };
+            let full: Vec<&Limit> = limits
+                .iter()
+                .filter(|limit| limit.enforced)
+                .filter(full)
+                .collect();
+            for slot in slots {
+                let may = |limit: &&&Limit| {
+                    let mut may_end = self.may_end(world, limit, login);
+                    may_end.any(|place| place.slot == *slot)
+                };
+                assert!(
+                    full.iter().any(|limit| may(&limit)),
+                    "{slot} ends for nothing"
+                );
+            }
+        }
+    }
+
+    fn idle(books: &Books) -> Idle {
+        let since = |place: &Place| Some((100 + place.slot as u32, place.idle?));
+        let mut idle: Idle = books.places.iter().filter_map(since).collect();
+        idle.sort_unstable();
+        idle
+    }
+
+    fn try_one(world: &World, table: &mut Table, books: &mut Books, slot: usize, login: Login) {
+        let limits = match login.session.exempt {
+            true => Vec::new(),
+            false => world.of(&login.session),
+        };
+        let (members, idle) = (world.members(), idle(books));
+        let rules = Rules {
+            count_walsenders: false,
+            may_wait: login.may_wait,
+            tried: Duration::ZERO,
+            max_waiters: MAX_WAITERS,
+            replacing: Replacing {
+                allowed: login.allowed,
+                now: NOW,
+                min_age: Duration::from_micros(MIN_AGE as u64),
+                idle_after: Duration::from_micros(IDLE_AFTER as u64),
+            },
+            audit: false,
+        };
+        let asking = Attempt {
+            slot,
+            pid: 100 + slot as u32,
+            session: login.session,
+            limits: &limits,
+            members: &members,
+            idle: Some(&idle),
+            rules,
+        };
+        let verdict = attempt(table, &asking).expect("all is known");
+        let slots: Vec<usize> = table
+            .predecessors(slot)
+            .map(|pid| pid as usize - 100)
+            .collect();
+        let replaces = match verdict {
+            Verdict::Replacing(_, ended, _) => {
+                books.replaced(world, &limits, &login, &slots, &ended);
+                Some(slots)
+            }
+            Verdict::Admitted(_) => None,
+            Verdict::Waiting => {
+                if !books.waiters.iter().any(|(waiter, _)| *waiter == slot) {
+                    books.waiters.push((slot, login));
+                }
+                return;
+            }
+            Verdict::Refused(excess) => {
+                books.refused(world, slot, &login, &excess);
+                assert!(slots.is_empty(), "a refused login leaves a mark");
+                return books.forget(slot);
+            }
+        };
+        books.forget(slot);
+        let Login { session, idle, .. } = login;
+        books.places.push(Place {
+            slot,
+            session,
+            idle,
+            replaces,
+        });
+        // Not one too many, once all is as was decided.
+        for limit in limits.iter().filter(|limit| limit.enforced) {
+            let heir = books.place(slot).expect("it is in");
+            let replaced = |place: &&Place| {
+                books
+                    .replaced_by(heir)
+                    .any(|other| other.slot == place.slot)
+            };
+            let counted = books
+                .places
+                .iter()
+                .filter(|place| world.covers(limit, &place.session));
+            let leaving = |place: &&Place| {
+                let mut others = books.replaced_by(place);
+                place.slot != slot && others.any(|other| world.covers(limit, &other.session))
+            };
+            let counted = counted.filter(|place| !replaced(place) && !leaving(place));
+            assert!(
+                counted.count() <= limit.max as usize,
+                "one too many: {limit:?}"
+            );
+        }
+    }
+
+    fn go(table: &mut Table, books: &mut Books, slot: usize) {
+        table.dequeue(slot);
+        if let Some(place) = books.place(slot) {
+            // As a backend that exits.
+            if place.replaces.is_some() {
+                table.give_back(slot);
+            }
+            let claim = Claim::new(100 + slot as u32, place.session.role);
+            table.shared.release(slot, claim);
+        }
+        books.forget(slot);
+    }
+
+    fn compare(world: &World, table: &Table, books: &Books) {
+        let members = world.members();
+        for limit in world.limits.iter() {
+            let counted = Counted::new(limit.scope, false, &members).expect("a known group");
+            let expected = books.counted(world, limit);
+            assert_eq!(table.count(counted) as usize, expected.count(), "{limit:?}");
+            let others = books
+                .counted(world, limit)
+                .filter(|place| !place.session.exempt);
+            assert!(
+                !limit.enforced || others.count() <= limit.max as usize,
+                "{limit:?}"
+            );
+        }
+        let mut replaceable: Vec<usize> = table.replaceable().map(|(slot, ..)| slot).collect();
+        let free = |place: &&Place| {
+            !place.session.exempt && place.replaces.is_none() && !books.is_left_to_another(place)
+        };
+        let mut expected: Vec<usize> = books
+            .places
+            .iter()
+            .filter(free)
+            .map(|place| place.slot)
+            .collect();
+        replaceable.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(replaceable, expected);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1000) })]
+
+        #[test]
+        fn no_limit_is_exceeded_and_nobody_ends_who_must_not(world in any_policy(), steps in steps()) {
+            let mut memory = OwnTable::new(SLOTS, 4 * SLOTS);
+            let mut table = memory.table();
+            let mut books = Books::default();
+            for step in steps {
+                match step {
+                    Step::Try { slot, login } => {
+                        let waits = books.waiters.iter().find(|(waiter, _)| *waiter == slot);
+                        let login = match waits.cloned() {
+                            Some((_, waiter)) => Login { may_wait: login.may_wait, ..waiter },
+                            None => login,
+                        };
+                        match books.place(slot) {
+                            Some(place) if place.replaces.is_some() => go(&mut table, &mut books, slot),
+                            // Its process has left the process array, and not freed its slot yet.
+                            Some(_) => books.forget(slot),
+                            None => {}
+                        }
+                        try_one(&world, &mut table, &mut books, slot, login);
+                    }
+                    Step::Leave { slot } => go(&mut table, &mut books, slot),
+                    Step::Look { slot } => {
+                        let Some(place) = books.places.iter_mut().find(|place| place.slot == slot) else {
+                            continue;
+                        };
+                        if let Some(slots) = &place.replaces {
+                            let all_gone = slots.is_empty();
+                            prop_assert_eq!(table.arrive(slot), all_gone);
+                            if all_gone {
+                                place.replaces = None;
+                            }
+                        }
+                    }
+                }
+                compare(&world, &table, &books);
+            }
+            for slot in 0..SLOTS {
+                go(&mut table, &mut books, slot);
+            }
+            compare(&world, &table, &books);
+            prop_assert_eq!(table.sessions().count() + table.waiters().count(), 0);
         }
     }
 }
