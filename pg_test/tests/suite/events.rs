@@ -21,6 +21,13 @@ tests![
     an_immediate_restart
 ];
 
+/// A cluster whose worker sweeps nothing: that would be events, too.
+fn quiet(server: &Server, settings: &[(&str, &str)]) -> Cluster {
+    let mut all = vec![("session_limit.sweep", "off")];
+    all.extend(settings);
+    Cluster::start(server, &all)
+}
+
 /// Every line of ours in the log; each must be JSON.
 pub fn logged(cluster: &Cluster) -> Vec<Value> {
     let parse = |json: &str| serde_json::from_str(json).unwrap_or_else(|e| panic!("{json}: {e}"));
@@ -84,7 +91,7 @@ fn each_event(server: &Server) {
         ("session_limit.log_events", "all"),
         ("session_limit.max_wait", "0"),
     ];
-    let cluster = Cluster::start(server, &settings);
+    let cluster = quiet(server, &settings);
     let mut superuser = cluster.superuser();
     superuser.query("CREATE EXTENSION session_limit");
     superuser.query("CREATE ROLE alice LOGIN");
@@ -166,7 +173,7 @@ fn any_name_is_one_line_of_json(server: &Server) {
         ("session_limit.log_events", "all"),
         ("session_limit.max_wait", "0"),
     ];
-    let cluster = Cluster::start(server, &settings);
+    let cluster = quiet(server, &settings);
     let mut superuser = cluster.superuser();
     superuser.query("CREATE EXTENSION session_limit");
     let long = "\u{1}".repeat(63);
@@ -231,7 +238,7 @@ fn any_name_is_one_line_of_json(server: &Server) {
 }
 
 fn log_events(server: &Server) {
-    let cluster = Cluster::start(server, &[("session_limit.max_wait", "0")]);
+    let cluster = quiet(server, &[("session_limit.max_wait", "0")]);
     cluster.sql(&[
         "CREATE ROLE alice LOGIN CONNECTION LIMIT 2",
         "CREATE EXTENSION session_limit",
@@ -271,7 +278,7 @@ fn log_events(server: &Server) {
 }
 
 fn what_is_usual_is_logged_however_often(server: &Server) {
-    let cluster = Cluster::start(server, &[("session_limit.log_events", "all")]);
+    let cluster = quiet(server, &[("session_limit.log_events", "all")]);
     cluster.sql(&["CREATE ROLE alice LOGIN"]);
     let here = cluster
         .login_from("alice", "127.0.0.2")
@@ -317,7 +324,7 @@ fn refuse_many(cluster: &Cluster, storms: usize) -> usize {
 }
 
 fn a_storm_does_not_flood_the_log(server: &Server) {
-    let cluster = Cluster::start(server, &[("session_limit.max_wait", "0")]);
+    let cluster = quiet(server, &[("session_limit.max_wait", "0")]);
     cluster.sql(&[
         "CREATE ROLE alice LOGIN CONNECTION LIMIT 1",
         "CREATE EXTENSION session_limit",
@@ -354,7 +361,7 @@ fn a_storm_does_not_flood_the_log(server: &Server) {
 }
 
 fn nothing_is_left_unsaid_at_a_shutdown(server: &Server) {
-    let mut cluster = Cluster::start(server, &[("session_limit.max_wait", "0")]);
+    let mut cluster = quiet(server, &[("session_limit.max_wait", "0")]);
     cluster.sql(&["CREATE ROLE alice LOGIN CONNECTION LIMIT 1"]);
     let _alice = cluster.login_of("alice").login().expect("the first");
     let refused = refuse_many(&cluster, 1);
@@ -369,7 +376,7 @@ fn the_view_keeps_the_latest(server: &Server) {
         ("session_limit.max_events", "5"),
         ("session_limit.max_wait", "0"),
     ];
-    let cluster = Cluster::start(server, &settings);
+    let cluster = quiet(server, &settings);
     cluster.sql(&["CREATE EXTENSION session_limit"]);
     let mut superuser = cluster.superuser();
     for number in 1..=12 {
@@ -395,7 +402,7 @@ fn the_view_is_whole_in_a_storm(server: &Server) {
         ("session_limit.max_wait", "0"),
         ("session_limit.log_events", "none"),
     ];
-    let cluster = Cluster::start(server, &settings);
+    let cluster = quiet(server, &settings);
     cluster.sql(&["CREATE EXTENSION session_limit"]);
     let roles = ["a", "bbbbbbbb", "cccccccccccccccccccccccccccc"];
     for role in roles {
@@ -431,7 +438,7 @@ fn no_view(server: &Server) {
         ("session_limit.max_events", "0"),
         ("session_limit.max_wait", "0"),
     ];
-    let cluster = Cluster::start(server, &settings);
+    let cluster = quiet(server, &settings);
     cluster.sql(&[
         "CREATE ROLE alice LOGIN CONNECTION LIMIT 0",
         "CREATE EXTENSION session_limit",
@@ -445,7 +452,7 @@ fn no_view(server: &Server) {
 }
 
 fn whose_events_one_sees(server: &Server) {
-    let cluster = Cluster::start(server, &[("session_limit.max_wait", "0")]);
+    let cluster = quiet(server, &[("session_limit.max_wait", "0")]);
     cluster.sql(&[
         "CREATE EXTENSION session_limit",
         "CREATE ROLE alice LOGIN",
@@ -477,7 +484,7 @@ fn whose_events_one_sees(server: &Server) {
 }
 
 fn an_immediate_restart(server: &Server) {
-    let mut cluster = Cluster::start(server, &[("session_limit.max_wait", "0")]);
+    let mut cluster = quiet(server, &[("session_limit.max_wait", "0")]);
     cluster.sql(&[
         "CREATE ROLE alice LOGIN CONNECTION LIMIT 0",
         "CREATE EXTENSION session_limit",

@@ -11,7 +11,13 @@ tests![
 ];
 
 fn enforcement(server: &Server) {
-    let cluster = Cluster::start(server, &[("session_limit.max_sessions_per_role", "1")]);
+    let cluster = Cluster::start(
+        server,
+        &[
+            ("session_limit.sweep", "off"),
+            ("session_limit.max_sessions_per_role", "1"),
+        ],
+    );
     cluster.sql(&["CREATE ROLE alice LOGIN", "CREATE EXTENSION session_limit"]);
     let alice = cluster.tcp_login_of("alice");
     let _first = alice.login().expect("on: the first");

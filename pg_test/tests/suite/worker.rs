@@ -18,7 +18,13 @@ fn worker(cluster: &Cluster) -> Option<Pid> {
 }
 
 fn reclaims_what_a_vanished_process_left(server: &Server) {
-    let cluster = Cluster::start(server, &[("session_limit.max_wait", "0")]);
+    let cluster = Cluster::start(
+        server,
+        &[
+            ("session_limit.sweep", "off"),
+            ("session_limit.max_wait", "0"),
+        ],
+    );
     cluster.sql(&[
         "CREATE ROLE alice LOGIN CONNECTION LIMIT 1",
         "CREATE EXTENSION session_limit",
