@@ -185,6 +185,21 @@ impl Cluster {
         pid.expect("a process ID in postmaster.pid")
     }
 
+    /// Seconds that the postmaster's children have used that have ended.
+    pub fn cpu_of_children(&self) -> f64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid().as_raw_nonzero()));
+        let stat = stat.expect("the postmaster's figures");
+        // The name, in parentheses, may have blanks in it; the figures are the 16th and 17th field.
+        let (_, fields) = stat.rsplit_once(')').expect("a name");
+        let ticks: f64 = fields
+            .split_whitespace()
+            .skip(13)
+            .take(2)
+            .map(|ticks| ticks.parse::<f64>().expect("a number"))
+            .sum();
+        ticks / rustix::param::clock_ticks_per_second() as f64
+    }
+
     /// The server's processes whose title, as `ps` shows it, contains this, such as `
     /// authentication` for logins that are not done. Not every process is in `pg_stat_activity`.
     pub fn processes(&self, title: &str) -> Vec<Pid> {
@@ -240,6 +255,7 @@ impl Cluster {
             endpoint: Endpoint::Unix(self.dir.join(format!(".s.PGSQL.{}", self.port))),
             user: user.to_string(),
             database: Some("postgres".to_string()),
+            password: None,
             options: Vec::new(),
         }
     }
