@@ -6,7 +6,9 @@ pub mod bench;
 pub mod client;
 pub mod cluster;
 pub mod packages;
+pub mod picture;
 pub mod place;
+pub mod pooler;
 pub mod server;
 
 use std::fmt::Display;

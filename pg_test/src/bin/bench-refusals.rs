@@ -4,17 +4,15 @@
 //! The variants take turns in random order. A turn of the first kind is so many refused logins, one after
 //! the other; one of the second, queries one after the other while many clients try again and again.
 
-use pg_test::bench::{self, Figures, Shuffle};
+use pg_test::bench::{self, Best, Figures, Shuffle, Table};
 use pg_test::client::Session;
 use pg_test::cluster::Cluster;
 use pg_test::server::{self, Server};
 use pg_test::{say, wait_for};
-use serde_json::json;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
-const ROUNDS: usize = 15;
 const LOGINS: usize = 300;
 const CLIENTS: usize = 200;
 const QUERIES: usize = 500;
@@ -31,23 +29,24 @@ struct Variant {
 }
 
 fn main() {
+    let rounds = bench::rounds(15, 2);
     for server in server::servers() {
         let mut variants = variants(&server);
         say(format_args!(
-            "PostgreSQL {}: {ROUNDS} rounds of {LOGINS} refusals, and of {QUERIES} queries beside {CLIENTS} clients",
+            "PostgreSQL {}: {rounds} rounds of {LOGINS} refusals, and of {QUERIES} queries beside {CLIENTS} clients",
             server.major
         ));
         let mut shuffle = Shuffle::new();
-        for round in 1..=ROUNDS {
+        for round in 1..=rounds {
             for turn in shuffle.order(variants.len()) {
                 variants[turn].refuse();
             }
             for turn in shuffle.order(variants.len()) {
                 variants[turn].query_in_a_storm();
             }
-            say(format_args!("{round} of {ROUNDS}"));
+            say(format_args!("{round} of {rounds}"));
         }
-        report(server.major, &variants);
+        report(&server, rounds, &variants);
     }
 }
 
@@ -135,49 +134,35 @@ impl Variant {
     }
 }
 
-fn report(major: u32, variants: &[Variant]) {
-    println!(
-        "\nPostgreSQL {major}: a refusal, and a query beside {CLIENTS} clients that are refused again and again, ms"
+fn report(server: &Server, rounds: usize, variants: &[Variant]) {
+    let names = || variants.iter().map(|variant| variant.name);
+    let all =
+        |figures: fn(&Variant) -> &Figures| variants.iter().map(move |it| figures(it).clone());
+    let over = |figures: fn(&Variant) -> &Figures| {
+        let ratio = move |it| figures(it).over(figures(&variants[0]));
+        variants.iter().map(ratio)
+    };
+    let mut refusal = Table::new("a refusal", names());
+    refusal.column("CPU, ms", 3, Best::None, all(|it| &it.cpu));
+    refusal
+        .column("CPU, ratio", 3, Best::None, over(|it| &it.cpu))
+        .picture();
+    refusal.column("time, ms", 3, Best::None, all(|it| &it.time));
+    refusal.column("time, ratio", 3, Best::None, over(|it| &it.time));
+    let mut query = Table::new(
+        format!("a query beside {CLIENTS} clients that are refused again and again"),
+        names(),
     );
-    println!(
-        "{:<36}{:>8}{:>8}{:>8}{:>8}{:>10}{:>8}{:>8}{:>8}",
-        "", "CPU", "ratio", "time", "ratio", "a second", "query", "ratio", "99 %"
-    );
-    let mut rows = Vec::new();
-    let first = &variants[0];
-    for variant in variants {
-        let cpu = variant.cpu.over(&first.cpu);
-        let time = variant.time.over(&first.time);
-        let latency = variant.latency.over(&first.latency);
-        println!(
-            "{:<36}{:>8.3}{:>8.3}{:>8.3}{:>8.3}{:>10.0}{:>8.3}{:>8.3}{:>8.2}",
-            variant.name,
-            variant.cpu.median(),
-            cpu.median(),
-            variant.time.median(),
-            time.median(),
-            variant.refusals.median(),
-            variant.latency.median(),
-            latency.median(),
-            variant.slowest.median()
-        );
-        rows.push(json!({
-            "name": variant.name,
-            "cpu_ms": variant.cpu.json(),
-            "cpu_ratio": cpu.json(),
-            "time_ms": variant.time.json(),
-            "time_ratio": time.json(),
-            "refusals_a_second": variant.refusals.json(),
-            "query_ms": variant.latency.json(),
-            "query_ratio": latency.json(),
-            "query_p99_ms": variant.slowest.json(),
-        }));
-    }
-    let settings =
-        json!({"rounds": ROUNDS, "logins": LOGINS, "clients": CLIENTS, "queries": QUERIES});
-    bench::keep(
+    query.column("median, ms", 3, Best::None, all(|it| &it.latency));
+    query
+        .column("median, ratio", 3, Best::None, over(|it| &it.latency))
+        .picture();
+    query.column("99 %, ms", 2, Best::None, all(|it| &it.slowest));
+    query.column("refusals a second", 0, Best::None, all(|it| &it.refusals));
+    bench::report(
         "refusals",
-        major,
-        json!({"settings": settings, "variants": rows}),
+        server,
+        format!("{rounds} rounds of {LOGINS} refusals and of {QUERIES} queries for each variant"),
+        vec![refusal, query],
     );
 }
