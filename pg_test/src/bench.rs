@@ -82,13 +82,13 @@ impl Figures {
         Figures::from_iter([number as f64 * 100.0 / self.len() as f64])
     }
 
-    /// The figure that this part of them, of a hundred, is not above; NaN if there is none.
+    /// The figure at this place of a hundred, by size; NaN if there is none.
     pub fn part(&self, of_hundred: usize) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
         let last = sorted.len().saturating_sub(1);
         sorted
-            .get(last * of_hundred / 100)
+            .get((last * of_hundred + 50) / 100)
             .copied()
             .unwrap_or(f64::NAN)
     }
@@ -110,17 +110,19 @@ impl Figures {
 
     /// The median, and between which two figures the middle four fifths of the rounds are.
     pub fn text(&self, decimals: usize) -> String {
-        let median = self.median();
+        let text = |of_hundred| format!("{:.decimals$}", rounded(self.part(of_hundred), decimals));
         match self.len() {
             0 => "–".to_string(),
-            1 => format!("{median:.decimals$}"),
-            _ => format!(
-                "{median:.decimals$} ({:.decimals$}–{:.decimals$})",
-                self.part(10),
-                self.part(90)
-            ),
+            1 => text(50),
+            _ => format!("{} ({}–{})", text(50), text(10), text(90)),
         }
     }
+}
+
+/// As it is shown; nothing is shown as -0.
+fn rounded(figure: f64, decimals: usize) -> f64 {
+    let units = 10_f64.powi(decimals as i32);
+    (figure * units).round() / units + 0.0
 }
 
 impl FromIterator<f64> for Figures {
@@ -212,9 +214,10 @@ impl Column {
         self.picture = true;
     }
 
-    /// The rows with the best median, if there is a worse one.
+    /// The rows with the best median, if there is a worse one: as they are shown.
     pub fn best(&self) -> Vec<usize> {
-        let medians: Vec<f64> = self.cells.iter().map(Figures::median).collect();
+        let medians = self.cells.iter().map(Figures::median);
+        let medians: Vec<f64> = medians.map(|it| rounded(it, self.decimals)).collect();
         let known = medians.iter().copied().filter(|median| !median.is_nan());
         let (lowest, highest) = (
             known.clone().fold(f64::INFINITY, f64::min),
@@ -312,8 +315,10 @@ mod tests {
     fn parts() {
         let some = figures(&[3.0, 1.0, 2.0]);
         assert_eq!((some.part(0), some.median(), some.max()), (1.0, 2.0, 3.0));
+        assert_eq!((some.part(10), some.part(90)), (1.0, 3.0));
         assert!(figures(&[]).median().is_nan());
-        assert_eq!(some.text(1), "2.0 (1.0–2.0)");
+        assert_eq!(figures(&[-0.1]).text(0), "0");
+        assert_eq!(some.text(1), "2.0 (1.0–3.0)");
         assert_eq!(some.percent(|figure| figure > 3.0), figures(&[0.0]));
     }
 
@@ -340,7 +345,7 @@ mod tests {
         );
         assert_eq!(table.column("", 0, Best::Lowest, cells.clone()).best(), [1]);
         assert!(table.column("", 0, Best::None, cells).best().is_empty());
-        let alike = [&[2.0][..], &[2.0]].map(figures);
+        let alike = [&[2.1][..], &[1.9]].map(figures);
         assert!(table.column("", 0, Best::Lowest, alike).best().is_empty());
     }
 

@@ -21,7 +21,7 @@ pub struct Bar {
 
 const NAMES: f64 = 440.0;
 const BARS: f64 = 380.0;
-const TEXTS: f64 = 150.0;
+const TEXTS: f64 = 190.0;
 const ROW: f64 = 22.0;
 const HEAD: f64 = 30.0;
 

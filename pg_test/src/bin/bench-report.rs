@@ -56,14 +56,14 @@ it is counted whom it told to end.",
 the beginning of the login, or from sending the query, and so has the waiting in it; of each round it has the median, the 99th percentile and the longest. CPU
 is the server's and PgBouncer's. Everything is on one machine, and the clients take their part of its cores.
 
-The short query takes a session for so little time that the machine, not the number of sessions, may be what holds requests up; the longer one fills
-the sessions, so that it is their number. In the last table some clients hold all server sessions and the others wait.
+The short query takes a session for so little time that the machine, not the number of sessions, may be what holds requests up: a login may
+wait for the server to make its process, before session_limit sees it. The longer one fills the sessions, so that it is their number. In the last table some clients hold all server sessions and the others wait.
 
 They do different things. PgBouncer keeps its server sessions: a client's login makes no new process, a waiting client is a socket and
 some memory, and clients that stay connected can share sessions by transaction. A login that waits for session_limit is a process of the
 server's, made for it, that goes on to be its session; so it takes one of `max_connections` while it waits. But PgBouncer counts only what goes through it, each of its processes
-for itself, and clients of a pool by transaction share what a session has, such as `SET` and prepared statements; session_limit counts every session of the server, whatever way it came, with
-nothing to run, configure or pass through. To use both: a pool for those many short requests, and limits for whoever comes past the pool, such as people, jobs, other poolers,
+for itself, and clients that share sessions by transaction share what is set in them; session_limit counts every session of the server, whatever way it came, and
+gives a client a session of its own. To use both: a pool for those many short requests, and limits for whoever comes past the pool, such as people, jobs, other poolers,
 and for the pool itself, with room for its size.",
     ),
 ];
