@@ -319,9 +319,12 @@ fn report(server: &Server, storms: usize, churns: usize, variants: &[Variant]) {
     let title = format!("{CLIENTS} clients under a limit of {CLIENTS}: of {LOGINS} logins");
     let mut table = Table::new(title, names());
     let refused = variants.iter().map(|it| it.refused.clone());
-    table
-        .column("refused or ended without need", 0, Best::Lowest, refused)
-        .picture();
+    let name = "refused or ended without need";
+    table.column(name, 0, Best::Lowest, refused).picture();
+    let most = variants
+        .iter()
+        .map(|it| Figures::from_iter([it.refused.max()]));
+    table.column("most in a round", 0, Best::Lowest, most);
     tables.push(table);
     let measured = format!(
         "{storms} rounds of each storm and {churns} of the clients that log in again at once, for each variant"
