@@ -4,6 +4,7 @@
 use crate::{PATIENCE, wait_for};
 use bytes::{Buf, BytesMut};
 use fallible_iterator::FallibleIterator;
+use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
 use postgres_protocol::message::{backend, frontend};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, test_kill_process};
@@ -20,6 +21,8 @@ pub struct Target {
     pub user: String,
     /// None: a physical replication connection.
     pub database: Option<String>,
+    /// For scram-sha-256.
+    pub password: Option<String>,
     /// More parameters of the startup packet.
     pub options: Vec<(String, String)>,
 }
@@ -83,6 +86,7 @@ impl Stream for TcpStream {
 pub struct Connection {
     stream: Box<dyn Stream>,
     read: BytesMut,
+    scram: Option<ScramSha256>,
 }
 
 impl Target {
@@ -106,9 +110,12 @@ impl Target {
         };
         let stream =
             stream.unwrap_or_else(|error| panic!("connect to {:?}: {error}", self.endpoint));
+        let password = self.password.as_ref();
         Connection {
             stream,
             read: BytesMut::new(),
+            scram: password
+                .map(|it| ScramSha256::new(it.as_bytes(), ChannelBinding::unsupported())),
         }
     }
 
@@ -174,6 +181,18 @@ impl Connection {
         loop {
             match self.next() {
                 Some(backend::Message::AuthenticationOk) => authenticated = true,
+                Some(backend::Message::AuthenticationSasl(_)) => self.answer(|scram, packet| {
+                    frontend::sasl_initial_response(SCRAM_SHA_256, scram.message(), packet)
+                }),
+                Some(backend::Message::AuthenticationSaslContinue(body)) => {
+                    self.answer(|scram, packet| {
+                        scram.update(body.data())?;
+                        frontend::sasl_response(scram.message(), packet)
+                    })
+                }
+                Some(backend::Message::AuthenticationSaslFinal(body)) => {
+                    self.answer(|scram, _| scram.finish(body.data()))
+                }
                 Some(backend::Message::BackendKeyData(key)) => pid = key.process_id(),
                 Some(backend::Message::ReadyForQuery(_)) => {
                     return Ok(Session {
@@ -214,6 +233,14 @@ impl Connection {
                 Err(error) => panic!("read from the server: {error}"),
             }
         }
+    }
+
+    /// Takes the next step of SCRAM.
+    fn answer(&mut self, step: impl FnOnce(&mut ScramSha256, &mut BytesMut) -> io::Result<()>) {
+        let scram = self.scram.as_mut().expect("a password");
+        let mut packet = BytesMut::new();
+        step(scram, &mut packet).expect("SCRAM");
+        let _ = self.stream.write_all(&packet);
     }
 
     fn send_query(&mut self, sql: &str) {

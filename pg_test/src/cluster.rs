@@ -185,6 +185,27 @@ impl Cluster {
         pid.expect("a process ID in postmaster.pid")
     }
 
+    /// Seconds of CPU that the postmaster's children have used that have ended.
+    pub fn cpu_of_children(&self) -> f64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid().as_raw_nonzero()));
+        let stat = stat.expect("the postmaster's figures");
+        // The name, in parentheses, may have blanks in it; the figures are the 16th and 17th field.
+        let (_, fields) = stat.rsplit_once(')').expect("a name");
+        let ticks: f64 = fields
+            .split_whitespace()
+            .skip(13)
+            .take(2)
+            .map(|ticks| ticks.parse::<f64>().expect("a number"))
+            .sum();
+        ticks / rustix::param::clock_ticks_per_second() as f64
+    }
+
+    /// Seconds of CPU that the server has used: the postmaster, its children, and those that have ended.
+    pub fn cpu(&self) -> f64 {
+        let alive = self.processes("").into_iter().chain([self.pid()]);
+        alive.map(cpu).sum::<f64>() + self.cpu_of_children()
+    }
+
     /// The server's processes whose title, as `ps` shows it, contains this, such as `
     /// authentication` for logins that are not done. Not every process is in `pg_stat_activity`.
     pub fn processes(&self, title: &str) -> Vec<Pid> {
@@ -240,6 +261,7 @@ impl Cluster {
             endpoint: Endpoint::Unix(self.dir.join(format!(".s.PGSQL.{}", self.port))),
             user: user.to_string(),
             database: Some("postgres".to_string()),
+            password: None,
             options: Vec::new(),
         }
     }
@@ -358,6 +380,16 @@ impl Drop for Cluster {
         self.stop(Stop::Fast);
         let _ = fs::remove_dir_all(&self.dir);
     }
+}
+
+/// Seconds of CPU that a process has used, by its main thread; 0 if it is gone. Not in ticks, as elsewhere: many
+/// processes that use little of one use much together.
+pub fn cpu(pid: Pid) -> f64 {
+    let file = format!("/proc/{}/schedstat", pid.as_raw_nonzero());
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let nanoseconds = text.split_whitespace().next();
+    let nanoseconds = nanoseconds.and_then(|text| text.parse::<f64>().ok());
+    nanoseconds.unwrap_or(0.0) / 1e9
 }
 
 /// A port that nobody listens on, nor will before the server does: it is none of those that the system

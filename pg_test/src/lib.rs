@@ -2,10 +2,13 @@
 //! clusters, and logs in to them through real clients. It touches nothing outside the checkout's
 //! `target` and cargo's folders; the one exception is said in [`place`].
 
+pub mod bench;
 pub mod client;
 pub mod cluster;
 pub mod packages;
+pub mod picture;
 pub mod place;
+pub mod pooler;
 pub mod server;
 
 use std::fmt::Display;

