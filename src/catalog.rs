@@ -75,7 +75,7 @@ impl Role {
             itself,
             pg_sys::AuthIdRelationId,
             Some(index),
-            |row| unsafe {
+            &mut |row| unsafe {
                 found = Some(Role::from(form(row.tuple)));
             },
         );
@@ -452,20 +452,21 @@ fn key(column: u32, equals: u32, value: pg_sys::Datum) -> pg_sys::ScanKeyData {
 }
 
 /// Visits the rows of a shared catalog as they are now.
-fn scan(catalog: pg_sys::Oid, by: Option<Index>, visit: impl FnMut(Row)) {
-    scan_as_of(std::ptr::null_mut(), catalog, by, visit);
+fn scan(catalog: pg_sys::Oid, by: Option<Index>, mut visit: impl FnMut(Row)) {
+    scan_as_of(std::ptr::null_mut(), catalog, by, &mut visit);
 }
 
 /// An index, and what is sought in it. It is used only once the relation cache can say what it looks
 /// like.
 type Index<'a> = (pg_sys::Oid, &'a mut pg_sys::ScanKeyData);
 
-/// Visits the rows that the snapshot sees.
+/// Visits the rows that the snapshot sees. One piece of code for all catalogs: each login has to map what
+/// it runs.
 fn scan_as_of(
     snapshot: pg_sys::Snapshot,
     catalog: pg_sys::Oid,
     by: Option<Index>,
-    mut visit: impl FnMut(Row),
+    visit: &mut dyn FnMut(Row),
 ) {
     // SAFETY: in a transaction. The key outlives the scan.
     unsafe {

@@ -86,7 +86,7 @@ impl Stream for TcpStream {
 pub struct Connection {
     stream: Box<dyn Stream>,
     read: BytesMut,
-    scram: Option<ScramSha256>,
+    scram: Option<Box<ScramSha256>>,
 }
 
 impl Target {
@@ -114,8 +114,10 @@ impl Target {
         Connection {
             stream,
             read: BytesMut::new(),
-            scram: password
-                .map(|it| ScramSha256::new(it.as_bytes(), ChannelBinding::unsupported())),
+            scram: password.map(|it| {
+                let scram = ScramSha256::new(it.as_bytes(), ChannelBinding::unsupported());
+                Box::new(scram)
+            }),
         }
     }
 

@@ -33,6 +33,12 @@ client, from connecting to being let in, and closing. The last `session_limit` r
 trigger, for servers that have login triggers, counts the role's sessions in `pg_stat_activity`.",
     ),
     (
+        "hook",
+        "The time in the hook",
+        "By the clock of `session_limit.stats`: what a login adds to `decision_us`, from the hook's beginning to its end, without waiting. Each login is a new process,
+whose caches are cold.",
+    ),
+    (
         "refusals",
         "What a refusal costs",
         "Refused logins one after the other, under `CONNECTION LIMIT 1` and without waiting; and queries of a session that is in, beside clients that try
