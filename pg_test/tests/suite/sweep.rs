@@ -15,6 +15,7 @@ tests![
     a_grant_is_followed_within_an_interval,
     the_longest_idle_end_first_and_none_in_a_transaction,
     whoever_a_limit_does_not_hold_stays,
+    whoever_is_exempt_pushes_nobody_out,
     log_says_what_is_over_once,
     off_does_nothing,
     what_is_only_tried_out_ends_nobody,
@@ -369,6 +370,19 @@ fn whoever_a_limit_does_not_hold_stays(server: &Server) {
     wait_until_left(&cluster, "carol", 0);
     assert_eq!(alive(&mut exempt), [false; 2]);
     assert_eq!(alive(&mut superusers), [true; 2]);
+}
+
+fn whoever_is_exempt_pushes_nobody_out(server: &Server) {
+    let limits = r#"{"limits": [{"max": 2, "per": "address"}]}"#;
+    let settings = [TERMINATE, ("session_limit.cluster_limits", limits)];
+    let cluster = cluster(server, &settings);
+    let mut held: [Session; 2] = logins(&cluster.login_from("bob", "127.0.0.2"));
+    let mut superusers: [Session; 2] = logins(&cluster.login_from("postgres", "127.0.0.2"));
+    sweep_once(&cluster, false);
+    assert_eq!(alive(&mut held), [true; 2], "no limit was lowered");
+    assert_eq!(alive(&mut superusers), [true; 2]);
+    let about_bob = |event: &Value| event["source"] == "session_limit.cluster_limits";
+    assert!(!events(&cluster).iter().any(about_bob));
 }
 
 fn log_says_what_is_over_once(server: &Server) {
