@@ -96,12 +96,15 @@ impl Patience {
     }
 
     /// Ends the sessions whose places the login is to have, and returns when they are gone; or one
-    /// that stays.
-    pub fn replace(&self, client: &Client) -> Result<(), u32> {
+    /// that stays, or none if it is too late for the login to tell any.
+    pub fn replace(&self, client: &Client) -> Result<(), Option<u32>> {
         // Nobody's session ends for a client that is gone, or a login that was told to stop. A latch that
         // is set hides what the socket says: the second look sees it.
         self.look(client, Duration::ZERO);
         self.look(client, Duration::ZERO);
+        if !self.may_wait() {
+            return Err(None);
+        }
         let began = Instant::now();
         for pid in shmem::notify_predecessors() {
             compat::end_session(pid);
@@ -113,7 +116,7 @@ impl Patience {
             let left = FOR_PREDECESSORS.saturating_sub(began.elapsed());
             let left = before_timeouts().unwrap_or(left).min(left);
             if left.is_zero() || self.lost.get() {
-                return Err(pid);
+                return Err(Some(pid));
             }
             self.look(client, left.min(LOOK_FOR_PREDECESSORS_EVERY));
         }

@@ -222,7 +222,7 @@ fn admit(client: &Client) {
                 };
                 record(&Decision::new(client, session, outcome, &patience));
                 return stays
-                    .unwrap_or_else(|pid| error::too_many(&excess, patience.waited(), Some(pid)));
+                    .unwrap_or_else(|told| error::too_many(&excess, patience.waited(), told));
             }
             Verdict::Refused(excess) => {
                 let outcome = Outcome::Refused(&excess);
