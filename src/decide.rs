@@ -132,6 +132,8 @@ pub fn attempt(table: &mut Table, login: &Attempt) -> Result<Verdict, Unknown> {
     let over = tried_out(table, login)?;
     let verdict = match exceeded {
         Some(full) => match replace(table, login, full, |limit| limit.enforced)? {
+            // Someone has just left: there is room after all.
+            Ok((_, Ended { number: 0, .. })) => Verdict::Admitted(admission(table, login, over)?),
             Ok((excess, ended)) => {
                 Verdict::Replacing(admission(table, login, over)?, ended, excess)
             }
@@ -153,10 +155,11 @@ fn tried_out(table: &mut Table, login: &Attempt) -> Result<Option<(Excess, Ended
     };
     let replaced = replace(table, login, (limit, 0), |limit| !limit.enforced)?;
     table.give_back(login.slot);
-    Ok(Some(match replaced {
-        Ok(would) => would,
-        Err(excess) => (excess, Ended::default()),
-    }))
+    Ok(match replaced {
+        Ok((_, Ended { number: 0, .. })) => None,
+        Ok(would) => Some(would),
+        Err(excess) => Some((excess, Ended::default())),
+    })
 }
 
 /// Makes room for the login under the chosen limits, of which one is full: it has claimed its slot then,

@@ -85,35 +85,47 @@ pub fn may_not_connect(database: &[u8]) -> ! {
     .end()
 }
 
-/// The DETAIL for a session that ends for a newer one.
-pub fn replaced_by(role: &CStr, address: Option<IpAddr>) -> CString {
+/// The DETAIL for a session of the role `own` that ends for a newer one.
+pub fn replaced_by(own: u32, address: Option<IpAddr>) -> CString {
     let mut text = b"This session was replaced by a newer session of role \"".to_vec();
-    text.extend(role.to_bytes());
+    text.extend(own_name(Object::Role(own)));
     text.extend(format!("\" from {}.", place(address)).bytes());
     composed(text)
 }
 
-/// The DETAIL for a session that ends for a limit that was lowered, or set, after it came. It can look no
-/// name up: it knows those of its own role, whose OID is `own`, and database.
+/// The DETAIL for a session of the role `own` that ends for a limit that was lowered, or set, after it
+/// came. It can look no name up: it knows those of its own role and database.
 pub fn swept(source: Source, in_use: u32, max: u32, own: u32) -> CString {
-    let role = || login::own_role().to_bytes().to_vec();
     let place = match source {
         Source::Label(Object::Role(oid)) if oid != own => [
             b"label on a role that ",
-            role().as_slice(),
+            own_name(Object::Role(own)).as_slice(),
             b" is a member of",
         ]
         .concat(),
-        _ => source.words(&|object| match object {
-            Object::Role(_) => role(),
-            Object::Database(_) => login::own_database().to_bytes().to_vec(),
-        }),
+        _ => source.words(&own_name),
     };
     let (are, there) = (are(in_use), sessions(in_use));
     let mut text = format!("There {are} {there} under a limit of {max} (").into_bytes();
     text.extend(place);
     text.extend(b").");
     composed(text)
+}
+
+/// The name of this session's own role or database; its OID if the client may have no characters for it:
+/// the server would tell that then, and no more why the session ends.
+fn own_name(object: Object) -> Vec<u8> {
+    let (oid, name) = match object {
+        Object::Role(oid) => (oid, login::own_role()),
+        Object::Database(oid) => (oid, login::own_database()),
+    };
+    // SAFETY: reads variables of this process.
+    let same_encoding =
+        unsafe { pg_sys::pg_get_client_encoding() == pg_sys::GetDatabaseEncoding() };
+    match same_encoding || name.to_bytes().is_ascii() {
+        true => name.to_bytes().to_vec(),
+        false => oid.to_string().into_bytes(),
+    }
 }
 
 /// The login is over a limit, and has waited as long as it may; also for the session of this process to

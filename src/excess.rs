@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 /// A refusal takes a moment too.
 const BEFORE_TIMEOUT: Duration = Duration::from_millis(200);
 
+/// How long it takes to replace a session that goes at once, with plenty to spare.
+const FOR_REPLACING: Duration = Duration::from_secs(1);
+
 /// Nothing wakes a waiter when a limit is raised or a database is dropped: it looks.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -50,13 +53,17 @@ impl Patience {
         }
     }
 
-    pub fn may_wait(&self) -> bool {
-        !self.lost.get() && before_timeouts().is_none_or(|left| !left.is_zero())
+    pub fn may_wait(&self, limits: &[Limit]) -> bool {
+        !self.lost.get() && time_to_wait(limits).is_none_or(|left| !left.is_zero())
+    }
+
+    fn has_time(&self) -> bool {
+        self.may_wait(&[])
     }
 
     /// Whether the server would let the login in, if a session ended for it.
     pub fn may_replace(&self, client: &Client) -> bool {
-        self.may_wait() && (client.walsender || compat::reserved_connections_are_free())
+        self.has_time() && (client.walsender || compat::reserved_connections_are_free())
     }
 
     /// How long ago the login arrived.
@@ -83,7 +90,7 @@ impl Patience {
                 .checked_sub(tried)
                 .filter(|left| !left.is_zero())
         };
-        let ends = limits.iter().filter_map(left).chain(before_timeouts());
+        let ends = limits.iter().filter_map(left).chain(time_to_wait(limits));
         ends.min().unwrap_or(LOOK_EVERY)
     }
 
@@ -96,13 +103,13 @@ impl Patience {
     }
 
     /// Ends the sessions whose places the login is to have, and returns when they are gone; or one
-    /// that stays, if any was told to end.
+    /// that stays, or none if it is too late for the login to tell any.
     pub fn replace(&self, client: &Client) -> Result<(), Option<u32>> {
         // Nobody's session ends for a client that is gone, or a login that was told to stop. A latch that
         // is set hides what the socket says: the second look sees it.
         self.look(client, Duration::ZERO);
         self.look(client, Duration::ZERO);
-        if self.lost.get() {
+        if !self.has_time() {
             return Err(None);
         }
         let began = Instant::now();
@@ -174,6 +181,18 @@ impl Patience {
 unsafe extern "C-unwind" {
     fn get_timeout_active(id: u32) -> bool;
     fn get_timeout_finish_time(id: u32) -> pg_sys::TimestampTz;
+}
+
+/// How long until the login must do something else than wait. Where it may end sessions, it is to have
+/// time for that.
+fn time_to_wait(limits: &[Limit]) -> Option<Duration> {
+    let replaces = limits.iter().any(Limit::replaces);
+    let left = before_timeouts()?;
+    Some(left.saturating_sub(if replaces {
+        FOR_REPLACING
+    } else {
+        Duration::ZERO
+    }))
 }
 
 /// How long until the server ends the login, less the time that a refusal takes. A reload can change

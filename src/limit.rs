@@ -140,6 +140,11 @@ impl Scope {
 }
 
 impl Limit {
+    /// Whether sessions may end so that there is room under it.
+    pub fn replaces(&self) -> bool {
+        self.on_excess != OnExcess::Refuse
+    }
+
     /// What the count is kept for, such as `alice`, `alice in app`, `team from 10.0.0.0/8`; None for
     /// the cluster.
     pub fn subject(&self, names: Names) -> Option<Vec<u8>> {

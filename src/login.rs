@@ -21,7 +21,7 @@ use crate::compat::Port;
 use crate::decide::{Admission, Attempt, Ended, Excess, Rules, Verdict};
 use crate::excess::Patience;
 use crate::facts::{self, Trouble};
-use crate::limit::{Limit, OnExcess};
+use crate::limit::Limit;
 use crate::replace::Replacing;
 use crate::sessions::{Members, Session};
 use crate::settings::{self, LogEvents, Settings};
@@ -185,7 +185,7 @@ fn admit(client: &Client) {
         }
         let rules = Rules {
             count_walsenders: !settings.exempt_replication,
-            may_wait: patience.may_wait(),
+            may_wait: patience.may_wait(&limits),
             tried: patience.tried(),
             max_waiters: settings.max_waiters,
             replacing: Replacing {
@@ -299,8 +299,7 @@ fn ask(client: &Client, settings: &Settings, arrival: u64) -> Asked {
     if let Some((object, why)) = facts::invalid_label(&applicable, &troubles, settings) {
         error::invalid_label(object, why);
     }
-    let replaces = |limit: &Limit| limit.on_excess != OnExcess::Refuse;
-    if applicable.limits.iter().any(replaces)
+    if applicable.limits.iter().any(Limit::replaces)
         && let Some(database) = &database
         && !database.admits(&role)
     {

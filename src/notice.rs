@@ -1,7 +1,7 @@
 //! A session that was told to end tells its client why: the server's own message, with a DETAIL.
 
 use crate::sessions::Notice;
-use crate::{error, login, shmem};
+use crate::{error, shmem};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::cell::Cell;
@@ -34,7 +34,7 @@ unsafe extern "C-unwind" fn session_limit_emit_log(message: *mut pg_sys::ErrorDa
             && (*message).detail.is_null();
         if let Some((notice, role)) = ends.then(shmem::my_notice).flatten() {
             let detail = match notice {
-                Notice::Replaced(address) => error::replaced_by(login::own_role(), address),
+                Notice::Replaced(address) => error::replaced_by(role, address),
                 Notice::Swept {
                     source,
                     in_use,

@@ -25,7 +25,7 @@ pub struct Replacing {
 impl Replacing {
     /// Whether sessions may end so that there is room under this limit.
     pub fn lets_end(&self, limit: &Limit) -> bool {
-        self.allowed && limit.on_excess != OnExcess::Refuse
+        self.allowed && limit.replaces()
     }
 }
 
@@ -87,6 +87,8 @@ fn candidates(
         if !own || !counted.covers(session) || !old_enough(session) {
             continue;
         }
+        // Who was told before and is still there goes last: it may be one that does not go.
+        let told = table.notice(slot).is_some();
         let rank = match limit.on_excess {
             OnExcess::ReplaceIdle => {
                 let idle = login.idle.ok_or(Unknown::Idle)?;
@@ -98,9 +100,9 @@ fn candidates(
                 let Some((_, since)) = since.filter(long_enough) else {
                     continue;
                 };
-                (*since, session.arrival)
+                (told, *since, session.arrival)
             }
-            _ => (0, session.arrival),
+            _ => (told, 0, session.arrival),
         };
         number += 1;
         if first.is_none_or(|(best, _)| rank < best) {
@@ -294,6 +296,28 @@ mod tests {
             [102]
         );
         assert_eq!(count(&table, of_role(ALICE)), 3);
+    }
+
+    #[test]
+    fn who_was_told_and_is_still_there_ends_last() {
+        let mut memory = OwnTable::new(8, 32);
+        let mut table = memory.table();
+        is_in(&mut table, 0, of(ALICE, 1));
+        is_in(&mut table, 1, of(ALICE, 2));
+        let limit = oldest(2, of_role(ALICE));
+        let first = login(2, of(ALICE, 9), [limit]);
+        assert_eq!(replaced(&mut table, &first), [100]);
+        table.notify(2);
+        table.give_back(2);
+        assert_eq!(
+            replaced(&mut table, &login(3, of(ALICE, 10), [limit])),
+            [101]
+        );
+        assert_eq!(
+            replaced(&mut table, &login(4, of(ALICE, 11), [limit])),
+            [100],
+            "if there is no other"
+        );
     }
 
     #[test]

@@ -414,6 +414,11 @@ pub fn have_limits_changed() -> bool {
     memory().worker.changed.swap(false, Ordering::SeqCst)
 }
 
+/// Whether it has happened, and nobody has asked.
+pub fn are_limits_changing() -> bool {
+    memory().worker.changed.load(Ordering::SeqCst)
+}
+
 /// Chooses and tells to end the sessions that exceed these limits.
 pub fn end_excess(sweep: &Sweep, over: &[Over]) -> Vec<Ending> {
     let mut found = Found::with_room_for(slots());

@@ -203,7 +203,9 @@ fn has_shut_down() -> bool {
 
 /// All of it, or nothing.
 fn put(bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(NEW_FILE)?;
+    // What is left there by whomever: to open a pipe could take forever.
+    let _ = fs::remove_file(NEW_FILE);
+    let mut file = File::create_new(NEW_FILE)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(NEW_FILE, FILE)?;

@@ -2,8 +2,9 @@
 //!
 //! What is over a limit is what a login would be refused for: the limit counts more sessions than it
 //! allows, whoever they are. Who ends for it are those whom it holds: sessions to which it applies,
-//! not one that is exempt, nor one that has a nearer limit. The idle ones go first, so that none ends in a
-//! transaction while an idle one is there. A session is told once: from then on it is neither counted nor chosen.
+//! not one that is exempt, nor one that has a nearer limit. Such a one is let in over the limit, and
+//! pushes out nobody who was there. The idle ones go first, so that none ends in a transaction while an
+//! idle one is there. A session is told once: from then on it is neither counted nor chosen.
 
 use crate::limit::{Limit, OnExcess};
 use crate::replace::Idle;
@@ -36,6 +37,8 @@ pub struct Over {
     pub in_use: u32,
     /// How many of them may be ended for it.
     pub held: u32,
+    /// How many of these are to be.
+    pub excess: u32,
 }
 
 /// A session that is to end, and for which limit.
@@ -100,8 +103,7 @@ impl Sweep<'_> {
             in_use: over.in_use,
             max: limit.max,
         };
-        let excess = over.in_use.saturating_sub(limit.max) as usize;
-        for (_, slot, pid) in found.candidates.iter().take(excess) {
+        for (_, slot, pid) in found.candidates.iter().take(over.excess as usize) {
             let told = table.tell(*slot, notice);
             found.endings.extend(told.map(|session| Ending {
                 pid: *pid,
@@ -111,18 +113,27 @@ impl Sweep<'_> {
         }
     }
 
-    /// None if the limit is met, or if all whom it counts are beyond it.
+    /// None if the limit is met, or if nobody ends for it.
     fn look(&self, table: &Table, index: usize) -> Option<Over> {
         let (limit, counted) = self.limit(index)?;
         let in_use = table.staying(counted).count() as u32;
         if in_use <= limit.max {
             return None;
         }
-        let held = self.held(table, index, counted).count() as u32;
-        (held > 0).then_some(Over {
+        let held = self.held(table, index, counted);
+        let arrivals = held.map(|(_, _, session)| session.arrival);
+        let (held, latest) = arrivals.fold((0, 0), |(held, latest), arrival| {
+            (held + 1, arrival.max(latest))
+        });
+        // When the latest of them came, there was room, or the limit was another.
+        let staying = table.staying(counted);
+        let then = staying.filter(|(_, _, session)| session.arrival <= latest);
+        let excess = (then.count() as u32).saturating_sub(limit.max).min(held);
+        (excess > 0).then_some(Over {
             limit: index,
             in_use,
             held,
+            excess,
         })
     }
 
@@ -322,6 +333,29 @@ mod tests {
         let mut world = World::new([at_most(1, in_database(APP))], &sessions);
         world.applying.hold.remove(&session(BOB, APP).kind());
         assert_eq!(world.end(), [1, 2]);
+    }
+
+    #[test]
+    fn who_was_let_in_over_the_limit_pushes_nobody_out() {
+        let sessions = [(); 3].map(|()| session(ALICE, APP));
+        let over = [
+            sessions[0],
+            session(BOB, APP),
+            sessions[1],
+            session(BOB, APP),
+        ];
+        let mut world = World::new([at_most(1, in_database(APP))], &over);
+        world.applying.hold.insert(session(BOB, APP).kind(), vec![]);
+        assert_eq!(
+            world.end(),
+            [0, 2],
+            "of the three when the last of alice came"
+        );
+        let over = [sessions[0], sessions[1], session(BOB, APP)];
+        let mut world = World::new([at_most(2, in_database(APP))], &over);
+        world.applying.hold.insert(session(BOB, APP).kind(), vec![]);
+        assert_eq!(world.over(), []);
+        assert_eq!(world.end(), [] as [u32; 0]);
     }
 
     #[test]

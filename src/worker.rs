@@ -111,19 +111,23 @@ fn in_transaction(settings: &Settings, said: &mut Vec<Said>) {
     let table = copy.table();
     let sessions: Vec<Session> = table.sessions().map(|(_, session)| *session).collect();
     let applying = facts::applying(sessions.iter(), settings);
+    let ends = settings.sweep == settings::Sweep::Terminate;
+    let idle = if ends {
+        compat::idle_sessions()
+    } else {
+        Vec::new()
+    };
     let sweep = Sweep {
         applying: &applying,
         members: &facts::members(&applying.limits),
-        idle: &compat::idle_sessions(),
+        idle: &idle,
         count_walsenders: !settings.exempt_replication,
     };
     let limit_of = |over: &Over| applying.limits.get(over.limit);
-    let ends = |over: &Over| {
-        let enforced = limit_of(over).is_some_and(|limit| limit.enforced);
-        enforced && settings.sweep == settings::Sweep::Terminate
-    };
+    let ends = |over: &Over| ends && limit_of(over).is_some_and(|limit| limit.enforced);
     let (end, say): (Vec<Over>, Vec<Over>) = sweep.over(&table).into_iter().partition(ends);
-    if !end.is_empty() {
+    // A limit that changes just now may have been raised: the next sweep knows.
+    if !end.is_empty() && !shmem::are_limits_changing() {
         for ending in shmem::end_excess(&sweep, &end) {
             if let Some(limit) = limit_of(&ending.over) {
                 let ended = Some((ending.pid, &ending.session));

@@ -17,6 +17,7 @@ tests![
     the_longest_idle,
     the_policy_is_a_limits_a_labels_or_the_settings,
     a_place_that_becomes_free_in_time_ends_nobody,
+    who_waits_replaces_before_the_server_ends_the_login,
     one_limit_that_refuses_is_enough,
     each_limit_is_given_room,
     under_a_lowered_limit_several_end,
@@ -256,6 +257,18 @@ fn one_limit_that_refuses_is_enough(server: &Server) {
     is_in(&alice).end();
     let [first, mut second] = both;
     was_replaced(first);
+    assert!(second.is_alive());
+}
+
+fn who_waits_replaces_before_the_server_ends_the_login(server: &Server) {
+    let cluster = one_of_alice(server);
+    cluster.set(&[
+        ("session_limit.max_wait", "10min"),
+        ("authentication_timeout", "2s"),
+    ]);
+    let mut first = is_in(&cluster.login_of("alice"));
+    let mut second = is_in(&cluster.login_of("alice"));
+    assert_replaced(&told(&mut first), "alice", SOCKET);
     assert!(second.is_alive());
 }
 

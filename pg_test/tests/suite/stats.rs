@@ -6,7 +6,7 @@ use pg_test::server::Server;
 use pg_test::wait_for;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::thread;
 
@@ -525,4 +525,10 @@ fn a_file_that_cannot_be_written_loses_them(server: &Server) {
     fs::remove_dir(file(&cluster)).expect("the directory");
     cluster.start_again();
     assert_eq!(all(&cluster), Vec::<Vec<String>>::new());
+    // It goes nowhere, and a pipe would stop the postmaster.
+    let before = count_something(&cluster);
+    symlink("nowhere/at/all", file(&cluster).with_extension("stat.tmp")).expect("a link");
+    cluster.stop(Stop::Fast);
+    cluster.start_again();
+    assert_eq!(all(&cluster), before);
 }

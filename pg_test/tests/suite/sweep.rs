@@ -15,10 +15,12 @@ tests![
     a_grant_is_followed_within_an_interval,
     the_longest_idle_end_first_and_none_in_a_transaction,
     whoever_a_limit_does_not_hold_stays,
+    whoever_is_exempt_pushes_nobody_out,
     log_says_what_is_over_once,
     off_does_nothing,
     what_is_only_tried_out_ends_nobody,
     a_session_is_told_once,
+    a_session_is_told_in_its_clients_characters,
     logins_meanwhile,
     the_next_worker_goes_on,
     a_standby_follows
@@ -370,6 +372,19 @@ fn whoever_a_limit_does_not_hold_stays(server: &Server) {
     assert_eq!(alive(&mut superusers), [true; 2]);
 }
 
+fn whoever_is_exempt_pushes_nobody_out(server: &Server) {
+    let limits = r#"{"limits": [{"max": 2, "per": "address"}]}"#;
+    let settings = [TERMINATE, ("session_limit.cluster_limits", limits)];
+    let cluster = cluster(server, &settings);
+    let mut held: [Session; 2] = logins(&cluster.login_from("bob", "127.0.0.2"));
+    let mut superusers: [Session; 2] = logins(&cluster.login_from("postgres", "127.0.0.2"));
+    sweep_once(&cluster, false);
+    assert_eq!(alive(&mut held), [true; 2], "no limit was lowered");
+    assert_eq!(alive(&mut superusers), [true; 2]);
+    let about_bob = |event: &Value| event["source"] == "session_limit.cluster_limits";
+    assert!(!events(&cluster).iter().any(about_bob));
+}
+
 fn log_says_what_is_over_once(server: &Server) {
     let cluster = cluster(server, &[NOT_SOON]);
     let mut sessions: [Session; 3] = logins(&cluster.login_of("alice"));
@@ -484,6 +499,52 @@ fn a_session_is_told_once(server: &Server) {
 }
 
 /// Whoever logs in while limits change, in the end there are no more than allowed, and no fewer.
+fn a_session_is_told_in_its_clients_characters(server: &Server) {
+    let policy = [
+        ("session_limit.on_excess", "replace_oldest"),
+        ("session_limit.replace_min_age", "0"),
+        ("session_limit.max_wait", "0"),
+    ];
+    let cluster = cluster(server, &[&policy[..], &[TERMINATE, NOT_SOON]].concat());
+    cluster.sql(&[
+        r#"CREATE ROLE "łukasz" LOGIN"#,
+        r#"CREATE DATABASE "łódź" ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0"#,
+    ]);
+    let mut superuser = cluster.superuser();
+    let role = superuser.value("SELECT oid FROM pg_roles WHERE rolname = 'łukasz'");
+    let database = superuser.value("SELECT oid FROM pg_database WHERE datname = 'łódź'");
+    let target = cluster.login_of("łukasz").to("łódź");
+    for (encoding, role, database) in [("UTF8", "łukasz", "łódź"), ("LATIN1", &role, &database)]
+    {
+        let set = format!("SET client_encoding = '{encoding}'");
+        let mut swept = target.login().expect("no limit yet");
+        swept.query(&set);
+        cluster.sql(&[r#"ALTER DATABASE "łódź" CONNECTION LIMIT 0"#]);
+        wait_until_left(&cluster, "łukasz", 0);
+        assert_eq!(
+            told(&mut swept).detail(),
+            format!(
+                "There is 1 session under a limit of 0 (CONNECTION LIMIT of database {database})."
+            )
+        );
+        cluster.sql(&[
+            r#"ALTER DATABASE "łódź" CONNECTION LIMIT -1"#,
+            r#"ALTER ROLE "łukasz" CONNECTION LIMIT 1"#,
+        ]);
+        let mut replaced = target.login().expect("the only one");
+        replaced.query(&set);
+        let newer = target.login().expect("in its place");
+        assert_eq!(
+            told(&mut replaced).detail(),
+            format!(
+                r#"This session was replaced by a newer session of role "{role}" from a local socket."#
+            )
+        );
+        newer.end();
+        cluster.sql(&[r#"ALTER ROLE "łukasz" CONNECTION LIMIT -1"#]);
+    }
+}
+
 fn logins_meanwhile(server: &Server) {
     let settings = [
         TERMINATE,
