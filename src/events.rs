@@ -13,8 +13,8 @@ use crate::login::{Decision, Outcome};
 use crate::ring::{Kind, Record, Text};
 use crate::sessions::Session;
 use crate::settings::{self, LogEvents};
-use crate::shmem;
-use pgrx::pg_sys::{self, panic::ErrorReport};
+use crate::{shmem, stats};
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSqlErrorCode};
 use serde::{Serialize, Serializer};
 use serde_json::ser::{CompactFormatter, Formatter};
@@ -202,7 +202,7 @@ fn tell(event: &Event) {
     }
     let (mut record, cause) = (event.record(), event.cause());
     let (fits, left_out) = shmem::trail(|trail| {
-        record.time = now();
+        record.time = stats::now();
         trail.ring.push(&record);
         match logged && !usual {
             true => trail.flood.admit(&cause, second(record.time)),
@@ -220,7 +220,7 @@ fn tell(event: &Event) {
 pub fn say_what_was_left_out(at_the_end: bool) {
     let next = || {
         shmem::trail(|trail| {
-            let except = (!at_the_end).then(|| second(now()));
+            let except = (!at_the_end).then(|| second(stats::now()));
             trail.flood.take(except)
         })
     };
@@ -285,12 +285,6 @@ impl Event {
 fn fixed<const SIZE: usize>(bytes: Option<&Bytes>) -> Text<SIZE> {
     let text = bytes.and_then(|bytes| Text::new(&bytes.0));
     text.unwrap_or(Text::EMPTY)
-}
-
-/// Runs under a lock, and only reads the clock.
-fn now() -> i64 {
-    // SAFETY: neither raises nor allocates.
-    unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
 fn second(time: i64) -> i64 {

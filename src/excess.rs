@@ -6,7 +6,7 @@
 //! before the server's own timeouts would end it with nothing but an EOF for its client.
 
 use crate::limit::Limit;
-use crate::{compat, error, login::Client, shmem};
+use crate::{compat, error, login::Client, shmem, stats};
 use pgrx::pg_sys;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -202,8 +202,7 @@ fn before_timeouts() -> Option<Duration> {
     let finish =
         |id: &u32| unsafe { get_timeout_active(*id).then(|| get_timeout_finish_time(*id)) };
     let finish = compat::LOGIN_TIMEOUTS.iter().filter_map(finish).min()?;
-    // SAFETY: reads the clock.
-    let left = finish - unsafe { pg_sys::GetCurrentTimestamp() };
+    let left = finish - stats::now();
     let left = Duration::from_micros(u64::try_from(left).unwrap_or(0));
     Some(left.saturating_sub(BEFORE_TIMEOUT))
 }

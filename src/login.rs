@@ -190,8 +190,7 @@ fn admit(client: &Client) {
             max_waiters: settings.max_waiters,
             replacing: Replacing {
                 allowed: patience.may_replace(client),
-                // SAFETY: reads the clock.
-                now: unsafe { pg_sys::GetCurrentTimestamp() },
+                now: stats::now(),
                 min_age: settings.replace_min_age,
                 idle_after: settings.replace_idle_after,
             },

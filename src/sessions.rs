@@ -291,42 +291,47 @@ impl<'a> Table<'a> {
         }
     }
 
+    /// The slots that are claimed, by which process, and what is in them.
+    fn claimed(&self) -> impl Iterator<Item = (usize, u32, &Slot)> {
+        let slots = self.shared.claims.iter().zip(self.slots.iter()).enumerate();
+        slots.filter_map(|(slot, (word, place))| Some((slot, Claim::load(word)?.pid(), place)))
+    }
+
     /// The sessions with their process IDs.
     pub fn sessions(&self) -> impl Iterator<Item = (u32, &Session)> {
-        let slots = self.shared.claims.iter().zip(self.slots.iter());
-        slots.filter_map(|(word, slot)| Some((Claim::load(word)?.pid(), &slot.session)))
+        self.claimed().map(|(_, pid, place)| (pid, &place.session))
     }
 
     /// The sessions that a limit counts, with their process IDs.
     pub fn counted<'b>(&'b self, counted: Counted<'b>) -> impl Iterator<Item = (u32, &'b Session)> {
-        let slots = self.shared.claims.iter().zip(self.slots.iter());
-        slots.enumerate().filter_map(move |(slot, (word, place))| {
-            let claim = Claim::load(word)?;
-            let counts = counted.covers(&place.session)
-                && !(place.arriving && self.has_predecessor(slot, counted));
-            counts.then(|| (claim.pid(), &place.session))
-        })
+        self.claimed()
+            .filter(move |(slot, _, place)| self.counts(*slot, place, counted))
+            .map(|(_, pid, place)| (pid, &place.session))
+    }
+
+    /// Whether a limit counts the session in this place: not an arriving one beside those whose place it
+    /// is to have.
+    fn counts(&self, slot: usize, place: &Slot, counted: Counted) -> bool {
+        counted.covers(&place.session) && !(place.arriving && self.has_predecessor(slot, counted))
     }
 
     /// How many sessions a limit will count when the login at `slot` has arrived.
     pub fn count_once_arrived(&self, slot: usize, counted: Counted) -> u32 {
-        let others = self.shared.claims.iter().zip(self.slots.iter()).enumerate();
-        let others = others.filter(|(other, (word, place))| {
-            Claim::load(word).is_some()
-                && counted.covers(&place.session)
-                && self.shared.heir(*other) != Some(slot)
-                && (*other == slot || !(place.arriving && self.has_predecessor(*other, counted)))
-        });
-        others.count() as u32
+        let then = self
+            .claimed()
+            .filter(|(other, _, place)| match *other == slot {
+                true => counted.covers(&place.session),
+                false => {
+                    self.shared.heir(*other) != Some(slot) && self.counts(*other, place, counted)
+                }
+            });
+        then.count() as u32
     }
 
     /// Whether a session that the limit covers is left to the owner of `heir` and still there.
     fn has_predecessor(&self, heir: usize, counted: Counted) -> bool {
-        let mut slots = self.shared.claims.iter().zip(self.slots.iter()).enumerate();
-        slots.any(|(slot, (word, place))| {
-            self.shared.heir(slot) == Some(heir)
-                && Claim::load(word).is_some()
-                && counted.covers(&place.session)
+        self.claimed().any(|(slot, _, place)| {
+            self.shared.heir(slot) == Some(heir) && counted.covers(&place.session)
         })
     }
 
@@ -338,11 +343,9 @@ impl<'a> Table<'a> {
     /// Those that nothing keeps from being told to end: neither exempt nor arriving nor left to another
     /// already. With their slots and process IDs.
     pub fn replaceable(&self) -> impl Iterator<Item = (usize, u32, &Session)> {
-        let slots = self.shared.claims.iter().zip(self.slots.iter());
-        slots.enumerate().filter_map(|(slot, (word, place))| {
-            let claim = Claim::load(word)?;
+        self.claimed().filter_map(|(slot, pid, place)| {
             let free = !place.session.exempt && !place.arriving && self.shared.heir(slot).is_none();
-            free.then_some((slot, claim.pid(), &place.session))
+            free.then_some((slot, pid, &place.session))
         })
     }
 
@@ -352,12 +355,10 @@ impl<'a> Table<'a> {
         &'b self,
         counted: Counted<'b>,
     ) -> impl Iterator<Item = (usize, u32, &'b Session)> {
-        let slots = self.shared.claims.iter().zip(self.slots.iter());
-        slots.enumerate().filter_map(move |(slot, (word, place))| {
-            let claim = Claim::load(word)?;
+        self.claimed().filter_map(move |(slot, pid, place)| {
             let leaves = place.notice.is_some() || self.shared.heir(slot).is_some();
             let stays = !leaves && counted.covers(&place.session);
-            stays.then_some((slot, claim.pid(), &place.session))
+            stays.then_some((slot, pid, &place.session))
         })
     }
 
@@ -385,9 +386,10 @@ impl<'a> Table<'a> {
 
     /// The process IDs of the sessions that are left to the owner of `heir` and still there.
     pub fn predecessors(&self, heir: usize) -> impl Iterator<Item = u32> {
-        let claims = self.shared.claims.iter().enumerate();
-        let left = claims.filter(move |(slot, _)| self.shared.heir(*slot) == Some(heir));
-        left.filter_map(|(_, word)| Some(Claim::load(word)?.pid()))
+        let left = move |slot: &usize| self.shared.heir(*slot) == Some(heir);
+        self.claimed()
+            .filter(move |(slot, _, _)| left(slot))
+            .map(|(_, pid, _)| pid)
     }
 
     /// Notes that the sessions that are left to the owner of `heir` are told to end, and why.

@@ -52,8 +52,9 @@ pub fn decided(decision: &Decision) {
     shmem::change_stats(|tally| tally.count(pair, &login));
 }
 
-fn now() -> i64 {
-    // SAFETY: reads the clock.
+/// Microseconds since 2000-01-01, as in a `timestamptz`.
+pub fn now() -> i64 {
+    // SAFETY: only reads the clock.
     unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
