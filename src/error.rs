@@ -602,6 +602,9 @@ fn what_is_in_the_way(excess: &Excess, waited: Option<Duration>, told: Option<u3
     if let Some(waited) = waited {
         text.extend(format!(" The login waited {} ms for room.", waited.as_millis()).bytes());
     }
+    if told.is_none() && limit.replaces() && *own > 0 {
+        text.extend(b" None of these sessions may be replaced now.");
+    }
     if let Some(pid) = told {
         text.extend(
             format!(" The session of pid {pid} was told to end for this one, and has not ended.")

@@ -136,6 +136,8 @@ impl Cluster {
         {
             keeper.env(libraries.0, libraries.1.unwrap_or_default());
         }
+        // Whoever debugs the bench wants no backtraces in the server's messages.
+        keeper.env_remove("RUST_BACKTRACE");
         place::as_server_user(&mut keeper).stdin(Stdio::piped());
         // Whoever waits for the end of the bench's output is not to wait for the keeper.
         keeper.stdout(Stdio::null()).stderr(Stdio::null());

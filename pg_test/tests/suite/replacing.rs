@@ -313,7 +313,10 @@ fn the_young_and_those_of_other_roles_are_spared(server: &Server) {
     cluster.sql(&[&label("ROLE team", r#"{"max": 2, "per": "group"}"#)]);
     let mut alice = is_in(&cluster.login_of("alice"));
     let mut bob = is_in(&cluster.login_of("bob"));
-    assert_eq!(refused(&cluster.login_of("bob")).sqlstate(), "53300");
+    let refusal = refused(&cluster.login_of("bob"));
+    assert_eq!(refusal.sqlstate(), "53300");
+    let why = " None of these sessions may be replaced now.";
+    assert!(refusal.detail().ends_with(why), "{refusal:?}");
     cluster.set(&[ANY_AGE]);
     let mut bobs = is_in(&cluster.login_of("bob"));
     assert_replaced(&told(&mut bob), "bob", SOCKET);
