@@ -327,10 +327,11 @@ fn the_young_and_those_of_other_roles_are_spared(server: &Server) {
 fn a_storm_leaves_one(server: &Server) {
     let cluster = one_of_alice(server);
     let mut superuser = cluster.superuser();
+    let mut late = 0;
     for max_wait in ["0", "100ms"] {
         cluster.set(&[("session_limit.max_wait", max_wait)]);
         for _ in 0..25 {
-            let (mut sessions, refusals) = storm(&cluster, &mut superuser);
+            let (mut sessions, refusals) = storm(&cluster, &mut superuser, &mut late);
             let mut alive: Vec<Session> = Vec::new();
             while let Some(mut session) = sessions.pop() {
                 match session.try_query("SELECT 1") {
@@ -350,15 +351,16 @@ fn a_storm_leaves_one(server: &Server) {
             alive.into_iter().for_each(Session::end);
         }
     }
+    assert!(late < FEW, "{late} storms took a second to settle");
 }
 
 /// By default nobody is replaced who is younger than a second: the first wins.
 fn a_storm_replaces_nobody_young(server: &Server) {
     let cluster = Cluster::start(server, &[OLDEST]);
     cluster.sql(&["CREATE ROLE alice LOGIN CONNECTION LIMIT 1"]);
-    let mut superuser = cluster.superuser();
+    let (mut superuser, mut late) = (cluster.superuser(), 0);
     for _ in 0..50 {
-        let (mut sessions, refusals) = storm(&cluster, &mut superuser);
+        let (mut sessions, refusals) = storm(&cluster, &mut superuser, &mut late);
         // Unless the machine took a second.
         for refusal in refusals
             .iter()
@@ -370,10 +372,19 @@ fn a_storm_replaces_nobody_young(server: &Server) {
         assert_eq!(sessions.len(), 1);
         sessions.into_iter().for_each(Session::end);
     }
+    assert!(late < FEW, "{late} storms took a second to settle");
 }
 
-/// Who was let in, and who was not. A second later at most one session is there.
-fn storm(cluster: &Cluster, superuser: &mut Session) -> (Vec<Session>, Vec<Refusal>) {
+/// So few of fifty storms may take longer than the second in which one is to settle: a machine can
+/// stand still for so long.
+const FEW: u32 = 3;
+
+/// Who was let in, and who was not, when only one session is left; counts whether that took a second.
+fn storm(
+    cluster: &Cluster,
+    superuser: &mut Session,
+    late: &mut u32,
+) -> (Vec<Session>, Vec<Refusal>) {
     let (mut sessions, mut refusals) = (Vec::new(), Vec::new());
     for outcome in cluster.login_of("alice").storm(30) {
         match outcome {
@@ -386,11 +397,7 @@ fn storm(cluster: &Cluster, superuser: &mut Session) -> (Vec<Session>, Vec<Refus
     wait_for("one session", || {
         (superuser.value(there) == "1").then_some(())
     });
-    assert!(
-        decided.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        decided.elapsed()
-    );
+    *late += u32::from(decided.elapsed() >= Duration::from_secs(1));
     (sessions, refusals)
 }
 
