@@ -6,7 +6,7 @@ use pg_test::server::Server;
 use pg_test::{run, wait_for};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 tests![
     a_dump_keeps_every_limit,
@@ -235,6 +235,23 @@ fn a_database_takes_its_limits_along(server: &Server) {
     }
 }
 
+/// Runs a program that starts servers on these two data directories, and ends it, and them, if the bench
+/// is no more: then its input ends.
+const UNTIL_THE_BENCH_ENDS: &str = r#"
+trap '' INT HUP QUIT
+exec 3<&0
+old=$1 new=$2; shift 2
+"$@" </dev/null 3<&- & program=$!
+(
+    read -r _ <&3
+    kill -TERM $program
+    for data in "$old" "$new"; do kill -INT "$(head -n 1 "$data/postmaster.pid")"; done
+) >/dev/null 2>&1 & late=$!
+wait $program; status=$?
+kill $late
+exit $status
+"#;
+
 /// Runs the new server's `pg_upgrade` on two stopped clusters.
 fn upgrade(old: &Cluster, new: &Cluster) -> Output {
     if old.server.major < 18 && new.server.major >= 18 {
@@ -245,16 +262,21 @@ fn upgrade(old: &Cluster, new: &Cluster) -> Output {
             .arg(new.dir.join("data")));
     }
     // The old server may need an environment to run in, and the new one's programs do not mind it.
-    let program = new.server.bin.join("pg_upgrade");
-    let mut pg_upgrade = old.server.command(program.to_str().expect("UTF-8"));
+    let mut pg_upgrade = old.server.command("/bin/sh");
+    pg_upgrade.args(["-c", UNTIL_THE_BENCH_ENDS, "sh"]);
+    pg_upgrade.args([old, new].map(|cluster| cluster.dir.join("data")));
+    pg_upgrade.arg(new.server.bin.join("pg_upgrade"));
     pg_upgrade.args(["--no-sync", "--jobs=2", "-U", "postgres"]);
     for (cluster, bin, data, port) in [(old, "-b", "-d", "-p"), (new, "-B", "-D", "-P")] {
         pg_upgrade.arg(bin).arg(&cluster.server.bin);
         pg_upgrade.arg(data).arg(cluster.dir.join("data"));
         pg_upgrade.arg(port).arg(cluster.port.to_string());
     }
-    let output = pg_upgrade.current_dir(&new.dir).output();
-    output.expect("run pg_upgrade")
+    pg_upgrade.current_dir(&new.dir).stdin(Stdio::piped());
+    pg_upgrade.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = pg_upgrade.spawn().expect("run sh");
+    let _until_then = child.stdin.take();
+    child.wait_with_output().expect("run pg_upgrade")
 }
 
 fn assert_upgrades(old: &Cluster, new: &Cluster) {
