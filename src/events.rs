@@ -102,7 +102,10 @@ pub fn decided(decision: &Decision) {
             (None, Kind::Refused, detail)
         }
     };
-    tell(&of_login(decision, kind, detail));
+    // What is usual has no end: recorded without being asked for, it would push everything else out.
+    if !kind.is_usual() || settings::log_events() == LogEvents::All {
+        tell(&of_login(decision, kind, detail));
+    }
     if let Some(other) = admission.and_then(|admission| admission.elsewhere) {
         let detail = Detail::Elsewhere {
             other_addr: other.address,
@@ -188,18 +191,10 @@ pub fn trouble(trouble: &Trouble) {
     ErrorReport::new(code, trouble.to_string(), "").report(PgLogLevel::LOG_SERVER_ONLY);
 }
 
-/// Records the event, and logs it, as far as it is wanted. What is usual has no end: recorded without
-/// being asked for, it would push everything else out, and whoever asks for it wants all of it.
+/// Records the event, and logs it, as far as it is wanted: whoever asks for what is usual wants all of it.
 fn tell(event: &Event) {
     let usual = event.kind.is_usual();
-    let (recorded, logged) = match settings::log_events() {
-        LogEvents::None => (!usual, false),
-        LogEvents::Excess => (!usual, !usual),
-        LogEvents::All => (true, true),
-    };
-    if !recorded {
-        return;
-    }
+    let logged = settings::log_events() != LogEvents::None;
     let (mut record, cause) = (event.record(), event.cause());
     let (fits, left_out) = shmem::trail(|trail| {
         record.time = stats::now();

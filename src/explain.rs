@@ -102,12 +102,7 @@ fn standings(role: &Role, database: &Database, address: Option<IpAddr>) -> Vec<S
         may_wait: false,
         tried: Duration::ZERO,
         max_waiters: 0,
-        replacing: Replacing {
-            allowed: false,
-            now: 0,
-            min_age: Duration::ZERO,
-            idle_after: Duration::ZERO,
-        },
+        replacing: Replacing::NONE,
         audit: false,
     };
     let mut copy = shmem::snapshot();

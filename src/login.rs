@@ -189,7 +189,7 @@ fn admit(client: &Client) {
             tried: patience.tried(),
             max_waiters: settings.max_waiters,
             replacing: Replacing {
-                allowed: patience.may_replace(client),
+                allowed: limits.iter().any(Limit::replaces) && patience.may_replace(client),
                 now: stats::now(),
                 min_age: settings.replace_min_age,
                 idle_after: settings.replace_idle_after,

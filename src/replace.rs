@@ -23,6 +23,13 @@ pub struct Replacing {
 }
 
 impl Replacing {
+    pub const NONE: Replacing = Replacing {
+        allowed: false,
+        now: 0,
+        min_age: Duration::ZERO,
+        idle_after: Duration::ZERO,
+    };
+
     /// Whether sessions may end so that there is room under this limit.
     pub fn lets_end(&self, limit: &Limit) -> bool {
         self.allowed && limit.replaces()
@@ -92,15 +99,12 @@ fn candidates(
         let rank = match limit.on_excess {
             OnExcess::ReplaceIdle => {
                 let idle = login.idle.ok_or(Unknown::Idle)?;
-                let of_session = idle.binary_search_by_key(&pid, |(idle, _)| *idle);
-                let since = of_session.ok().and_then(|index| idle.get(index));
-                let long_enough = |(_, since): &&(u32, i64)| {
-                    rules.now.saturating_sub(*since) >= micros(rules.idle_after)
-                };
-                let Some((_, since)) = since.filter(long_enough) else {
+                let long_enough =
+                    |since: &i64| rules.now.saturating_sub(*since) >= micros(rules.idle_after);
+                let Some(since) = idle_since(idle, pid).filter(long_enough) else {
                     continue;
                 };
-                (told, *since, session.arrival)
+                (told, since, session.arrival)
             }
             _ => (told, 0, session.arrival),
         };
@@ -110,6 +114,12 @@ fn candidates(
         }
     }
     Ok(first.map(|(_, slot)| (number, slot)))
+}
+
+/// Since when the session of this process is idle, if it is.
+pub fn idle_since(idle: &Idle, pid: u32) -> Option<i64> {
+    let found = idle.binary_search_by_key(&pid, |(idle, _)| *idle).ok()?;
+    idle.get(found).map(|(_, since)| *since)
 }
 
 fn micros(duration: Duration) -> i64 {

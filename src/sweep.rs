@@ -7,7 +7,7 @@
 //! idle one is there. A session is told once: from then on it is neither counted nor chosen.
 
 use crate::limit::{Limit, OnExcess};
-use crate::replace::Idle;
+use crate::replace::{Idle, idle_since};
 use crate::sessions::{Counted, Kind, Members, Notice, Session, Table};
 use std::collections::BTreeMap;
 
@@ -161,12 +161,10 @@ impl Sweep<'_> {
     }
 
     fn rank(&self, on_excess: OnExcess, pid: u32, session: &Session) -> Rank {
-        let idle = self.idle.binary_search_by_key(&pid, |(idle, _)| *idle).ok();
-        let since = idle.and_then(|index| self.idle.get(index));
-        let since = match (since, on_excess) {
+        let since = match (idle_since(self.idle, pid), on_excess) {
             (None, _) => return (true, 0, session.arrival),
             (Some(_), OnExcess::ReplaceOldest) => 0,
-            (Some((_, since)), OnExcess::Refuse | OnExcess::ReplaceIdle) => *since,
+            (Some(since), OnExcess::Refuse | OnExcess::ReplaceIdle) => since,
         };
         (false, since, session.arrival)
     }

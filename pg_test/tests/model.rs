@@ -278,12 +278,7 @@ mod decisions {
                 may_wait,
                 tried: Duration::ZERO,
                 max_waiters: MAX_WAITERS,
-                replacing: Replacing {
-                    allowed: false,
-                    now: 0,
-                    min_age: Duration::ZERO,
-                    idle_after: Duration::ZERO,
-                },
+                replacing: Replacing::NONE,
                 audit: false,
             };
             let login = Attempt {
