@@ -87,6 +87,48 @@ pub fn debian_15() -> PathBuf {
     unpacked
 }
 
+/// PostgreSQL's regression tests, from its source in the release of Debian that has this major: a folder with
+/// `regress`, `isolation` and `spi`, and the name of what it is from. None: no release has it.
+pub fn regression_tests(major: u32) -> Option<(PathBuf, String)> {
+    let release = match major {
+        15 => "bookworm",
+        17 => "trixie",
+        18 => "forky",
+        _ => return None,
+    };
+    let _lock = lock();
+    let unpacked = place::target().join(format!("download/tests-{major}"));
+    if !unpacked.exists() {
+        let partial = fresh(&unpacked.with_extension("partial"));
+        say(format_args!(
+            "downloading the source of postgresql-{major} with apt-get"
+        ));
+        let source = Apt::new(&partial.join("apt")).source(&format!("postgresql-{major}"), release);
+        run(Command::new("python3")
+            .args(["-c", TESTS_OF_SOURCE])
+            .arg(&source)
+            .arg(&partial));
+        let name = source.file_name().unwrap_or_default().to_string_lossy();
+        fs::write(partial.join("origin"), &*name).expect("note what it is");
+        fs::remove_dir_all(partial.join("apt")).expect("remove the package lists");
+        fs::rename(&partial, &unpacked).expect("keep the tests");
+    }
+    let origin = fs::read_to_string(unpacked.join("origin")).expect("what it is");
+    Some((unpacked, origin))
+}
+
+const TESTS_OF_SOURCE: &str = r#"
+import sys, tarfile
+folders = {"src/test/regress": "regress", "src/test/isolation": "isolation", "contrib/spi": "spi"}
+with tarfile.open(sys.argv[1]) as source:
+    for member in source:
+        inside = member.name.split("/", 1)[-1]
+        for folder, name in folders.items():
+            if inside.startswith(folder + "/") and member.isfile():
+                member.name = name + inside[len(folder):]
+                source.extract(member, sys.argv[2])
+"#;
+
 /// PgBouncer and the libraries that few systems have; returns the root of its files.
 pub fn pgbouncer() -> PathBuf {
     let unpacked = place::target().join("download/pgbouncer");
@@ -159,6 +201,42 @@ impl Apt {
             run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(to));
             fs::remove_file(package).expect("remove a package");
         }
+    }
+
+    /// The upstream source of a package, in the archive's main part of this release, which need not be the
+    /// system's.
+    fn source(&self, package: &str, release: &str) -> PathBuf {
+        let archives = run(self.command("apt-get").args([
+            "indextargets",
+            "--format",
+            "$(REPO_URI) $(RELEASE)",
+            "Origin: Debian",
+            "Created-By: Packages",
+        ]));
+        // Those of updates and security have a hyphen.
+        let archive = archives
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .find(|(_, release)| !release.contains('-'));
+        let (archive, _) = archive.expect("apt-get knows Debian's archive");
+        let sources = self.0.join("sources.list");
+        fs::write(&sources, format!("deb-src {archive} {release} main\n")).expect("write a list");
+        let apt_get = |arguments: &[&str]| {
+            let mut apt_get = self.command("apt-get");
+            apt_get
+                .arg("-o")
+                .arg(format!("Dir::Etc::SourceList={}", sources.display()))
+                .args(["-o", "Dir::Etc::SourceParts=/dev/null", "--quiet"]);
+            run(apt_get.args(arguments));
+        };
+        apt_get(&["update"]);
+        apt_get(&["source", "--download-only", "--tar-only", package]);
+        let files = walk(&self.0.join("packages"));
+        let source = files.into_iter().find(|file| {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            name.contains(".orig.tar.")
+        });
+        source.expect("the source that apt-get downloaded")
     }
 
     /// The shared libraries that a package depends on, but those of its C and JIT compilers.

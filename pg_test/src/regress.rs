@@ -1,0 +1,385 @@
+//! PostgreSQL's own regression tests, on a server without the library and on one with it and limits.
+//!
+//! The tests are not ours to keep. A server's installation may have them; else they come in PostgreSQL's
+//! source from Debian's archive, where that has one of this major. `pg_regress` and `isolationtester` are the
+//! server's own.
+
+use crate::cluster::Cluster;
+use crate::packages::{self, fresh};
+use crate::server::Server;
+use crate::{place, run, say};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// One of PostgreSQL's two suites that need only a running server.
+pub struct Suite {
+    /// Of its folder, among the tests as among the programs.
+    pub name: &'static str,
+    program: &'static str,
+    /// The other program that this one runs.
+    tester: &'static str,
+    schedule: &'static str,
+}
+
+pub const SUITES: [Suite; 2] = [
+    Suite {
+        name: "regress",
+        program: "pg_regress",
+        tester: "pg_regress",
+        schedule: "parallel_schedule",
+    },
+    Suite {
+        name: "isolation",
+        program: "pg_isolation_regress",
+        tester: "isolationtester",
+        schedule: "isolation_schedule",
+    },
+];
+
+/// Tests that are about a server without any library like this one, with what they find instead.
+const OTHERWISE: [(&str, &str); 1] = [(
+    "security_label",
+    "it expects that no security label provider is loaded",
+)];
+
+/// The tests for one server.
+pub struct Tests {
+    /// Holds all that is made here.
+    work: PathBuf,
+    /// Where they are from.
+    pub origin: String,
+}
+
+/// The tests of a run, and whether each passed.
+pub type Verdicts = BTreeMap<String, bool>;
+
+/// What came out without the library and with it.
+pub struct Compared {
+    pub alone: Verdicts,
+    pub preloaded: Verdicts,
+    /// Those that printed the same in both, as they should or not.
+    pub alike: BTreeSet<String>,
+    /// What those that failed with the library printed, and should have.
+    pub diffs: PathBuf,
+    pub logins: Logins,
+}
+
+/// What the library made of the tests' logins.
+pub struct Logins {
+    pub admitted: usize,
+    pub refused: usize,
+    /// So many sessions at once.
+    pub peak: usize,
+}
+
+impl Tests {
+    /// Those of a folder, else of the server's installation, else of Debian's archive; copied to `work`.
+    pub fn get(server: &Server, chosen: Option<&Path>, work: &Path) -> Option<Tests> {
+        let pgxs = programs(server);
+        let of_packages = PathBuf::from(server.config("--pkglibdir")).join("test");
+        let (found, origin) = match chosen {
+            Some(dir) => {
+                let found = [dir.to_path_buf(), dir.join("src/test")];
+                let found = found.into_iter().find(|dir| has_tests(dir));
+                let found = found.unwrap_or_else(|| {
+                    panic!("no regress/parallel_schedule below {}", dir.display())
+                });
+                let origin = format!("those of {}", found.display());
+                (found, origin)
+            }
+            None => match [pgxs, of_packages].into_iter().find(|dir| has_tests(dir)) {
+                Some(found) => (found, "its installation's own".to_string()),
+                None => {
+                    let (found, package) = packages::regression_tests(server.major)?;
+                    (found, format!("those of Debian's source package {package}"))
+                }
+            },
+        };
+        let work = fresh(work);
+        for folder in ["regress", "isolation", "spi"] {
+            let from = found.join(folder);
+            if from.exists() {
+                run(Command::new("cp").arg("-rL").arg(from).arg(&work));
+            }
+        }
+        run(Command::new("chmod").args(["-R", "a+rX"]).arg(&work));
+        let tests = Tests { work, origin };
+        tests.compile(server);
+        Some(tests)
+    }
+
+    /// The libraries whose functions the tests call, where only their source is there.
+    fn compile(&self, server: &Server) {
+        let headers = server.config("--includedir-server");
+        for source in ["regress/regress.c", "spi/refint.c", "spi/autoinc.c"] {
+            let source = self.work.join(source);
+            let name = source.file_stem().unwrap_or_default();
+            let library = self.work.join("regress").join(name).with_extension("so");
+            if source.exists() && !library.exists() {
+                let mut compile = Command::new("cc");
+                compile.args(["-shared", "-fPIC", "-O1", "-w", "-I", &headers, "-o"]);
+                run(compile.arg(library).arg(source));
+            }
+        }
+    }
+
+    pub fn has(&self, suite: &Suite) -> bool {
+        self.work.join(suite.name).join(suite.schedule).exists()
+    }
+
+    /// Runs a suite, of its tests those that a schedule has, on a server without the library and then on one
+    /// with it; None stands for all tests.
+    pub fn compare(&self, server: &Server, suite: &Suite, schedule: Option<&str>) -> Compared {
+        let file = self.work.join(suite.name).join(suite.schedule);
+        if let Some(schedule) = schedule {
+            fs::write(file, schedule).expect("write a schedule");
+        }
+        let cluster = Cluster::plain(server, &SETTINGS);
+        cluster.sql(&[CREATE_DATABASE]);
+        let alone = self.run(suite, &cluster, "alone");
+        drop(cluster);
+        let cluster = with_limits(server);
+        let preloaded = self.run(suite, &cluster, "preloaded");
+        let logins = logins(&cluster);
+        let output = |run: &str, name: &str| {
+            let results = self.output(suite, run).join("results");
+            fs::read(results.join(name).with_extension("out")).unwrap_or_default()
+        };
+        let alike = |name: &&String| output("alone", name) == output("preloaded", name);
+        Compared {
+            alike: alone.keys().filter(alike).cloned().collect(),
+            diffs: self.output(suite, "preloaded").join("regression.diffs"),
+            alone,
+            preloaded,
+            logins,
+        }
+    }
+
+    fn output(&self, suite: &Suite, run: &str) -> PathBuf {
+        self.work.join(format!("{}-{run}", suite.name))
+    }
+
+    fn run(&self, suite: &Suite, cluster: &Cluster, name: &str) -> Verdicts {
+        let output = self.output(suite, name);
+        place::server_dir(&output);
+        let programs = programs(&cluster.server).join(suite.name);
+        for program in [suite.program, suite.tester] {
+            // Those of a wheel have lost it.
+            let executable = fs::Permissions::from_mode(0o755);
+            fs::set_permissions(programs.join(program), executable).expect("chmod");
+        }
+        let mut regress = cluster.client(&programs.join(suite.program).to_string_lossy());
+        // It takes tests and what they should print from here.
+        regress.current_dir(self.work.join(suite.name));
+        let option = |name: &str, path: &Path| format!("--{name}={}", path.display());
+        regress
+            .args([
+                "--use-existing",
+                "--user=postgres",
+                "--max-concurrent-tests=20",
+            ])
+            .arg(format!("--dbname={DATABASE}"))
+            .arg(format!("--port={}", cluster.port))
+            .arg(option("host", &cluster.dir))
+            .arg(option("bindir", &cluster.server.bin))
+            .arg(option("dlpath", &self.work.join("regress")))
+            .arg(option("outputdir", &output))
+            .arg(format!("--schedule={}", suite.schedule));
+        let mut child = regress
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("run pg_regress");
+        let lines = BufReader::new(child.stdout.take().expect("its output")).lines();
+        let mut verdicts = Verdicts::new();
+        let mut printed = String::new();
+        for line in lines {
+            let line = line.expect("its output");
+            if let Some((test, passed)) = verdict(&line) {
+                verdicts.insert(test.to_string(), passed);
+                if verdicts.len().is_multiple_of(50) {
+                    say(format_args!(
+                        "{} {name}: {} tests",
+                        suite.name,
+                        verdicts.len()
+                    ));
+                }
+            }
+            printed.push_str(&line);
+            printed.push('\n');
+        }
+        // It fails if a test does.
+        child.wait().expect("wait for pg_regress");
+        assert!(!verdicts.is_empty(), "{regress:?}\n{printed}");
+        verdicts
+    }
+}
+
+impl Compared {
+    /// The tests that fail for no other reason than the library.
+    pub fn broken(&self) -> Vec<&str> {
+        let passed = self.alone.iter().filter(|(_, passed)| **passed);
+        let names = passed.map(|(name, _)| name.as_str());
+        names
+            .filter(|name| self.preloaded.get(*name) != Some(&true))
+            .filter(|name| OTHERWISE.iter().all(|(known, _)| known != name))
+            .collect()
+    }
+
+    /// What came out, in numbers.
+    pub fn summary(&self) -> String {
+        let number = |alone, preloaded| {
+            let both = |(name, passed): &(&String, &bool)| {
+                **passed == alone && self.preloaded.get(*name) == Some(&preloaded)
+            };
+            self.alone
+                .iter()
+                .filter(both)
+                .map(|(name, _)| name)
+                .collect::<Vec<_>>()
+        };
+        let failed = number(false, false);
+        let alike = failed.iter().filter(|name| self.alike.contains(**name));
+        let mut lines = vec![
+            format!(
+                "{} tests; {} logins were admitted, {} refused; at most {} sessions at once",
+                self.alone.len(),
+                self.logins.admitted,
+                self.logins.refused,
+                self.logins.peak
+            ),
+            format!(
+                "{} pass without the library and with it",
+                number(true, true).len()
+            ),
+            format!(
+                "{} fail without it and with it, {} of them with the same output",
+                failed.len(),
+                alike.count()
+            ),
+            format!("{} fail only without it", number(false, true).len()),
+        ];
+        for (name, why) in OTHERWISE {
+            if self.alone.get(name) == Some(&true) && self.preloaded.get(name) == Some(&false) {
+                lines.push(format!("1 fails with it as it must: {name}: {why}"));
+            }
+        }
+        let broken = self.broken();
+        lines.push(format!("{} fail only with it", broken.len()));
+        if !broken.is_empty() {
+            let names = broken.join(", ");
+            lines.push(format!("{names}: see {}", self.diffs.display()));
+        }
+        lines.join("\n")
+    }
+}
+
+const DATABASE: &str = "regression";
+const CREATE_DATABASE: &str = "CREATE DATABASE regression TEMPLATE template0";
+
+/// Some plans depend on it.
+const SETTINGS: [(&str, &str); 1] = [("shared_buffers", "128MB")];
+
+/// A server with the library and a limit of each kind, with room for all that the tests do at once: each of
+/// their logins is decided, and none refused.
+fn with_limits(server: &Server) -> Cluster {
+    let mut settings = SETTINGS.to_vec();
+    settings.extend([
+        ("session_limit.exempt_superusers", "off"),
+        ("session_limit.max_sessions_per_role", "60"),
+        (
+            "session_limit.cluster_limits",
+            r#"{"limits": [{"max": 70, "per": "cluster"}, {"max": 60, "per": "database"}]}"#,
+        ),
+    ]);
+    let cluster = Cluster::start(server, &settings);
+    cluster.sql(&[
+        "CREATE EXTENSION session_limit",
+        CREATE_DATABASE,
+        "CREATE ROLE team",
+        "GRANT team TO postgres",
+        r#"SECURITY LABEL FOR session_limit ON ROLE team IS '{"limits": [{"max": 55, "per": "group"}]}'"#,
+        r#"SECURITY LABEL FOR session_limit ON ROLE postgres IS '{"limits": [{"max": 50}, {"max": 45, "database": "regression"}]}'"#,
+        r#"SECURITY LABEL FOR session_limit ON DATABASE regression IS '{"limits": [{"max": 50}, {"max": 48, "per": "role"}]}'"#,
+        "SELECT session_limit.reset_stats()",
+    ]);
+    cluster
+}
+
+/// What became of the tests' logins.
+fn logins(cluster: &Cluster) -> Logins {
+    let mut session = cluster.superuser();
+    let mut number = |column: &str| {
+        let sql = format!("SELECT {column} FROM session_limit.stats WHERE datname = 'regression'");
+        let number = session.value(&sql).parse();
+        number.expect("a number")
+    };
+    let logins = Logins {
+        admitted: number("sum(admitted)"),
+        refused: number("sum(refused)"),
+        peak: number("max(peak)"),
+    };
+    session.end();
+    logins
+}
+
+/// Where a server has `pg_regress` and the like, in a folder for each suite.
+fn programs(server: &Server) -> PathBuf {
+    let makefiles = PathBuf::from(server.config("--pgxs"));
+    let makefiles = makefiles.parent().expect("the folder of pgxs.mk");
+    makefiles.with_file_name("test")
+}
+
+fn has_tests(dir: &Path) -> bool {
+    dir.join("regress/parallel_schedule").exists()
+}
+
+/// The test that a line of `pg_regress` is about, and whether it passed: `not ok 7  + boolean  27 ms`, and before
+/// 16 `boolean ... FAILED 27 ms`.
+fn verdict(line: &str) -> Option<(&str, bool)> {
+    if let Some((name, verdict)) = line.split_once(" ... ") {
+        let name = name.trim().trim_start_matches("test ");
+        return Some((name, verdict.trim_start().starts_with("ok")));
+    }
+    let (passed, rest) = match line.strip_prefix("not ok ") {
+        Some(rest) => (false, rest),
+        None => (true, line.strip_prefix("ok ")?),
+    };
+    Some((rest.split_whitespace().nth(2)?, passed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::verdict;
+
+    #[test]
+    fn a_line_of_pg_regress() {
+        for (line, found) in [
+            (
+                "test tablespace                   ... ok          250 ms",
+                Some(("tablespace", true)),
+            ),
+            (
+                "     boolean                      ... FAILED       27 ms",
+                Some(("boolean", false)),
+            ),
+            ("parallel group (2 tests):  char name", None),
+            (
+                "ok 1         - test_setup                      123 ms",
+                Some(("test_setup", true)),
+            ),
+            (
+                "not ok 7     + boolean                          27 ms",
+                Some(("boolean", false)),
+            ),
+            ("# parallel group (2 tests):  char name", None),
+            ("1..222", None),
+        ] {
+            assert_eq!(verdict(line), found, "{line}");
+        }
+    }
+}
