@@ -90,20 +90,27 @@ pub fn debian_15() -> PathBuf {
 /// PostgreSQL's regression tests, from its source in the release of Debian that has this major: a folder with
 /// `regress`, `isolation` and `spi`, and the name of what it is from. None: no release has it.
 pub fn regression_tests(major: u32) -> Option<(PathBuf, String)> {
-    let release = match major {
-        15 => "bookworm",
-        17 => "trixie",
-        18 => "forky",
+    // The first that has it, the server's own before others.
+    let releases: &[&str] = match major {
+        15 => &["bookworm-security", "bookworm"],
+        17 => &["trixie"],
+        18 => &["forky"],
         _ => return None,
     };
     let _lock = lock();
     let unpacked = place::target().join(format!("download/tests-{major}"));
     if !unpacked.exists() {
+        // Not every system has it.
+        Command::new("apt-get").arg("--version").output().ok()?;
         let partial = fresh(&unpacked.with_extension("partial"));
         say(format_args!(
             "downloading the source of postgresql-{major} with apt-get"
         ));
-        let source = Apt::new(&partial.join("apt")).source(&format!("postgresql-{major}"), release);
+        let apt = Apt::new(&partial.join("apt"));
+        let package = format!("postgresql-{major}");
+        let source = releases
+            .iter()
+            .find_map(|release| apt.source(&package, release))?;
         run(Command::new("python3")
             .args(["-c", TESTS_OF_SOURCE])
             .arg(&source)
@@ -203,22 +210,20 @@ impl Apt {
         }
     }
 
-    /// The upstream source of a package, in the archive's main part of this release, which need not be the
-    /// system's.
-    fn source(&self, package: &str, release: &str) -> PathBuf {
+    /// The upstream source of a package in a release, which need not be the system's; None if it is not there.
+    fn source(&self, package: &str, release: &str) -> Option<PathBuf> {
         let archives = run(self.command("apt-get").args([
             "indextargets",
             "--format",
-            "$(REPO_URI) $(RELEASE)",
+            "$(RELEASE) $(REPO_URI)",
             "Origin: Debian",
             "Created-By: Packages",
         ]));
-        // Those of updates and security have a hyphen.
-        let archive = archives
-            .lines()
-            .filter_map(|line| line.split_once(' '))
-            .find(|(_, release)| !release.contains('-'));
-        let (archive, _) = archive.expect("apt-get knows Debian's archive");
+        // The parts of a release: bookworm, bookworm-security; each archive has that of every release.
+        let part = |release: &str| release.split_once('-').map(|(_, part)| part.to_string());
+        let archive = archives.lines().filter_map(|line| line.split_once(' '));
+        let mut archive = archive.filter(|(known, _)| part(known) == part(release));
+        let (_, archive) = archive.next()?;
         let sources = self.0.join("sources.list");
         fs::write(&sources, format!("deb-src {archive} {release} main\n")).expect("write a list");
         let apt_get = |arguments: &[&str]| {
@@ -227,16 +232,14 @@ impl Apt {
                 .arg("-o")
                 .arg(format!("Dir::Etc::SourceList={}", sources.display()))
                 .args(["-o", "Dir::Etc::SourceParts=/dev/null", "--quiet"]);
-            run(apt_get.args(arguments));
+            let output = apt_get.args(arguments).output();
+            output.is_ok_and(|output| output.status.success())
         };
-        apt_get(&["update"]);
-        apt_get(&["source", "--download-only", "--tar-only", package]);
-        let files = walk(&self.0.join("packages"));
-        let source = files.into_iter().find(|file| {
-            let name = file.file_name().unwrap_or_default().to_string_lossy();
-            name.contains(".orig.tar.")
-        });
-        source.expect("the source that apt-get downloaded")
+        let got =
+            apt_get(&["update"]) && apt_get(&["source", "--download-only", "--tar-only", package]);
+        let mut files = walk(&self.0.join("packages")).into_iter();
+        let source = files.find(|file| file.to_string_lossy().contains(".orig.tar."));
+        source.filter(|_| got)
     }
 
     /// The shared libraries that a package depends on, but those of its C and JIT compilers.

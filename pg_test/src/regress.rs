@@ -23,22 +23,25 @@ pub struct Suite {
     /// The other program that this one runs.
     tester: &'static str,
     schedule: &'static str,
+    /// Some of the tests know its name.
+    database: &'static str,
 }
 
-pub const SUITES: [Suite; 2] = [
-    Suite {
-        name: "regress",
-        program: "pg_regress",
-        tester: "pg_regress",
-        schedule: "parallel_schedule",
-    },
-    Suite {
-        name: "isolation",
-        program: "pg_isolation_regress",
-        tester: "isolationtester",
-        schedule: "isolation_schedule",
-    },
-];
+pub const REGRESS: Suite = Suite {
+    name: "regress",
+    program: "pg_regress",
+    tester: "pg_regress",
+    schedule: "parallel_schedule",
+    database: "regression",
+};
+
+pub const ISOLATION: Suite = Suite {
+    name: "isolation",
+    program: "pg_isolation_regress",
+    tester: "isolationtester",
+    schedule: "isolation_schedule",
+    database: "isolation_regression",
+};
 
 /// Tests that are about a server without any library like this one, with what they find instead.
 const OTHERWISE: [(&str, &str); 1] = [(
@@ -77,27 +80,30 @@ pub struct Logins {
 }
 
 impl Tests {
+    /// Where a server's installation has them: beside its programs, or where a package of tests puts them.
+    pub fn shipped(server: &Server) -> Option<PathBuf> {
+        let of_package = PathBuf::from(server.config("--pkglibdir")).join("test");
+        let places = [programs(server), of_package];
+        places.into_iter().find(|dir| has_tests(dir))
+    }
+
     /// Those of a folder, else of the server's installation, else of Debian's archive; copied to `work`.
     pub fn get(server: &Server, chosen: Option<&Path>, work: &Path) -> Option<Tests> {
-        let pgxs = programs(server);
-        let of_packages = PathBuf::from(server.config("--pkglibdir")).join("test");
-        let (found, origin) = match chosen {
-            Some(dir) => {
-                let found = [dir.to_path_buf(), dir.join("src/test")];
-                let found = found.into_iter().find(|dir| has_tests(dir));
+        let (found, origin) = match (chosen, Tests::shipped(server)) {
+            (Some(dir), _) => {
+                let places = [dir.to_path_buf(), dir.join("src/test")];
+                let found = places.into_iter().find(|dir| has_tests(dir));
                 let found = found.unwrap_or_else(|| {
                     panic!("no regress/parallel_schedule below {}", dir.display())
                 });
-                let origin = format!("those of {}", found.display());
+                let origin = format!("the tests of {}", found.display());
                 (found, origin)
             }
-            None => match [pgxs, of_packages].into_iter().find(|dir| has_tests(dir)) {
-                Some(found) => (found, "its installation's own".to_string()),
-                None => {
-                    let (found, package) = packages::regression_tests(server.major)?;
-                    (found, format!("those of Debian's source package {package}"))
-                }
-            },
+            (None, Some(found)) => (found, "its installation's own tests".to_string()),
+            (None, None) => {
+                let (found, source) = packages::regression_tests(server.major)?;
+                (found, format!("the tests of Debian's {source}"))
+            }
         };
         let work = fresh(work);
         for folder in ["regress", "isolation", "spi"] {
@@ -114,15 +120,12 @@ impl Tests {
 
     /// The libraries whose functions the tests call, where only their source is there.
     fn compile(&self, server: &Server) {
-        let headers = server.config("--includedir-server");
         for source in ["regress/regress.c", "spi/refint.c", "spi/autoinc.c"] {
             let source = self.work.join(source);
             let name = source.file_stem().unwrap_or_default();
             let library = self.work.join("regress").join(name).with_extension("so");
             if source.exists() && !library.exists() {
-                let mut compile = Command::new("cc");
-                compile.args(["-shared", "-fPIC", "-O1", "-w", "-I", &headers, "-o"]);
-                run(compile.arg(library).arg(source));
+                server.compile(&source, &library);
             }
         }
     }
@@ -131,20 +134,26 @@ impl Tests {
         self.work.join(suite.name).join(suite.schedule).exists()
     }
 
-    /// Runs a suite, of its tests those that a schedule has, on a server without the library and then on one
-    /// with it; None stands for all tests.
-    pub fn compare(&self, server: &Server, suite: &Suite, schedule: Option<&str>) -> Compared {
-        let file = self.work.join(suite.name).join(suite.schedule);
-        if let Some(schedule) = schedule {
-            fs::write(file, schedule).expect("write a schedule");
+    /// Runs a suite on a server without the library and then on one with it: all of it, or so many groups
+    /// of tests that run together, from its beginning.
+    pub fn compare(&self, server: &Server, suite: &Suite, groups: Option<usize>) -> Compared {
+        if let Some(groups) = groups {
+            let file = self.work.join(suite.name).join(suite.schedule);
+            let schedule = fs::read_to_string(&file).expect("read a schedule");
+            let tests = schedule.lines().filter(|line| line.starts_with("test:"));
+            let first: Vec<&str> = tests.take(groups).collect();
+            fs::write(file, first.join("\n") + "\n").expect("write a schedule");
         }
-        let cluster = Cluster::plain(server, &SETTINGS);
-        cluster.sql(&[CREATE_DATABASE]);
+        let database = format!("CREATE DATABASE {} TEMPLATE template0", suite.database);
+        let cluster = Cluster::plain(server, SETTINGS);
+        cluster.sql(&[&database]);
         let alone = self.run(suite, &cluster, "alone");
         drop(cluster);
-        let cluster = with_limits(server);
+        let cluster = Cluster::start(server, &[SETTINGS, LIMITS].concat());
+        cluster.sql(&[&database]);
+        label(&cluster, suite.database);
         let preloaded = self.run(suite, &cluster, "preloaded");
-        let logins = logins(&cluster);
+        let logins = logins(&cluster, suite.database);
         let output = |run: &str, name: &str| {
             let results = self.output(suite, run).join("results");
             fs::read(results.join(name).with_extension("out")).unwrap_or_default()
@@ -182,7 +191,7 @@ impl Tests {
                 "--user=postgres",
                 "--max-concurrent-tests=20",
             ])
-            .arg(format!("--dbname={DATABASE}"))
+            .arg(format!("--dbname={}", suite.database))
             .arg(format!("--port={}", cluster.port))
             .arg(option("host", &cluster.dir))
             .arg(option("bindir", &cluster.server.bin))
@@ -278,43 +287,41 @@ impl Compared {
     }
 }
 
-const DATABASE: &str = "regression";
-const CREATE_DATABASE: &str = "CREATE DATABASE regression TEMPLATE template0";
-
 /// Some plans depend on it.
-const SETTINGS: [(&str, &str); 1] = [("shared_buffers", "128MB")];
+const SETTINGS: &[(&str, &str)] = &[("shared_buffers", "128MB")];
 
-/// A server with the library and a limit of each kind, with room for all that the tests do at once: each of
-/// their logins is decided, and none refused.
-fn with_limits(server: &Server) -> Cluster {
-    let mut settings = SETTINGS.to_vec();
-    settings.extend([
-        ("session_limit.exempt_superusers", "off"),
-        ("session_limit.max_sessions_per_role", "60"),
-        (
-            "session_limit.cluster_limits",
-            r#"{"limits": [{"max": 70, "per": "cluster"}, {"max": 60, "per": "database"}]}"#,
-        ),
-    ]);
-    let cluster = Cluster::start(server, &settings);
+/// With room for all that the tests do at once: each of their logins is decided, and none is to be refused.
+const LIMITS: &[(&str, &str)] = &[
+    ("session_limit.exempt_superusers", "off"),
+    ("session_limit.max_sessions_per_role", "60"),
+    (
+        "session_limit.cluster_limits",
+        r#"{"limits": [{"max": 70, "per": "cluster"}, {"max": 60, "per": "database"}]}"#,
+    ),
+];
+
+/// Labels with room, too.
+fn label(cluster: &Cluster, database: &str) {
+    let label = |object: &str, limits: &str| {
+        format!(
+            "SECURITY LABEL FOR session_limit ON {object} IS '{{\"limits\": [{{\"max\": 55, {limits}}}]}}'"
+        )
+    };
     cluster.sql(&[
         "CREATE EXTENSION session_limit",
-        CREATE_DATABASE,
         "CREATE ROLE team",
         "GRANT team TO postgres",
-        r#"SECURITY LABEL FOR session_limit ON ROLE team IS '{"limits": [{"max": 55, "per": "group"}]}'"#,
-        r#"SECURITY LABEL FOR session_limit ON ROLE postgres IS '{"limits": [{"max": 50}, {"max": 45, "database": "regression"}]}'"#,
-        r#"SECURITY LABEL FOR session_limit ON DATABASE regression IS '{"limits": [{"max": 50}, {"max": 48, "per": "role"}]}'"#,
-        "SELECT session_limit.reset_stats()",
+        &label("ROLE team", r#""per": "group""#),
+        &label("ROLE postgres", &format!(r#""database": "{database}""#)),
+        &label(&format!("DATABASE {database}"), r#""per": "role""#),
     ]);
-    cluster
 }
 
 /// What became of the tests' logins.
-fn logins(cluster: &Cluster) -> Logins {
+fn logins(cluster: &Cluster, database: &str) -> Logins {
     let mut session = cluster.superuser();
     let mut number = |column: &str| {
-        let sql = format!("SELECT {column} FROM session_limit.stats WHERE datname = 'regression'");
+        let sql = format!("SELECT {column} FROM session_limit.stats WHERE datname = '{database}'");
         let number = session.value(&sql).parse();
         number.expect("a number")
     };

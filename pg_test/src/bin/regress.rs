@@ -3,7 +3,7 @@
 //! Each suite runs twice: on a server without the library and on one with it. What fails only with it is our
 //! fault.
 
-use pg_test::regress::{SUITES, Tests};
+use pg_test::regress::{ISOLATION, REGRESS, Tests};
 use pg_test::{place, say, server};
 use std::path::PathBuf;
 use std::process::exit;
@@ -29,9 +29,12 @@ fn main() {
             continue;
         };
         let (version, origin) = (server.config("--version"), &tests.origin);
-        say(format_args!("{version}, tests: {origin}"));
-        for suite in SUITES.iter().filter(|suite| tests.has(suite)) {
-            let compared = tests.compare(&server, suite, None);
+        say(format_args!("{version}, {origin}"));
+        for suite in [REGRESS, ISOLATION] {
+            if !tests.has(&suite) {
+                continue;
+            }
+            let compared = tests.compare(&server, &suite, None);
             println!(
                 "\n{version}, {}, {origin}\n{}",
                 suite.name,
