@@ -139,16 +139,20 @@ impl Server {
     fn build_c(&self, name: &str) -> PathBuf {
         let library = place::target().join(format!("{}-{name}.so", self.major));
         let source = place::checkout().join("pg_test/probe").join(name);
-        self.compile(&source.with_extension("c"), &library);
+        self.compile(&source.with_extension("c"), &library, &[]);
         library
     }
 
-    /// Compiles a library for the server.
-    pub fn compile(&self, source: &Path, library: &Path) {
+    /// Compiles a library for the server, with these headers besides those that it names.
+    pub fn compile(&self, source: &Path, library: &Path, headers_besides: &[&str]) {
         let headers = run(Command::new(&self.pg_config).arg("--includedir-server"));
         let mut compile = Command::new("cc");
         compile.args(["-shared", "-fPIC", "-O1", "-I", headers.trim(), "-o"]);
-        run(compile.arg(library).arg(source));
+        compile.arg(library).arg(source);
+        for header in headers_besides {
+            compile.args(["-include", header]);
+        }
+        run(&mut compile);
     }
 
     fn make_template(&self) {
