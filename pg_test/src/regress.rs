@@ -1,8 +1,8 @@
 //! PostgreSQL's own regression tests, on a server without the library and on one with it and limits.
 //!
 //! The tests are not ours to keep. A server's installation may have them; else they come in PostgreSQL's
-//! source from Debian's archive, where that has one of this major. `pg_regress` and `isolationtester` are the
-//! server's own.
+//! source from Debian's archive, of another minor perhaps, so that a server fails some of them alone.
+//! `pg_regress` and `isolationtester` are the server's own.
 
 use crate::cluster::Cluster;
 use crate::packages::{self, fresh};
@@ -43,7 +43,7 @@ pub const ISOLATION: Suite = Suite {
     database: "isolation_regression",
 };
 
-/// Tests that are about a server without any library like this one, with what they find instead.
+/// Tests that are about a server without any library like this one, and why.
 const OTHERWISE: [(&str, &str); 1] = [(
     "security_label",
     "it expects that no security label provider is loaded",
