@@ -232,7 +232,9 @@ impl Apt {
             apt_get
                 .arg("-o")
                 .arg(format!("Dir::Etc::SourceList={}", sources.display()))
-                .args(["-o", "Dir::Etc::SourceParts=/dev/null", "--quiet"]);
+                .args(["-o", "Dir::Etc::SourceParts=/dev/null", "--quiet"])
+                // What is known of the system's archives is to stay known.
+                .args(["-o", "APT::Get::List-Cleanup=0"]);
             let output = apt_get.args(arguments).output();
             output.is_ok_and(|output| output.status.success())
         };
