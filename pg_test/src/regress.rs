@@ -62,7 +62,8 @@ pub type Verdicts = BTreeMap<String, bool>;
 
 /// What came out without the library and with it.
 pub struct Compared {
-    /// Those that crash the server without the library: it lacks the fix that they test. They are not counted.
+    /// Those in which the server without the library crashes, because it lacks the fix that one tests, and those that ended at
+    /// the same moment. They are not counted.
     crashing: BTreeSet<String>,
     pub alone: Verdicts,
     pub preloaded: Verdicts,
@@ -316,7 +317,7 @@ impl Compared {
         if !self.crashing.is_empty() {
             let names: Vec<&str> = self.crashing.iter().map(String::as_str).collect();
             lines.push(format!(
-                "{} crash the server without it, so that they were not run with it: {}",
+                "{} left out, because the server crashes without it in one or more of them: {}",
                 names.len(),
                 names.join(", ")
             ));
