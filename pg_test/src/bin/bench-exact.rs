@@ -306,6 +306,8 @@ fn report(server: &Server, storms: usize, churns: usize, variants: &[Variant]) {
         if kind < 2 {
             inexact.picture();
         }
+        let admitted = variants.iter().map(|it| it.admitted[kind].clone());
+        table.column("admitted a round", 0, Best::None, admitted);
         table.column("nobody in, %", 1, Best::None, rounds(|it, _| it == 0.0));
         table.column("fewer, %", 1, Best::None, rounds(|it, limit| it < limit));
         table.column("more, %", 1, Best::None, rounds(|it, limit| it > limit));
@@ -326,8 +328,12 @@ fn report(server: &Server, storms: usize, churns: usize, variants: &[Variant]) {
         .map(|it| Figures::from_iter([it.refused.max()]));
     table.column("most in a round", 0, Best::Lowest, most);
     tables.push(table);
+    let trigger = match server.major {
+        ..17 => format!("; PostgreSQL {} has no login triggers", server.major),
+        _ => String::new(),
+    };
     let measured = format!(
-        "{storms} rounds of each storm and {churns} of the clients that log in again at once, for each variant"
+        "{storms} rounds of each storm and {churns} of the clients that log in again at once, for each variant{trigger}"
     );
     bench::report("exact", server, measured, tables);
 }

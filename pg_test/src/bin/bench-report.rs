@@ -49,10 +49,16 @@ again as soon as they are refused. Those get the more refusals, and so disturb t
         "How exact the limits are",
         "Logins at the same moment; those that get in stay until the last is decided. Exact is a round in which as many get in as the limit says. A script
 that ends excess sessions cannot keep anyone out: how many were in at once, and for how long too many, is what `pg_stat_activity` says, from when it first shows
-too many to when it last does. It looks every 100 ms here; one that looks less often leaves them longer.
+too many to when it last does. It looks every 100 ms here; one that looks less often leaves them longer. Login triggers are there from PostgreSQL 17 on.
 
 Then clients, as many as the limit allows, that close and log in again at once: there is never one too many, so none need be refused. For the script
 it is counted whom it told to end.",
+    ),
+    (
+        "wait",
+        "How soon a waiting login is let in",
+        "By the client's clock, until it is let in: of a login that finds room, from sending its startup packet; of one that waits for the only
+place, from sending the other session's goodbye. The first has a new process in it, the second the end of another's.",
     ),
     (
         "pool",

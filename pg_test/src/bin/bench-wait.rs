@@ -1,43 +1,53 @@
 //! `cargo bench-wait`: how soon a waiting login is let in when a session ends, beside a login that
 //! finds room.
 //!
-//! Both are measured by the client, alternating: from the moment at which it sends the other
+//! Both are measured by the client, in random order: from the moment at which it sends the other
 //! session's goodbye, or its own startup packet, to ReadyForQuery. The first thus includes the end
 //! of the other session's process, the second a fork.
 
+use pg_test::bench::{self, Best, Figures, Shuffle, Table};
 use pg_test::cluster::Cluster;
 use pg_test::{say, server, wait_for};
 use std::thread;
 use std::time::{Duration, Instant};
 
-const ROUNDS: usize = 500;
+type Login = fn(&Cluster) -> Duration;
+
+const LOGINS: [(&str, Login); 2] = [
+    ("a login that finds room", login_with_room),
+    (
+        "a waiting login, from the end of a session",
+        login_that_waits,
+    ),
+];
 
 fn main() {
+    let rounds = bench::rounds(500, 20);
     for server in server::servers() {
         let cluster = Cluster::start(&server, &[("session_limit.max_wait", "60s")]);
         cluster.sql(&[
             "CREATE EXTENSION session_limit",
             "CREATE ROLE alice LOGIN CONNECTION LIMIT 1",
         ]);
-        say(format_args!("PostgreSQL {}: {ROUNDS} rounds", server.major));
-        let (mut waited, mut at_once) = (Vec::new(), Vec::new());
-        for round in 1..=ROUNDS {
-            at_once.push(login_with_room(&cluster));
-            waited.push(login_that_waits(&cluster));
-            if round % 100 == 0 {
-                say(format_args!("{round} of {ROUNDS}"));
+        say(format_args!("PostgreSQL {}: {rounds} rounds", server.major));
+        let mut times = [Figures::default(), Figures::default()];
+        let mut shuffle = Shuffle::new();
+        for round in 1..=rounds {
+            for turn in shuffle.order(LOGINS.len()) {
+                let time = LOGINS[turn].1(&cluster);
+                times[turn].push(time.as_secs_f64() * 1000.0);
+            }
+            if round % 100 == 0 || round == rounds {
+                say(format_args!("{round} of {rounds}"));
             }
         }
-        println!(
-            "PostgreSQL {}, {ROUNDS} rounds, ms{:>21}{:>10}{:>10}",
-            server.major, "median", "90 %", "99 %"
-        );
-        for (what, times) in [
-            ("a waiter, from the end of a session", waited),
-            ("a login that finds room", at_once),
-        ] {
-            print_row(what, times);
-        }
+        let names = LOGINS.map(|(name, _)| name);
+        let mut table = Table::new("until it is let in", names);
+        let slow = times.each_ref().map(|it| Figures::from_iter([it.part(99)]));
+        table.column("ms", 2, Best::Lowest, times).picture();
+        table.column("99 %, ms", 2, Best::Lowest, slow);
+        let measured = format!("{rounds} rounds");
+        bench::report("wait", &server, measured, vec![table]);
     }
 }
 
@@ -68,16 +78,4 @@ fn login_that_waits(cluster: &Cluster) -> Duration {
     session.close();
     cluster.wait_until_gone("alice");
     end - start
-}
-
-fn print_row(what: &str, mut times: Vec<Duration>) {
-    times.sort();
-    let part =
-        |of_hundred: usize| times[(times.len() - 1) * of_hundred / 100].as_secs_f64() * 1000.0;
-    println!(
-        "{what:<40}{:>12.2}{:>10.2}{:>10.2}",
-        part(50),
-        part(90),
-        part(99)
-    );
 }

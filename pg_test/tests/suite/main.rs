@@ -31,6 +31,7 @@ mod kinds;
 mod labels;
 mod limits;
 mod refusal;
+mod regress;
 mod replacing;
 mod replication;
 mod rolling_out;
@@ -59,6 +60,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("labels", labels::TESTS),
     ("limits", limits::TESTS),
     ("refusal", refusal::TESTS),
+    ("regress", regress::TESTS),
     ("replacing", replacing::TESTS),
     ("replication", replication::TESTS),
     ("rolling_out", rolling_out::TESTS),
