@@ -127,6 +127,7 @@ pub fn run(server: &Server, seed: u64, at_least: Duration) -> Outcome {
                 break;
             }
             run.phase(kind);
+            run.check_logs();
             if said.elapsed() >= SAY_EVERY {
                 said = Instant::now();
                 run.say(kind, began.elapsed());
@@ -136,7 +137,6 @@ pub fn run(server: &Server, seed: u64, at_least: Duration) -> Outcome {
             break;
         }
     }
-    run.check_logs();
     Outcome {
         seed,
         phases: run.number,
@@ -191,6 +191,10 @@ struct Run {
     immediate_stops: usize,
     /// What the statistics of each server last said.
     waited: [u64; 2],
+    /// How much of each server's log was read, and what it says of killed processes and immediate stops.
+    logged: [usize; 2],
+    killed: u64,
+    stopped: usize,
 }
 
 impl Run {
@@ -223,6 +227,9 @@ impl Run {
             clients: (0..CLIENTS).map(|_| Client::default()).collect(),
             immediate_stops: 0,
             waited: [0; 2],
+            logged: [0; 2],
+            killed: 0,
+            stopped: 0,
         }
     }
 
@@ -385,34 +392,39 @@ impl Run {
         ));
     }
 
-    fn check_logs(&self) {
-        let counts = self.books.counts();
-        let bad = ["PANIC:", "TRAP:", "panicked at", r#""event":"reclaimed""#];
-        let internal = [" XX000 ", " XX001 ", " XX002 "];
-        let mut killed = 0;
-        for (cluster, site) in self.clusters.iter().zip(SITES) {
-            let log = cluster.log();
-            for line in log.lines() {
+    /// What the servers have logged since the last time.
+    pub fn check_logs(&mut self) {
+        let bad = [
+            "PANIC:",
+            "TRAP:",
+            "panicked at",
+            r#""event":"reclaimed""#,
+            " XX000 ",
+            " XX001 ",
+            " XX002 ",
+        ];
+        for site in [0, 1] {
+            let log = self.clusters[site].log();
+            let new = log.get(self.logged[site]..).unwrap_or_default();
+            for line in new.lines() {
                 let signalled = line.contains("was terminated by signal");
-                killed += u64::from(signalled);
-                let wrong = bad.iter().chain(&internal).any(|text| line.contains(text))
-                    || (signalled && !line.contains("signal 9"));
+                self.killed += u64::from(signalled);
+                self.stopped += usize::from(line.contains("received immediate shutdown request"));
+                let wrong = bad.iter().any(|text| line.contains(text))
+                    || (signalled && !line.contains("by signal 9"));
                 if wrong {
                     self.books
-                        .violation(format!("the log of the {site} has: {line}"));
+                        .violation(format!("the log of the {} has: {line}", SITES[site]));
                 }
             }
+            self.logged[site] = log.len();
         }
-        if killed > counts.killed {
-            self.books.violation(format!(
-                "{killed} processes were killed, by the run {}",
-                counts.killed
-            ));
+        let killed = self.books.counts().killed;
+        if self.killed > killed {
+            let text = format!("{} processes were killed, by the run {killed}", self.killed);
+            self.books.violation(text);
         }
-        let logs = self.clusters.iter().map(Cluster::log);
-        let stops = logs.map(|log| log.matches("received immediate shutdown request").count());
-        let stops: usize = stops.sum();
-        if stops > self.immediate_stops {
+        if self.stopped > self.immediate_stops {
             self.books
                 .violation("a server did not stop the fast way in 20 seconds".to_string());
         }

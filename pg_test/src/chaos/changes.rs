@@ -61,7 +61,9 @@ impl World {
                 exempt: number == EXEMPT,
                 ..Label::default()
             },
-            groups: Vec::new(),
+            groups: (0..GROUPS)
+                .filter(|group| number < EXEMPT && number % GROUPS == *group)
+                .collect(),
         };
         let database = |number| Database {
             name: match number {
@@ -92,6 +94,10 @@ impl World {
         }
         sql.extend((0..GROUPS).map(|group| format!("CREATE ROLE g{group}")));
         sql.push("GRANT g0 TO g1".to_string());
+        for role in &world.roles {
+            let grants = role.groups.iter();
+            sql.extend(grants.map(|group| format!("GRANT g{group} TO {}", role.name)));
+        }
         sql.extend((1..DATABASES).map(|database| format!("CREATE DATABASE d{database}")));
         let vip = world.json(&world.roles[EXEMPT].label);
         sql.push(format!(
@@ -107,7 +113,10 @@ impl World {
             Change::RoleLabel(role, label) => self.roles[role].label = label,
             Change::GroupLabel(group, label) => self.groups[group].1 = label,
             Change::DatabaseLabel(database, label) => self.databases[database].label = label,
-            Change::Grant { role, group } => self.roles[role].groups.push(group),
+            Change::Grant { role, group } => {
+                self.apply(&Change::Revoke { role, group });
+                self.roles[role].groups.push(group);
+            }
             Change::Revoke { role, group } => self.roles[role].groups.retain(|it| *it != group),
             Change::Anew(role) => {
                 let role = &mut self.roles[role];
@@ -258,14 +267,22 @@ impl Change {
             0 | 1 => Change::RoleLimit(role, max(random, 1, 5)),
             2 | 3 => Change::DatabaseLimit(database, max(random, 3, 9)),
             4 | 5 => Change::RoleLabel(role, label(random, &[Per::Role, Per::Address])),
-            6 => Change::GroupLabel(group, label(random, &[Per::Role, Per::Address, Per::Group])),
-            7 => {
+            6 | 7 => {
+                let pers = [Per::Role, Per::Address, Per::Group, Per::Group, Per::Group];
+                Change::GroupLabel(group, label(random, &pers))
+            }
+            8 => {
                 let pers = [Per::Database, Per::Role, Per::Address];
                 Change::DatabaseLabel(database, label(random, &pers))
             }
-            8..=10 => match world.roles[role].groups.contains(&group) {
+            9 | 10 => match world.roles[role].groups.contains(&group) {
                 true => Change::Revoke { role, group },
                 false => Change::Grant { role, group },
+            },
+            11 if random.one_in(2) => Change::Grant {
+                role,
+                // Whoever has it already is granted it again.
+                group,
             },
             11 => Change::Anew(role),
             12 => {

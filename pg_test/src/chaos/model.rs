@@ -149,6 +149,23 @@ pub struct Scope {
     pub from: From,
 }
 
+impl Scope {
+    /// The same for those that differ only in whom they name.
+    pub fn kind(self) -> String {
+        let who = match self.who {
+            Who::Anyone => "anyone",
+            Who::Role(_) => "role",
+            Who::Group(_) => "group",
+        };
+        let from = match self.from {
+            From::Anywhere => "",
+            From::Network(_) => "network",
+            From::Address(_) => "address",
+        };
+        format!("{who} {from} {}", self.database.is_some())
+    }
+}
+
 /// A limit that a login must meet.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limit {

@@ -10,8 +10,10 @@ use crate::client::{Refusal, Session};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Logins that are tried one after the other on each server; each that is let in stays for the next.
-const PROBES: usize = 14;
+/// Limits that are filled on each server, each by so many logins one after the other at most; who is let in
+/// stays for the next.
+const FILLED: usize = 3;
+const PROBES: usize = 6;
 /// And so many at once.
 const AT_ONCE: usize = 6;
 
@@ -234,23 +236,68 @@ impl Run {
     fn probe(&mut self, site: Site, random: &mut Random) {
         let mut checker = self.clusters[site].superuser();
         let mut kept = Vec::new();
-        for _ in 0..PROBES {
-            let login = any_login(random, &self.world);
-            self.books.count(|counts| counts.probes += 1);
-            kept.extend(self.probe_one(site, login, &mut checker));
+        for _ in 0..FILLED {
+            let Some(logins) = self.any_limit(random) else {
+                break;
+            };
+            for _ in 0..PROBES {
+                let login = random.of_these(&logins);
+                self.books.count(|counts| counts.probes += 1);
+                let session = self.probe_one(site, login, &mut checker);
+                let full = session.is_none();
+                kept.extend(session);
+                if full && random.one_in(2) {
+                    break;
+                }
+            }
         }
-        let candidates: Vec<Login> = (0..40).map(|_| any_login(random, &self.world)).collect();
-        let held = |login: &&Login| {
-            !self.world.is_exempt(login.role)
-                && !self.world.replaces(login.role)
-                && !self.world.limits(**login).is_empty()
-        };
-        if let Some(login) = candidates.iter().find(held) {
+        let login = any_login(random, &self.world);
+        self.books.count(|counts| counts.probes += 1);
+        kept.extend(self.probe_one(site, login, &mut checker));
+        let seen = self.seen(&mut checker);
+        if let Some(login) = self.any_that_do_not_all_fit(random, &seen) {
             self.books.count(|counts| counts.probes += 1);
-            kept.extend(self.probe_storm(site, *login, &mut checker));
+            kept.extend(self.probe_storm(site, login, &mut checker));
         }
         kept.into_iter().for_each(Session::close);
         checker.end();
+    }
+
+    /// The logins that one of the limits is about; of every kind of limit as often.
+    fn any_limit(&self, random: &mut Random) -> Option<Vec<Login>> {
+        let world = &self.world;
+        let logins = world.logins().filter(|login| !world.is_exempt(login.role));
+        let mut kinds: Vec<(String, Vec<Scope>)> = Vec::new();
+        for limit in logins.flat_map(|login| world.limits(login)) {
+            let kind = limit.scope.kind();
+            let place = kinds.iter().position(|(known, _)| *known == kind);
+            let place = place.unwrap_or_else(|| {
+                kinds.push((kind, Vec::new()));
+                kinds.len() - 1
+            });
+            if !kinds[place].1.contains(&limit.scope) {
+                kinds[place].1.push(limit.scope);
+            }
+        }
+        let (_, scopes) = kinds.get(random.below(kinds.len()))?;
+        let scope = *scopes.get(random.below(scopes.len()))?;
+        let about = |login: &Login| {
+            let limits = world.limits(*login);
+            !world.is_exempt(login.role) && limits.iter().any(|limit| limit.scope == scope)
+        };
+        Some(world.logins().filter(about).collect())
+    }
+
+    /// A login of which there is room for some, and that ends nobody's session.
+    fn any_that_do_not_all_fit(&self, random: &mut Random, seen: &[Seen]) -> Option<Login> {
+        let world = &self.world;
+        let held = |login: &Login| {
+            let room = world.room(*login, seen);
+            let some = room.is_some_and(|room| (1..AT_ONCE as i32).contains(&room));
+            some && !world.is_exempt(login.role) && !world.replaces(login.role)
+        };
+        let logins: Vec<Login> = world.logins().filter(held).collect();
+        logins.get(random.below(logins.len())).copied()
     }
 
     fn probe_one(&self, site: Site, login: Login, checker: &mut Session) -> Option<Session> {
