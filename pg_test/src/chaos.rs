@@ -39,7 +39,8 @@ use crate::cluster::{Cluster, Stop};
 use crate::server::Server;
 use crate::{say, wait_for};
 use actors::{Allowed, Client, Scene};
-use books::{Books, Counts, SITES, Site};
+pub use books::Counts;
+use books::{Books, SITES, Site};
 use changes::Change;
 use model::{Seen, World};
 use random::Random;
@@ -111,7 +112,7 @@ pub struct Outcome {
     pub phases: u64,
     pub took: Duration,
     pub violations: usize,
-    counts: Counts,
+    pub counts: Counts,
 }
 
 /// Runs at least once through every kind of phase, and for so long.
