@@ -298,6 +298,7 @@ impl Run {
         let mut world = self.world.clone();
         for number in 0..12 {
             let change = match number {
+                0 => Change::Sweep(random.of_these(&["log", "terminate"])),
                 10 => Change::Enforcement("on"),
                 11 => Change::Sweep("log"),
                 _ if random.one_in(3) => Change::of_settings(random),
@@ -349,8 +350,10 @@ impl Run {
                 Kind::Changes => {
                     let clusters = &*clusters;
                     let mut other = Random::of(&[seed, number, 2]);
+                    // Before any login is told to end.
+                    let sessions = [clusters[0].superuser(), clusters[1].superuser()];
                     scope.spawn(move || actors::disturb(clusters, books, &mut other));
-                    actors::change(clusters, books, world, changes, random);
+                    actors::change(sessions, books, world, changes, random);
                 }
                 Kind::Crash(site, victim) => {
                     thread::sleep(Duration::from_millis(random.between(50, 400) as u64));

@@ -101,7 +101,7 @@ impl Scene<'_> {
     fn refused(&self, login: Login, refusal: &Refusal) {
         if refusal.sqlstate() == "53300" && refusal.message().starts_with("too many connections ") {
             self.books.count(|counts| counts.refused += 1);
-            if self.world.is_exempt(login.role) && self.world.roles[login.role].superuser {
+            if self.world.roles[login.role].superuser {
                 self.books
                     .violation(format!("a superuser was refused: {refusal:?}"));
             }
@@ -311,13 +311,12 @@ fn one_statement(cluster: &Cluster, sql: &str) {
 
 /// Makes the changes one after the other, each committed, and each setting reloaded.
 pub fn change(
-    clusters: &[Cluster; 2],
+    mut sessions: [Session; 2],
     books: &Books,
     world: &mut World,
     changes: &[Change],
     pauses: &mut Random,
 ) {
-    let mut sessions = [clusters[0].superuser(), clusters[1].superuser()];
     for change in changes {
         thread::sleep(Duration::from_millis(pauses.between(0, 60) as u64));
         make(&mut sessions, books, world, change);

@@ -279,11 +279,7 @@ impl Change {
                 true => Change::Revoke { role, group },
                 false => Change::Grant { role, group },
             },
-            11 if random.one_in(2) => Change::Grant {
-                role,
-                // Whoever has it already is granted it again.
-                group,
-            },
+            11 if random.one_in(2) => Change::Grant { role, group },
             11 => Change::Anew(role),
             12 => {
                 let rule = world.roles[role].label.rules.first();

@@ -567,3 +567,86 @@ impl fmt::Display for World {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::changes::Change;
+    use super::*;
+
+    const LOGIN: Login = Login {
+        role: 3,
+        database: 1,
+        address: 2,
+    };
+
+    fn rule(max: i32, per: Per) -> Rule {
+        Rule {
+            max,
+            per,
+            database: None,
+            network: None,
+            only_logged: false,
+            on_excess: None,
+            max_wait: None,
+        }
+    }
+
+    fn label(rules: &[Rule]) -> Label {
+        Label {
+            rules: rules.to_vec(),
+            ..Label::default()
+        }
+    }
+
+    fn maxima(changes: &[Change]) -> Vec<i32> {
+        let (mut world, _) = World::begin();
+        changes.iter().for_each(|change| world.apply(change));
+        world.limits(LOGIN).iter().map(|limit| limit.max).collect()
+    }
+
+    #[test]
+    fn the_nearest_applies() {
+        let default = Change::MaxSessionsPerRole(5);
+        let group = Change::GroupLabel(0, label(&[rule(4, Per::Role), rule(9, Per::Group)]));
+        let own = Change::RoleLimit(3, 7);
+        let lifted = Change::RoleLabel(3, label(&[rule(-1, Per::Role)]));
+        assert_eq!(maxima(&[]), [] as [i32; 0]);
+        assert_eq!(maxima(std::slice::from_ref(&default)), [5]);
+        assert_eq!(maxima(&[default.clone(), group.clone()]), [4, 9]);
+        assert_eq!(maxima(&[default.clone(), group.clone(), own]), [9, 7]);
+        assert_eq!(maxima(&[default, group, lifted]), [9]);
+    }
+
+    #[test]
+    fn a_login_comes_to_what_there_is_room_for() {
+        let (mut world, _) = World::begin();
+        let session = |pid, role| Seen {
+            pid,
+            role: Some(role),
+            database: 1,
+            address: 2,
+            idle: true,
+        };
+        let sessions = [session(1, 3), session(2, 4)];
+        assert_eq!(world.expected(LOGIN, &sessions), Expected::In);
+        world.apply(&Change::DatabaseLimit(1, 2));
+        let limit = world.limits(LOGIN)[0];
+        assert_eq!(world.expected(LOGIN, &sessions), Expected::Refused(limit));
+        world.apply(&Change::OnExcess(OnExcess::ReplaceIdle));
+        world.apply(&Change::OldEnough(true));
+        world.apply(&Change::IdleEnough(true));
+        let limit = world.limits(LOGIN)[0];
+        assert_eq!(world.expected(LOGIN, &sessions), Expected::Replaces(limit));
+        assert_eq!(
+            world.expected(LOGIN, &sessions[1..]),
+            Expected::In,
+            "room for one"
+        );
+        let others = [session(1, 5), session(2, 4)];
+        assert_eq!(
+            world.expected(LOGIN, &others),
+            Expected::Refused(limit),
+            "nobody of its role"
+        );
+    }
+}
