@@ -279,9 +279,10 @@ impl Run {
             cluster.reload();
         }
         let mut primary = self.clusters[0].superuser();
-        let flushed = primary.value("SELECT pg_current_wal_flush_lsn()");
+        // The end of the WAL may be one that no record reaches, for many seconds after a crash: write one.
+        let written = primary.value("SELECT pg_logical_emit_message(true, 'chaos', '')");
         let mut standby = self.clusters[1].superuser();
-        let sql = format!("SELECT pg_last_wal_replay_lsn() >= '{flushed}'::pg_lsn");
+        let sql = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'::pg_lsn");
         wait_for("the standby to catch up", || {
             (standby.value(&sql) == "t").then_some(())
         });

@@ -152,7 +152,7 @@ impl Run {
                 let replaced = ends.replaced[held.login.role];
                 let (expected, by_newer, by_sweep) = match end.detail() {
                     text if text.starts_with("This session was replaced") => (replaced, 1, 0),
-                    text if text.starts_with("There are ") => (ends.swept, 0, 1),
+                    text if text.contains(" under a limit of ") => (ends.swept, 0, 1),
                     _ => (told, 0, 0),
                 };
                 self.books.count(|counts| {
