@@ -100,25 +100,29 @@ impl Target {
 
     /// Connects; the server starts a process, which waits for the startup packet.
     pub fn connect(&self) -> Connection {
-        let stream: io::Result<Box<dyn Stream>> = match &self.endpoint {
+        self.try_connect()
+            .unwrap_or_else(|error| panic!("connect to {:?}: {error}", self.endpoint))
+    }
+
+    /// The same to a server that may be down.
+    pub fn try_connect(&self) -> io::Result<Connection> {
+        let stream: Box<dyn Stream> = match &self.endpoint {
             Endpoint::Unix(path) => UnixStream::connect(path).and_then(|stream| {
                 stream.set_read_timeout(Some(PATIENCE))?;
                 Ok(Box::new(stream) as Box<dyn Stream>)
             }),
             Endpoint::Tcp(port) => TcpStream::connect(("127.0.0.1", *port)).and_then(boxed),
             Endpoint::TcpFrom(from, port) => connect_from(*from, *port).and_then(boxed),
-        };
-        let stream =
-            stream.unwrap_or_else(|error| panic!("connect to {:?}: {error}", self.endpoint));
+        }?;
         let password = self.password.as_ref();
-        Connection {
+        Ok(Connection {
             stream,
             read: BytesMut::new(),
             scram: password.map(|it| {
                 let scram = ScramSha256::new(it.as_bytes(), ChannelBinding::unsupported());
                 Box::new(scram)
             }),
-        }
+        })
     }
 
     /// Logs in.

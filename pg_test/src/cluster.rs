@@ -38,7 +38,7 @@ pub struct Cluster {
 }
 
 /// How a server is stopped: the signal that it is sent.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub enum Stop {
     Fast,
     Immediate,

@@ -3,6 +3,7 @@
 //! `target` and cargo's folders; the one exception is said in [`place`].
 
 pub mod bench;
+pub mod chaos;
 pub mod client;
 pub mod cluster;
 pub mod packages;

@@ -78,6 +78,14 @@ for itself, and clients that share sessions by transaction share what is set in 
 gives a client a session of its own. To use both: a pool for those many short requests, and limits for whoever comes past the pool, such as people, jobs, other poolers,
 and for the pool itself, with room for its size.",
     ),
+    (
+        "chaos",
+        "Survival",
+        "Clients that log in, query, idle, vanish, wait, and are told to end, cancelled, replaced and killed with `kill -9`, under limits of every kind, on a primary
+and its standby; labels, grants and settings change meanwhile, and the servers crash and are restarted. At each quiet point what `pg_stat_activity` and the clients' books say
+is held against a model of what is set, which is no part of the extension, and so is what becomes of logins that are tried then (probes): a violation is a limit exceeded, room left unused, a
+session that ended without a reason, slots that are not the live client backends, or a panic in the log. Terminated and cancelled are those that the run told to.",
+    ),
 ];
 
 fn main() {
@@ -87,7 +95,11 @@ fn main() {
     for (name, kept) in all() {
         let known = TEXTS.iter().find(|(known, _, _)| *known == name);
         let (title, text) = known.map_or((&*name, ""), |(_, title, text)| (*title, *text));
-        let _ = write!(page, "\n## {title}\n\n`cargo bench-{name}`. {text}\n");
+        let command = match &*name {
+            "chaos" => name.clone(),
+            _ => format!("bench-{name}"),
+        };
+        let _ = write!(page, "\n## {title}\n\n`cargo {command}`. {text}\n");
         for (file, title, svg) in pictures(&name, &kept) {
             fs::write(docs.join(&file), svg).expect("write a picture");
             let _ = write!(page, "\n![{title}]({file})\n");
