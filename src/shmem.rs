@@ -14,10 +14,11 @@
 //! segment, and so does `session_limit_shmem_exit`, when there is no other process; the rest in
 //! backends and the worker, which inherit `PROCESS`.
 
+use crate::census::Census;
 use crate::decide::{self, Attempt, Verdict};
 use crate::flood::{Entry, Flood};
 use crate::ring::{Record, Ring};
-use crate::sessions::{Bound, Claim, Notice, OwnTable, Shared, Slot, Table, Unknown};
+use crate::sessions::{Bound, Claim, Columns, Notice, OwnTable, Shared, Slot, Table, Unknown};
 use crate::sweep::{Ending, Found, Over, Sweep};
 use crate::tally::Tally;
 use crate::{compat, error, settings, stats};
@@ -170,6 +171,9 @@ unsafe extern "C-unwind" fn session_limit_shmem_request() {
             array_size::<AtomicU64>(slots + 1),
             array_size::<AtomicU32>(slots + 1),
             array_size::<AtomicU32>(slots),
+            array_size::<u32>(slots),
+            array_size::<u32>(slots),
+            array_size::<u8>(slots),
             array_size::<Slot>(slots),
             array_size::<Bound>(slots * BOUNDS),
             array_size::<Record>(settings::max_events()),
@@ -213,6 +217,11 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
         };
         let shared = Shared::new(claims, queue, waiting, heirs);
         let bounds = array(c"session_limit bounds", slots * BOUNDS, || Bound::FREE);
+        let columns = Columns {
+            databases: array(c"session_limit databases", slots, || 0),
+            hosts: array(c"session_limit hosts", slots, || 0),
+            marks: array(c"session_limit marks", slots, || 0),
+        };
         let slots = array(c"session_limit slots", slots, Slot::free);
         let events = array(c"session_limit events", settings::max_events(), || {
             Record::EMPTY
@@ -230,7 +239,7 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
         *PROCESS.memory.get() = Some(Memory {
             arrivals,
             shared,
-            table: Locked::new(LOCK_NAME, Table::new(shared, slots, bounds)),
+            table: Locked::new(LOCK_NAME, Table::new(shared, slots, columns, bounds)),
             trail: Locked::new(TRAIL_LOCK_NAME, trail),
             stats: Locked::new(STATS_LOCK_NAME, tally),
             worker,
@@ -287,10 +296,12 @@ pub fn decide(attempt: &Attempt) -> Result<Verdict, Unknown> {
     PROCESS
         .claim
         .set(Some(Claim::new(attempt.pid, attempt.session.role)));
+    let may_replace = attempt.rules.replacing.allowed;
+    let mut census = Census::new(memory.shared, attempt.members, may_replace);
     let (has_left_the_queue, verdict) = memory.table.exclusively(|table| {
         let waits = |table: &Table| table.waiters().any(|waiter| waiter.slot == slot);
         let waited = waits(table);
-        let verdict = decide::attempt(table, attempt);
+        let verdict = decide::attempt(table, &mut census, attempt);
         (waited && !waits(table), verdict)
     });
     match verdict {

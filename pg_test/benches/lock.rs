@@ -6,6 +6,8 @@
 
 #![allow(dead_code)]
 
+#[path = "../../src/census.rs"]
+mod census;
 #[path = "../../src/decide.rs"]
 mod decide;
 #[path = "../../src/limit.rs"]
@@ -17,12 +19,13 @@ mod replace;
 #[path = "../../src/sessions.rs"]
 mod sessions;
 
-use criterion::{BenchmarkId, Criterion};
+use criterion::{Bencher, BenchmarkId, Criterion};
+use census::Census;
 use decide::{Attempt, Rules, Verdict, attempt};
 use limit::{Limit, OnExcess, Per, Scope, Source, Who};
 use network::Network;
 use replace::Replacing;
-use sessions::{Bound, Claim, Members, OwnTable, Session};
+use sessions::{Bound, Claim, Members, OwnTable, Session, Table};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
@@ -169,9 +172,12 @@ impl Scene {
         }
     }
 
-    /// Decides on the login, and gives back what it got.
-    fn decide(&mut self, limits: &[Limit]) -> Verdict {
-        let slot = self.slot;
+    /// Gives the login, and what a process makes before it takes the lock.
+    fn with_login<R>(
+        &mut self,
+        limits: &[Limit],
+        act: impl FnOnce(&mut Table, &mut Census, &Attempt) -> R,
+    ) -> R {
         let rules = Rules {
             count_walsenders: false,
             may_wait: false,
@@ -186,7 +192,7 @@ impl Scene {
             audit: false,
         };
         let login = Attempt {
-            slot,
+            slot: self.slot,
             pid: LOGIN,
             session: self.session,
             limits,
@@ -195,18 +201,29 @@ impl Scene {
             rules,
         };
         let mut table = self.memory.table();
-        let verdict = attempt(&mut table, &login).expect("all is known");
-        match verdict {
-            Verdict::Admitted(_) => {
-                table
-                    .shared
-                    .release(slot, Claim::new(LOGIN, self.session.role));
-            }
-            Verdict::Replacing(..) => table.give_back(slot),
-            Verdict::Waiting | Verdict::Refused(_) => {}
-        }
-        verdict
+        let mut census = Census::new(table.shared, &self.members, true);
+        act(&mut table, &mut census, &login)
     }
+
+    fn measure(&mut self, limits: &[Limit], bencher: &mut Bencher) {
+        self.with_login(limits, |table, census, login| {
+            bencher.iter(|| decide(table, census, login));
+        });
+    }
+}
+
+/// Decides on the login, and gives back what it got.
+fn decide(table: &mut Table, census: &mut Census, login: &Attempt) -> Verdict {
+    let verdict = attempt(table, census, login).expect("all is known");
+    match verdict {
+        Verdict::Admitted(_) => {
+            let claim = Claim::new(login.pid, login.session.role);
+            table.shared.release(login.slot, claim);
+        }
+        Verdict::Replacing(..) => table.give_back(login.slot),
+        Verdict::Waiting | Verdict::Refused(_) => {}
+    }
+    verdict
 }
 
 const SESSIONS: [usize; 4] = [10, 100, 1_000, 10_000];
@@ -223,9 +240,10 @@ fn kinds_of_limits(criterion: &mut Criterion) {
                 for sessions in SESSIONS {
                     let limits = limits(&scopes, number, u32::MAX, OnExcess::Refuse);
                     let mut scene = Scene::new(crowd, sessions, 0);
-                    assert!(matches!(scene.decide(&limits), Verdict::Admitted(_)));
+                    let verdict = scene.with_login(&limits, decide);
+                    assert!(matches!(verdict, Verdict::Admitted(_)));
                     group.bench_function(BenchmarkId::from_parameter(sessions), |bencher| {
-                        bencher.iter(|| scene.decide(&limits));
+                        scene.measure(&limits, bencher);
                     });
                 }
             }
@@ -284,7 +302,7 @@ fn outcomes(criterion: &mut Criterion) {
             let mut scene = Scene::new(crowd, sessions, waiters);
             scene.queue(sessions, waiters);
             group.bench_function(BenchmarkId::from_parameter(sessions), |bencher| {
-                bencher.iter(|| scene.decide(&limits));
+                scene.measure(&limits, bencher);
             });
         }
     }

@@ -1,0 +1,262 @@
+//! Counting, fast: what a decision asks of the table again and again. Pure.
+//!
+//! Before it takes the lock, a process looks at the claims and works out who of those it saw is in which
+//! group, whatever that takes. Under the lock it looks again, and only for what has changed meanwhile is
+//! that worked out anew. A count then goes over plain columns, a tile of them at a time, each condition
+//! in a loop of its own that does the same for every slot: the compiler makes it treat many at once.
+//!
+//! A session that leaves after the last look is still counted: who is going to wait looks again.
+
+use crate::limit::{Scope, Who};
+use crate::replace::Rank;
+use crate::sessions::{ARRIVING, Counted, Members, Session, Shared, Table, WALSENDER};
+use std::cell::Cell;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+/// So many slots at once: their ones add up to what fits in a byte.
+const TILE: usize = 128;
+
+/// How many counts are kept for those who wait.
+const KEPT: usize = 512;
+
+/// Who was in when its owner last looked, and room for what is worked out under the lock.
+pub struct Census<'a> {
+    /// The role of each slot's session; 0 where there is none.
+    roles: Vec<u32>,
+    groups: Vec<Group<'a>>,
+    /// Whether this heir was found not to count, by slot.
+    heirs: Vec<Cell<bool>>,
+    /// Counts since the last look, each where its scope's hash says.
+    kept: Vec<Cell<Option<(Scope, u32)>>>,
+    /// The slots of the waiters that go first, as far as that is known.
+    pub first: Vec<usize>,
+    /// The slots of sessions that may be ended for a limit, and in which order.
+    pub candidates: Vec<(Rank, usize)>,
+}
+
+struct Group<'a> {
+    oid: u32,
+    members: &'a [u32],
+    /// 1 where the slot's session is a member's.
+    theirs: Vec<u8>,
+}
+
+impl<'a> Census<'a> {
+    /// Allocates all that it will need, and looks.
+    pub fn new(shared: Shared, members: &'a Members, may_replace: bool) -> Census<'a> {
+        let slots = shared.roles().count();
+        let candidates = if may_replace { slots } else { 0 };
+        let groups = members.all().map(|(oid, members)| Group {
+            oid,
+            members,
+            theirs: vec![0; slots],
+        });
+        let waiting = shared.waiters().count();
+        let mut census = Census {
+            roles: vec![0; slots],
+            groups: groups.collect(),
+            heirs: vec![Cell::new(false); slots],
+            kept: vec![Cell::new(None); if waiting > 0 { KEPT } else { 0 }],
+            first: Vec::with_capacity(slots),
+            candidates: Vec::with_capacity(candidates),
+        };
+        census.look(shared);
+        census
+    }
+
+    /// Takes in what has changed since the last look.
+    pub fn look(&mut self, shared: Shared) {
+        for (slot, (seen, role)) in self.roles.iter_mut().zip(shared.roles()).enumerate() {
+            if *seen != role {
+                *seen = role;
+                self.groups.iter_mut().for_each(|group| group.set(slot, role));
+            }
+        }
+        self.forget();
+    }
+
+    /// Takes in that the session at `slot` is this role's; 0: that it is none.
+    pub fn set(&mut self, slot: usize, role: u32) {
+        if let Some(seen) = self.roles.get_mut(slot) {
+            *seen = role;
+            self.groups.iter_mut().for_each(|group| group.set(slot, role));
+        }
+        self.forget();
+    }
+
+    pub fn forget(&self) {
+        self.kept.iter().for_each(|kept| kept.set(None));
+    }
+
+    /// How many sessions a limit counts.
+    pub fn count(&self, table: &Table, counted: Counted) -> u32 {
+        self.sum(table, counted) - self.replaced(table, None, counted)
+    }
+
+    /// The same; where a hash finds it, it is not counted again.
+    pub fn count_once(&self, table: &Table, counted: Counted) -> u32 {
+        if self.kept.is_empty() {
+            return self.count(table, counted);
+        }
+        let mut hasher = DefaultHasher::new();
+        counted.scope.hash(&mut hasher);
+        let place = self.kept.get(hasher.finish() as usize % KEPT);
+        if let Some((scope, number)) = place.and_then(Cell::get)
+            && scope == counted.scope
+        {
+            return number;
+        }
+        let number = self.count(table, counted);
+        if let Some(place) = place {
+            place.set(Some((counted.scope, number)));
+        }
+        number
+    }
+
+    /// How many sessions a limit will count when the login at `slot` has arrived.
+    pub fn count_once_arrived(&self, table: &Table, slot: usize, counted: Counted) -> u32 {
+        self.sum(table, counted) - self.replaced(table, Some(slot), counted)
+    }
+
+    /// The sessions that a limit counts, with their process IDs.
+    pub fn counted<'b>(
+        &'b self,
+        table: &'b Table,
+        counted: Counted<'b>,
+    ) -> impl Iterator<Item = (u32, Session)> {
+        let replaced = self.replaced(table, None, counted) > 0;
+        let counts = move |slot: &usize| !(replaced && self.is_replaced(*slot));
+        self.covered(table, counted)
+            .filter(counts)
+            .filter_map(|slot| table.process(slot))
+    }
+
+    fn sum(&self, table: &Table, counted: Counted) -> u32 {
+        let tiles = 0..self.roles.len().div_ceil(TILE);
+        let hits = tiles.filter_map(|tile| self.hits(table, counted, tile));
+        hits.map(|hits| sum(&hits)).sum()
+    }
+
+    /// The slots of the sessions that a limit covers.
+    pub fn covered<'b>(
+        &'b self,
+        table: &'b Table,
+        counted: Counted<'b>,
+    ) -> impl Iterator<Item = usize> {
+        let tiles = 0..self.roles.len().div_ceil(TILE);
+        let hits = tiles.filter_map(move |tile| Some((tile, self.hits(table, counted, tile)?)));
+        hits.flat_map(|(tile, hits)| {
+            let slots = (tile * TILE..).zip(hits);
+            slots.filter_map(|(slot, hit)| (hit != 0).then_some(slot))
+        })
+    }
+
+    /// 1 for each slot of a tile whose session the limit covers; None if there is none.
+    fn hits(&self, table: &Table, counted: Counted, tile: usize) -> Option<[u8; TILE]> {
+        let Scope {
+            who,
+            database,
+            network,
+        } = counted.scope;
+        let roles = part(&self.roles, tile);
+        let mut hits = [0; TILE];
+        match who {
+            Who::Anyone => set(&mut hits, roles, |role| role != 0),
+            Who::Role(wanted) => set(&mut hits, roles, |role| role == wanted),
+            Who::MembersOf(oid) => match self.groups.iter().find(|group| group.oid == oid) {
+                Some(group) => set(&mut hits, part(&group.theirs, tile), |theirs| theirs != 0),
+                None => return None,
+            },
+        }
+        if let Some(own) = counted.own {
+            keep(&mut hits, roles, |role| role == own);
+        }
+        if sum(&hits) == 0 {
+            return None;
+        }
+        if let Some(database) = database {
+            keep(&mut hits, part(table.columns.databases, tile), |it| {
+                it == database
+            });
+        }
+        match network.map(|network| (network, network.host_and_mask())) {
+            None => {}
+            Some((_, Some((first, mask)))) => {
+                keep(&mut hits, part(table.columns.hosts, tile), |host| {
+                    host & mask == first
+                });
+            }
+            Some((network, None)) => {
+                for (slot, hit) in (tile * TILE..).zip(&mut hits).filter(|(_, hit)| **hit != 0) {
+                    let session = table.session(slot);
+                    let address = session.and_then(|session| session.address);
+                    *hit = address.is_some_and(|address| network.contains(address)).into();
+                }
+            }
+        }
+        if !counted.walsenders {
+            keep(&mut hits, part(table.columns.marks, tile), |mark| {
+                mark & WALSENDER == 0
+            });
+        }
+        Some(hits)
+    }
+
+    /// How many of the sessions that a limit covers it does not count: those that are left to the login at
+    /// `arrived`, and of each other arriving one and those whose place it is to have the former.
+    fn replaced(&self, table: &Table, arrived: Option<usize>, counted: Counted) -> u32 {
+        if table.columns.marks.iter().fold(0, |all, mark| all | mark) & ARRIVING == 0 {
+            return 0;
+        }
+        let covers = |slot: usize| {
+            let is_there = self.roles.get(slot).is_some_and(|role| *role != 0);
+            is_there && table.session(slot).is_some_and(|it| counted.covers(&it))
+        };
+        self.heirs.iter().for_each(|heir| heir.set(false));
+        let mut number = 0;
+        for (slot, heir) in table.shared.heirs() {
+            if !covers(slot) {
+                continue;
+            }
+            let new = || self.heirs.get(heir).is_some_and(|found| !found.replace(true));
+            if arrived == Some(heir) || (table.is_arriving(heir) && covers(heir) && new()) {
+                number += 1;
+            }
+        }
+        number
+    }
+
+    /// Whether the arriving session at `slot` was not counted the last time.
+    fn is_replaced(&self, slot: usize) -> bool {
+        self.heirs.get(slot).is_some_and(Cell::get)
+    }
+}
+
+impl Group<'_> {
+    fn set(&mut self, slot: usize, role: u32) {
+        if let Some(theirs) = self.theirs.get_mut(slot) {
+            *theirs = (role != 0 && self.members.binary_search(&role).is_ok()).into();
+        }
+    }
+}
+
+/// The tile of a column; the last one may be shorter.
+fn part<T>(column: &[T], tile: usize) -> &[T] {
+    column.chunks(TILE).nth(tile).unwrap_or_default()
+}
+
+fn set<T: Copy>(hits: &mut [u8; TILE], column: &[T], matches: impl Fn(T) -> bool) {
+    for (hit, it) in hits.iter_mut().zip(column) {
+        *hit = matches(*it).into();
+    }
+}
+
+fn keep<T: Copy>(hits: &mut [u8; TILE], column: &[T], matches: impl Fn(T) -> bool) {
+    for (hit, it) in hits.iter_mut().zip(column) {
+        *hit &= u8::from(matches(*it));
+    }
+}
+
+fn sum(hits: &[u8; TILE]) -> u32 {
+    hits.iter().sum::<u8>().into()
+}
