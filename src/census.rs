@@ -9,12 +9,9 @@
 
 use crate::limit::{Scope, Who};
 use crate::replace::Rank;
-use crate::sessions::{ARRIVING, Counted, Members, Session, Shared, Table, WALSENDER};
+use crate::sessions::{ARRIVING, Counted, Members, Session, Shared, TILE, Table, WALSENDER};
 use std::cell::Cell;
 use std::hash::{DefaultHasher, Hash, Hasher};
-
-/// So many slots at once: their ones add up to what fits in a byte.
-const TILE: usize = 128;
 
 /// How many counts are kept for those who wait.
 const KEPT: usize = 512;
@@ -24,6 +21,8 @@ pub struct Census<'a> {
     /// The role of each slot's session; 0 where there is none.
     roles: Vec<u32>,
     groups: Vec<Group<'a>>,
+    /// What some mark has.
+    marks: u32,
     /// Whether this heir was found not to count, by slot.
     heirs: Vec<Cell<bool>>,
     /// Counts since the last look, each where its scope's hash says.
@@ -34,11 +33,14 @@ pub struct Census<'a> {
     pub candidates: Vec<(Rank, usize)>,
 }
 
+/// 1 for each slot of a tile that is meant.
+type Hits = [u32; TILE];
+
 struct Group<'a> {
     oid: u32,
     members: &'a [u32],
     /// 1 where the slot's session is a member's.
-    theirs: Vec<u8>,
+    theirs: Vec<u32>,
 }
 
 impl<'a> Census<'a> {
@@ -46,26 +48,33 @@ impl<'a> Census<'a> {
     pub fn new(shared: Shared, members: &'a Members, may_replace: bool) -> Census<'a> {
         let slots = shared.roles().count();
         let candidates = if may_replace { slots } else { 0 };
+        let padded = slots.next_multiple_of(TILE);
         let groups = members.all().map(|(oid, members)| Group {
             oid,
             members,
-            theirs: vec![0; slots],
+            theirs: vec![0; padded],
         });
         let waiting = shared.waiters().count();
         let mut census = Census {
-            roles: vec![0; slots],
+            roles: vec![0; padded],
             groups: groups.collect(),
+            marks: 0,
             heirs: vec![Cell::new(false); slots],
             kept: vec![Cell::new(None); if waiting > 0 { KEPT } else { 0 }],
             first: Vec::with_capacity(slots),
             candidates: Vec::with_capacity(candidates),
         };
-        census.look(shared);
+        census.look_at_claims(shared);
         census
     }
 
     /// Takes in what has changed since the last look.
-    pub fn look(&mut self, shared: Shared) {
+    pub fn look(&mut self, table: &Table) {
+        self.look_at_claims(table.shared);
+        self.marks = table.columns.marks.iter().fold(0, |all, mark| all | mark);
+    }
+
+    fn look_at_claims(&mut self, shared: Shared) {
         for (slot, (seen, role)) in self.roles.iter_mut().zip(shared.roles()).enumerate() {
             if *seen != role {
                 *seen = role;
@@ -84,7 +93,13 @@ impl<'a> Census<'a> {
         self.forget();
     }
 
-    pub fn forget(&self) {
+    /// Leaves the place of a session to an heir (see `Table`).
+    pub fn bequeath(&mut self, table: &mut Table, slot: usize, heir: usize) {
+        table.bequeath(slot, heir);
+        self.marks |= ARRIVING;
+    }
+
+    fn forget(&self) {
         self.kept.iter().for_each(|kept| kept.set(None));
     }
 
@@ -132,9 +147,10 @@ impl<'a> Census<'a> {
     }
 
     fn sum(&self, table: &Table, counted: Counted) -> u32 {
-        let tiles = 0..self.roles.len().div_ceil(TILE);
-        let hits = tiles.filter_map(|tile| self.hits(table, counted, tile));
-        hits.map(|hits| sum(&hits)).sum()
+        let mut hits = [0; TILE];
+        let tiles = 0..self.roles.len() / TILE;
+        let sums = tiles.map(|tile| self.find(table, counted, tile, &mut hits));
+        sums.flatten().sum()
     }
 
     /// The slots of the sessions that a limit covers.
@@ -143,69 +159,79 @@ impl<'a> Census<'a> {
         table: &'b Table,
         counted: Counted<'b>,
     ) -> impl Iterator<Item = usize> {
-        let tiles = 0..self.roles.len().div_ceil(TILE);
-        let hits = tiles.filter_map(move |tile| Some((tile, self.hits(table, counted, tile)?)));
+        let tiles = 0..self.roles.len() / TILE;
+        let hits = tiles.filter_map(move |tile| {
+            let mut hits = [0; TILE];
+            self.find(table, counted, tile, &mut hits)?;
+            Some((tile, hits))
+        });
         hits.flat_map(|(tile, hits)| {
             let slots = (tile * TILE..).zip(hits);
             slots.filter_map(|(slot, hit)| (hit != 0).then_some(slot))
         })
     }
 
-    /// 1 for each slot of a tile whose session the limit covers; None if there is none.
-    fn hits(&self, table: &Table, counted: Counted, tile: usize) -> Option<[u8; TILE]> {
+    /// Finds the slots of a tile whose session the limit covers, and says how many; None if there is none.
+    fn find(
+        &self,
+        table: &Table,
+        counted: Counted,
+        tile: usize,
+        hits: &mut Hits,
+    ) -> Option<u32> {
         let Scope {
             who,
             database,
             network,
         } = counted.scope;
-        let roles = part(&self.roles, tile);
-        let mut hits = [0; TILE];
+        let roles = part(&self.roles, tile)?;
         match who {
-            Who::Anyone => set(&mut hits, roles, |role| role != 0),
-            Who::Role(wanted) => set(&mut hits, roles, |role| role == wanted),
+            Who::Anyone => set(hits, roles, |role| role != 0),
+            Who::Role(wanted) => set(hits, roles, |role| role == wanted),
             Who::MembersOf(oid) => match self.groups.iter().find(|group| group.oid == oid) {
-                Some(group) => set(&mut hits, part(&group.theirs, tile), |theirs| theirs != 0),
+                Some(group) => set(hits, part(&group.theirs, tile)?, |theirs| theirs != 0),
                 None => return None,
             },
         }
         if let Some(own) = counted.own {
-            keep(&mut hits, roles, |role| role == own);
+            keep(hits, roles, |role| role == own);
         }
-        if sum(&hits) == 0 {
+        let number: u32 = hits.iter().sum();
+        if number == 0 {
             return None;
         }
         if let Some(database) = database {
-            keep(&mut hits, part(table.columns.databases, tile), |it| {
+            keep(hits, part(table.columns.databases, tile)?, |it| {
                 it == database
             });
         }
         match network.map(|network| (network, network.host_and_mask())) {
             None => {}
             Some((_, Some((first, mask)))) => {
-                keep(&mut hits, part(table.columns.hosts, tile), |host| {
+                keep(hits, part(table.columns.hosts, tile)?, |host| {
                     host & mask == first
                 });
             }
             Some((network, None)) => {
-                for (slot, hit) in (tile * TILE..).zip(&mut hits).filter(|(_, hit)| **hit != 0) {
+                for (slot, hit) in (tile * TILE..).zip(&mut *hits).filter(|(_, hit)| **hit != 0) {
                     let session = table.session(slot);
                     let address = session.and_then(|session| session.address);
                     *hit = address.is_some_and(|address| network.contains(address)).into();
                 }
             }
         }
-        if !counted.walsenders {
-            keep(&mut hits, part(table.columns.marks, tile), |mark| {
+        if !counted.walsenders && self.marks & WALSENDER != 0 {
+            keep(hits, part(table.columns.marks, tile)?, |mark| {
                 mark & WALSENDER == 0
             });
         }
-        Some(hits)
+        Some(hits.iter().sum())
     }
 
     /// How many of the sessions that a limit covers it does not count: those that are left to the login at
     /// `arrived`, and of each other arriving one and those whose place it is to have the former.
     fn replaced(&self, table: &Table, arrived: Option<usize>, counted: Counted) -> u32 {
-        if table.columns.marks.iter().fold(0, |all, mark| all | mark) & ARRIVING == 0 {
+        if self.marks & ARRIVING == 0 {
             return 0;
         }
         let covers = |slot: usize| {
@@ -240,23 +266,20 @@ impl Group<'_> {
     }
 }
 
-/// The tile of a column; the last one may be shorter.
-fn part<T>(column: &[T], tile: usize) -> &[T] {
-    column.chunks(TILE).nth(tile).unwrap_or_default()
+/// The tile of a column.
+fn part<T>(column: &[T], tile: usize) -> Option<&[T; TILE]> {
+    column.as_chunks().0.get(tile)
 }
 
-fn set<T: Copy>(hits: &mut [u8; TILE], column: &[T], matches: impl Fn(T) -> bool) {
+fn set<T: Copy>(hits: &mut Hits, column: &[T; TILE], matches: impl Fn(T) -> bool) {
     for (hit, it) in hits.iter_mut().zip(column) {
         *hit = matches(*it).into();
     }
 }
 
-fn keep<T: Copy>(hits: &mut [u8; TILE], column: &[T], matches: impl Fn(T) -> bool) {
+fn keep<T: Copy>(hits: &mut Hits, column: &[T; TILE], matches: impl Fn(T) -> bool) {
     for (hit, it) in hits.iter_mut().zip(column) {
-        *hit &= u8::from(matches(*it));
+        *hit &= u32::from(matches(*it));
     }
 }
 
-fn sum(hits: &[u8; TILE]) -> u32 {
-    hits.iter().sum::<u8>().into()
-}

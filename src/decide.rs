@@ -126,11 +126,11 @@ pub fn attempt(
     login: &Attempt,
 ) -> Result<Verdict, Unknown> {
     table.vacate(login.slot);
-    census.look(table.shared);
+    census.look(table);
     let mut exceeded = find_exceeded(table, census, login)?;
     if exceeded.is_some_and(|(limit, _)| may_wait(table, login, limit)) && enqueue(table, login) {
         // Whoever left before it saw us in the queue did not wake us: count again.
-        census.look(table.shared);
+        census.look(table);
         exceeded = find_exceeded(table, census, login)?;
         if exceeded.is_some_and(|(limit, _)| login.lets_wait(limit)) {
             return Ok(Verdict::Waiting);
@@ -267,6 +267,7 @@ fn elsewhere(table: &Table, login: &Attempt) -> Result<Option<Shown>, Unknown> {
 /// enforced fit.
 pub fn explain(table: &Table, login: &Attempt) -> Result<Vec<Standing>, Unknown> {
     let mut census = Census::new(table.shared, login.members, false);
+    census.look(table);
     find_first(table, &mut census, login)?;
     let standing = |limit: &Limit| {
         let in_use = census.count(table, login.counted(bound(limit))?);

@@ -80,8 +80,10 @@ pub fn make_room<'a>(
         };
         find_candidates(table, census, login, limit)?;
         census.candidates.sort_unstable();
-        for (_, slot) in census.candidates.iter().take(excess as usize) {
-            table.bequeath(*slot, login.slot);
+        for place in 0..census.candidates.len().min(excess as usize) {
+            if let Some((_, slot)) = census.candidates.get(place) {
+                census.bequeath(table, *slot, login.slot);
+            }
         }
     }
 }

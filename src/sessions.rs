@@ -110,7 +110,7 @@ impl Slot {
         }
     }
 
-    fn session(&self, database: u32, mark: u8) -> Session {
+    fn session(&self, database: u32, mark: u32) -> Session {
         Session {
             role: self.role,
             database,
@@ -123,10 +123,13 @@ impl Slot {
     }
 }
 
-pub const WALSENDER: u8 = 1;
-const EXEMPT: u8 = 2;
+pub const WALSENDER: u32 = 1;
+const EXEMPT: u32 = 2;
 /// It is the heir of sessions that may still be there.
-pub const ARRIVING: u8 = 4;
+pub const ARRIVING: u32 = 4;
+
+/// So many slots are looked at together.
+pub const TILE: usize = 128;
 
 /// What sessions are counted by, besides their roles, which are in the claims: an element for each slot, side
 /// by side, so that a count reads little memory, and several slots at once (see `census`).
@@ -134,7 +137,7 @@ pub struct Columns<'a> {
     pub databases: &'a mut [u32],
     /// The bits of IPv4 addresses; 0 for all other sessions.
     pub hosts: &'a mut [u32],
-    pub marks: &'a mut [u8],
+    pub marks: &'a mut [u32],
 }
 
 /// What a waiting login has to meet: less than `max` sessions in `scope`.
@@ -328,7 +331,7 @@ pub struct Waiter<'a> {
 }
 
 impl<'a> Table<'a> {
-    /// `slots` and each column have as many elements as there are claims.
+    /// `slots` has as many elements as there are claims, each column besides fills up its last tile.
     pub fn new(
         shared: Shared<'a>,
         slots: &'a mut [Slot],
@@ -634,7 +637,7 @@ pub struct OwnTable {
     slots: Vec<Slot>,
     databases: Vec<u32>,
     hosts: Vec<u32>,
-    marks: Vec<u8>,
+    marks: Vec<u32>,
     bounds: Vec<Bound>,
 }
 
@@ -646,9 +649,9 @@ impl OwnTable {
             waiting: AtomicU32::new(0),
             heirs: (0..slots).map(|_| AtomicU32::new(0)).collect(),
             slots: vec![Slot::free(); slots],
-            databases: vec![0; slots],
-            hosts: vec![0; slots],
-            marks: vec![0; slots],
+            databases: vec![0; slots.next_multiple_of(TILE)],
+            hosts: vec![0; slots.next_multiple_of(TILE)],
+            marks: vec![0; slots.next_multiple_of(TILE)],
             bounds: vec![Bound::FREE; bounds],
         }
     }
@@ -911,8 +914,8 @@ pub mod tests {
     #[test]
     fn a_slot_is_small() {
         let words = size_of::<AtomicU64>() + 2 * size_of::<AtomicU32>();
-        let columns = 2 * size_of::<u32>() + size_of::<u8>();
+        let columns = 3 * size_of::<u32>();
         let all = words + columns + size_of::<Slot>() + 4 * size_of::<Bound>();
-        assert_eq!(all, 249);
+        assert_eq!(all, 252);
     }
 }

@@ -18,7 +18,7 @@ use crate::census::Census;
 use crate::decide::{self, Attempt, Verdict};
 use crate::flood::{Entry, Flood};
 use crate::ring::{Record, Ring};
-use crate::sessions::{Bound, Claim, Columns, Notice, OwnTable, Shared, Slot, Table, Unknown};
+use crate::sessions::{Bound, Claim, Columns, Notice, OwnTable, Shared, Slot, TILE, Table, Unknown};
 use crate::sweep::{Ending, Found, Over, Sweep};
 use crate::tally::Tally;
 use crate::{compat, error, settings, stats};
@@ -167,13 +167,14 @@ unsafe extern "C-unwind" fn session_limit_shmem_request() {
             pg_sys::ffi::pg_guard_ffi_boundary(|| previous());
         }
         let slots = pg_sys::MaxBackends as usize;
+        let tiles = slots.div_ceil(TILE);
         let bytes = [
             array_size::<AtomicU64>(slots + 1),
             array_size::<AtomicU32>(slots + 1),
             array_size::<AtomicU32>(slots),
-            array_size::<u32>(slots),
-            array_size::<u32>(slots),
-            array_size::<u8>(slots),
+            array_size::<u32>(tiles * TILE),
+            array_size::<u32>(tiles * TILE),
+            array_size::<u32>(tiles * TILE),
             array_size::<Slot>(slots),
             array_size::<Bound>(slots * BOUNDS),
             array_size::<Record>(settings::max_events()),
@@ -199,6 +200,7 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
             pg_sys::ffi::pg_guard_ffi_boundary(|| previous());
         }
         let slots = pg_sys::MaxBackends as usize;
+        let tiles = slots.div_ceil(TILE);
         let claims = array(c"session_limit claims", slots + 1, || AtomicU64::new(0));
         let queue = array(c"session_limit queue", slots + 1, || AtomicU32::new(0));
         let heirs = array(c"session_limit heirs", slots, || AtomicU32::new(0));
@@ -218,9 +220,9 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
         let shared = Shared::new(claims, queue, waiting, heirs);
         let bounds = array(c"session_limit bounds", slots * BOUNDS, || Bound::FREE);
         let columns = Columns {
-            databases: array(c"session_limit databases", slots, || 0),
-            hosts: array(c"session_limit hosts", slots, || 0),
-            marks: array(c"session_limit marks", slots, || 0),
+            databases: array(c"session_limit databases", tiles * TILE, || 0),
+            hosts: array(c"session_limit hosts", tiles * TILE, || 0),
+            marks: array(c"session_limit marks", tiles * TILE, || 0),
         };
         let slots = array(c"session_limit slots", slots, Slot::free);
         let events = array(c"session_limit events", settings::max_events(), || {
