@@ -78,7 +78,9 @@ impl<'a> Census<'a> {
         for (slot, (seen, role)) in self.roles.iter_mut().zip(shared.roles()).enumerate() {
             if *seen != role {
                 *seen = role;
-                self.groups.iter_mut().for_each(|group| group.set(slot, role));
+                self.groups
+                    .iter_mut()
+                    .for_each(|group| group.set(slot, role));
             }
         }
         self.forget();
@@ -88,7 +90,9 @@ impl<'a> Census<'a> {
     pub fn set(&mut self, slot: usize, role: u32) {
         if let Some(seen) = self.roles.get_mut(slot) {
             *seen = role;
-            self.groups.iter_mut().for_each(|group| group.set(slot, role));
+            self.groups
+                .iter_mut()
+                .for_each(|group| group.set(slot, role));
         }
         self.forget();
     }
@@ -172,60 +176,59 @@ impl<'a> Census<'a> {
     }
 
     /// Finds the slots of a tile whose session the limit covers, and says how many; None if there is none.
-    fn find(
-        &self,
-        table: &Table,
-        counted: Counted,
-        tile: usize,
-        hits: &mut Hits,
-    ) -> Option<u32> {
+    fn find(&self, table: &Table, counted: Counted, tile: usize, hits: &mut Hits) -> Option<u32> {
         let Scope {
             who,
             database,
             network,
         } = counted.scope;
         let roles = part(&self.roles, tile)?;
-        match who {
+        let mut number = match who {
             Who::Anyone => set(hits, roles, |role| role != 0),
             Who::Role(wanted) => set(hits, roles, |role| role == wanted),
             Who::MembersOf(oid) => match self.groups.iter().find(|group| group.oid == oid) {
                 Some(group) => set(hits, part(&group.theirs, tile)?, |theirs| theirs != 0),
                 None => return None,
             },
-        }
+        };
         if let Some(own) = counted.own {
-            keep(hits, roles, |role| role == own);
+            number = keep(hits, roles, |role| role == own);
         }
-        let number: u32 = hits.iter().sum();
         if number == 0 {
             return None;
         }
         if let Some(database) = database {
-            keep(hits, part(table.columns.databases, tile)?, |it| {
+            number = keep(hits, part(table.columns.databases, tile)?, |it| {
                 it == database
             });
         }
         match network.map(|network| (network, network.host_and_mask())) {
             None => {}
             Some((_, Some((first, mask)))) => {
-                keep(hits, part(table.columns.hosts, tile)?, |host| {
+                number = keep(hits, part(table.columns.hosts, tile)?, |host| {
                     host & mask == first
                 });
             }
             Some((network, None)) => {
-                for (slot, hit) in (tile * TILE..).zip(&mut *hits).filter(|(_, hit)| **hit != 0) {
+                for (slot, hit) in (tile * TILE..)
+                    .zip(&mut *hits)
+                    .filter(|(_, hit)| **hit != 0)
+                {
                     let session = table.session(slot);
                     let address = session.and_then(|session| session.address);
-                    *hit = address.is_some_and(|address| network.contains(address)).into();
+                    *hit = address
+                        .is_some_and(|address| network.contains(address))
+                        .into();
                 }
+                number = hits.iter().sum();
             }
         }
         if !counted.walsenders && self.marks & WALSENDER != 0 {
-            keep(hits, part(table.columns.marks, tile)?, |mark| {
+            number = keep(hits, part(table.columns.marks, tile)?, |mark| {
                 mark & WALSENDER == 0
             });
         }
-        Some(hits.iter().sum())
+        Some(number)
     }
 
     /// How many of the sessions that a limit covers it does not count: those that are left to the login at
@@ -244,7 +247,11 @@ impl<'a> Census<'a> {
             if !covers(slot) {
                 continue;
             }
-            let new = || self.heirs.get(heir).is_some_and(|found| !found.replace(true));
+            let new = || {
+                self.heirs
+                    .get(heir)
+                    .is_some_and(|found| !found.replace(true))
+            };
             if arrived == Some(heir) || (table.is_arriving(heir) && covers(heir) && new()) {
                 number += 1;
             }
@@ -271,15 +278,20 @@ fn part<T>(column: &[T], tile: usize) -> Option<&[T; TILE]> {
     column.as_chunks().0.get(tile)
 }
 
-fn set<T: Copy>(hits: &mut Hits, column: &[T; TILE], matches: impl Fn(T) -> bool) {
+fn set(hits: &mut Hits, column: &[u32; TILE], matches: impl Fn(u32) -> bool) -> u32 {
+    let mut number = 0;
     for (hit, it) in hits.iter_mut().zip(column) {
         *hit = matches(*it).into();
+        number += *hit;
     }
+    number
 }
 
-fn keep<T: Copy>(hits: &mut Hits, column: &[T; TILE], matches: impl Fn(T) -> bool) {
+fn keep(hits: &mut Hits, column: &[u32; TILE], matches: impl Fn(u32) -> bool) -> u32 {
+    let mut number = 0;
     for (hit, it) in hits.iter_mut().zip(column) {
         *hit &= u32::from(matches(*it));
+        number += *hit;
     }
+    number
 }
-

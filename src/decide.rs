@@ -397,8 +397,7 @@ impl<'a> Attempt<'a> {
     ) -> Result<Option<&'a Limit>, Unknown> {
         let mut full = None;
         for limit in self.limits.iter().filter(|limit| chosen(limit)) {
-            if (full.is_none() || preferred(limit))
-                && room(table, census, self, bound(limit))? == 0
+            if (full.is_none() || preferred(limit)) && room(table, census, self, bound(limit))? == 0
             {
                 full = Some(limit);
                 if preferred(limit) {
@@ -807,10 +806,7 @@ pub mod tests {
         elsewhere.session.database = WEB;
         assert_eq!(attempt(&mut table, &elsewhere), IN);
         let carol = login(3, CAROL, [app]);
-        assert_eq!(
-            decided(&mut table, &carol),
-            Err(Unknown::Members(TEAM))
-        );
+        assert_eq!(decided(&mut table, &carol), Err(Unknown::Members(TEAM)));
         assert_eq!(
             attempt(&mut table, &known(carol)),
             IN,

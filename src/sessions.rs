@@ -188,7 +188,9 @@ impl Members {
 
     /// The groups, each with its members, sorted.
     pub fn all(&self) -> impl Iterator<Item = (u32, &[u32])> {
-        self.0.iter().map(|(group, members)| (*group, members.as_slice()))
+        self.0
+            .iter()
+            .map(|(group, members)| (*group, members.as_slice()))
     }
 }
 
@@ -613,10 +615,7 @@ impl<'a> Table<'a> {
         let all = |waiter: Waiter| waiter.bounds.len();
         let start: usize = self.waiters_before(slot).map(all).sum();
         let end: usize = self.waiters().map(all).sum();
-        let (old, new) = (
-            start + usize::from(kept),
-            start + bounds.clone().count(),
-        );
+        let (old, new) = (start + usize::from(kept), start + bounds.clone().count());
         if end - old + new > self.bounds.len() {
             return false;
         }

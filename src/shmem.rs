@@ -18,7 +18,9 @@ use crate::census::Census;
 use crate::decide::{self, Attempt, Verdict};
 use crate::flood::{Entry, Flood};
 use crate::ring::{Record, Ring};
-use crate::sessions::{Bound, Claim, Columns, Notice, OwnTable, Shared, Slot, TILE, Table, Unknown};
+use crate::sessions::{
+    Bound, Claim, Columns, Notice, OwnTable, Shared, Slot, TILE, Table, Unknown,
+};
 use crate::sweep::{Ending, Found, Over, Sweep};
 use crate::tally::Tally;
 use crate::{compat, error, settings, stats};

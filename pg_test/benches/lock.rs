@@ -19,8 +19,8 @@ mod replace;
 #[path = "../../src/sessions.rs"]
 mod sessions;
 
-use criterion::{Bencher, BenchmarkId, Criterion};
 use census::Census;
+use criterion::{Bencher, BenchmarkId, Criterion};
 use decide::{Attempt, Rules, Verdict, attempt};
 use limit::{Limit, OnExcess, Per, Scope, Source, Who};
 use network::Network;
