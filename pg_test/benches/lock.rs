@@ -4,7 +4,11 @@
 //! What is measured is `decide::attempt` and giving back what it claimed, in a table that is full but for
 //! the places of the login and of those who wait. `bench-scale` runs this, too, and makes tables of it.
 
-#![allow(dead_code)]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "the modules' other users, and their tests"
+)]
 
 #[path = "../../src/census.rs"]
 mod census;
@@ -236,7 +240,9 @@ fn kinds_of_limits(criterion: &mut Criterion) {
                 continue;
             }
             for number in NUMBERS {
-                let mut group = criterion.benchmark_group(format!("{kind}{suffix}, {number}"));
+                let of_limits = if number == 1 { "limit" } else { "limits" };
+                let name = format!("{kind}{suffix}, {number} {of_limits}");
+                let mut group = criterion.benchmark_group(name);
                 for sessions in SESSIONS {
                     let limits = limits(&scopes, number, u32::MAX, OnExcess::Refuse);
                     let mut scene = Scene::new(crowd, sessions, 0);
@@ -254,51 +260,30 @@ fn kinds_of_limits(criterion: &mut Criterion) {
 /// What can become of a login with four limits of different kinds.
 fn outcomes(criterion: &mut Criterion) {
     let (_, scopes) = kinds().pop().expect("mixed");
-    // Its name, the waiters, how many of the role's sessions its limit allows, and the policy.
+    use Crowd::{Many, One};
+    use OnExcess::{Refuse, ReplaceOldest};
+    // Its name, the sessions and the number of waiters, which limit allows how many, and the policy.
     type Max = fn(u32) -> u32;
-    let outcomes: [(&str, Crowd, usize, Max, OnExcess); 6] = [
-        ("refused", Crowd::Many, 0, |_| 1, OnExcess::Refuse),
+    type Outcome = (&'static str, (Crowd, usize), (usize, Max), OnExcess);
+    let outcomes: [Outcome; 7] = [
+        ("refused", (Many, 0), (0, |_| 1), Refuse),
+        ("refused, one role", (One, 0), (0, |all| all), Refuse),
+        ("20 waiters", (Many, 20), (0, |_| u32::MAX), Refuse),
+        ("500 waiters", (Many, 500), (0, |_| u32::MAX), Refuse),
         (
-            "refused, one role",
-            Crowd::One,
-            0,
-            |all| all,
-            OnExcess::Refuse,
+            "500 waiters, little room",
+            (Many, 500),
+            (3, |all| all / 10 + 5),
+            Refuse,
         ),
-        (
-            "20 waiters",
-            Crowd::Many,
-            20,
-            |_| u32::MAX,
-            OnExcess::Refuse,
-        ),
-        (
-            "500 waiters",
-            Crowd::Many,
-            500,
-            |_| u32::MAX,
-            OnExcess::Refuse,
-        ),
-        (
-            "replaces one",
-            Crowd::One,
-            0,
-            |all| all,
-            OnExcess::ReplaceOldest,
-        ),
-        (
-            "replaces half",
-            Crowd::One,
-            0,
-            |all| all / 2,
-            OnExcess::ReplaceOldest,
-        ),
+        ("replaces one", (One, 0), (0, |all| all), ReplaceOldest),
+        ("replaces half", (One, 0), (0, |all| all / 2), ReplaceOldest),
     ];
-    for (name, crowd, waiters, max, on_excess) in outcomes {
+    for (name, (crowd, waiters), (limit, max), on_excess) in outcomes {
         let mut group = criterion.benchmark_group(name);
         for sessions in SESSIONS {
             let mut limits = limits(&scopes, 4, u32::MAX, on_excess);
-            limits[0].max = max(sessions as u32);
+            limits[limit].max = max(sessions as u32);
             let mut scene = Scene::new(crowd, sessions, waiters);
             scene.queue(sessions, waiters);
             group.bench_function(BenchmarkId::from_parameter(sessions), |bencher| {
