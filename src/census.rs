@@ -5,7 +5,8 @@
 //! that worked out anew. A count then goes over plain columns, a tile of them at a time, each condition
 //! in a loop of its own that does the same for every slot: the compiler makes it treat many at once.
 //!
-//! A session that leaves after the last look is still counted: who is going to wait looks again.
+//! A session that leaves after the last look is still counted: who is going to wait looks again. `Table::count`
+//! says plainly what is counted here.
 
 use crate::limit::{Scope, Who};
 use crate::replace::Rank;
@@ -26,7 +27,7 @@ pub struct Census<'a> {
     /// Whether this heir was found not to count, by slot.
     heirs: Vec<Cell<bool>>,
     /// Counts since the last look, each where its scope's hash says.
-    kept: Vec<Cell<Option<(Scope, u32)>>>,
+    kept: Vec<Cell<Option<(Scope, bool, u32)>>>,
     /// The slots of the waiters that go first, as far as that is known.
     pub first: Vec<usize>,
     /// The slots of sessions that may be ended for a limit, and in which order.
@@ -46,7 +47,7 @@ struct Group<'a> {
 impl<'a> Census<'a> {
     /// Allocates all that it will need, and looks.
     pub fn new(shared: Shared, members: &'a Members, may_replace: bool) -> Census<'a> {
-        let slots = shared.roles().count();
+        let slots = shared.slots();
         let candidates = if may_replace { slots } else { 0 };
         let padded = slots.next_multiple_of(TILE);
         let groups = members.all().map(|(oid, members)| Group {
@@ -109,7 +110,8 @@ impl<'a> Census<'a> {
 
     /// How many sessions a limit counts.
     pub fn count(&self, table: &Table, counted: Counted) -> u32 {
-        self.sum(table, counted) - self.replaced(table, None, counted)
+        let replaced = self.replaced(table, None, counted);
+        self.sum(table, counted).saturating_sub(replaced)
     }
 
     /// The same; where a hash finds it, it is not counted again.
@@ -120,21 +122,22 @@ impl<'a> Census<'a> {
         let mut hasher = DefaultHasher::new();
         counted.scope.hash(&mut hasher);
         let place = self.kept.get(hasher.finish() as usize % KEPT);
-        if let Some((scope, number)) = place.and_then(Cell::get)
-            && scope == counted.scope
+        if let Some((scope, walsenders, number)) = place.and_then(Cell::get)
+            && (scope, walsenders) == (counted.scope, counted.walsenders)
         {
             return number;
         }
         let number = self.count(table, counted);
         if let Some(place) = place {
-            place.set(Some((counted.scope, number)));
+            place.set(Some((counted.scope, counted.walsenders, number)));
         }
         number
     }
 
     /// How many sessions a limit will count when the login at `slot` has arrived.
     pub fn count_once_arrived(&self, table: &Table, slot: usize, counted: Counted) -> u32 {
-        self.sum(table, counted) - self.replaced(table, Some(slot), counted)
+        let replaced = self.replaced(table, Some(slot), counted);
+        self.sum(table, counted).saturating_sub(replaced)
     }
 
     /// The sessions that a limit counts, with their process IDs.
@@ -294,4 +297,137 @@ fn keep(hits: &mut Hits, column: &[u32; TILE], matches: impl Fn(u32) -> bool) ->
         number += *hit;
     }
     number
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sessions::tests::session;
+    use crate::sessions::{Claim, OwnTable, Session};
+
+    const TEAM: u32 = 1;
+    const NOBODY: u32 = 2;
+
+    /// Some of every sort.
+    fn any(number: u32) -> Session {
+        let address = [
+            "10.0.0.1",
+            "10.1.0.1",
+            "::1",
+            "::ffff:10.0.0.1",
+            "2001:db8::1",
+        ];
+        let address = address.get(number as usize / 3 % 7);
+        Session {
+            address: address.map(|text| text.parse().expect(text)),
+            walsender: number.is_multiple_of(11),
+            ..session(10 + number % 5, number / 2 % 3)
+        }
+    }
+
+    fn scopes() -> Vec<Scope> {
+        let mut scopes = Vec::new();
+        let networks = [
+            "0.0.0.0/0",
+            "10.0.0.0/8",
+            "10.0.0.1",
+            "::/0",
+            "::1",
+            "0.0.0.0/8",
+        ];
+        let networks = networks.map(|text| Some(text.parse().expect(text)));
+        let whose = [
+            Who::Anyone,
+            Who::Role(12),
+            Who::Role(9),
+            Who::MembersOf(TEAM),
+            Who::MembersOf(NOBODY),
+        ];
+        for who in whose {
+            for database in [None, Some(0), Some(1), Some(7)] {
+                for network in networks.into_iter().chain([None]) {
+                    scopes.push(Scope {
+                        who,
+                        database,
+                        network,
+                    });
+                }
+            }
+        }
+        scopes
+    }
+
+    /// Counts, and says which, as the table does.
+    fn compare(table: &Table, census: &Census, members: &Members) {
+        for scope in scopes() {
+            for walsenders in [false, true] {
+                let all = Counted::new(scope, walsenders, members).expect("a known group");
+                for counted in [all, all.of(12)] {
+                    let plain = table.count(counted);
+                    assert_eq!(census.count(table, counted), plain, "{scope:?}");
+                    assert_eq!(census.counted(table, counted).count() as u32, plain);
+                }
+                assert_eq!(census.count_once(table, all), table.count(all));
+                assert_eq!(census.count_once(table, all), table.count(all), "again");
+            }
+        }
+    }
+
+    #[test]
+    fn it_counts_what_the_table_does_whatever_has_changed_since_the_first_look() {
+        let slots = 2 * TILE + 17;
+        let mut memory = OwnTable::new(slots, 4);
+        let mut table = memory.table();
+        for slot in (0..slots).filter(|slot| slot % 7 != 3) {
+            table.claim(slot, 100 + slot as u32, any(slot as u32));
+        }
+        // Someone waits, so that counts are kept.
+        assert!(table.enqueue(3, any(3), std::iter::empty()));
+        let mut members = Members::default();
+        members.insert(TEAM, vec![13, 12, 99]);
+        members.insert(NOBODY, vec![]);
+        let mut census = Census::new(table.shared, &members, true);
+        census.look(&table);
+        compare(&table, &census, &members);
+        // Slots change hands, with and without a session.
+        for slot in (0..slots).step_by(5) {
+            table.vacate(slot);
+            if slot % 2 == 0 {
+                table.claim(slot, 900, any(slot as u32 + 1));
+            }
+        }
+        census.look(&table);
+        compare(&table, &census, &members);
+        // Heirs of one and of several, some of whom, or all, are gone.
+        for (slot, heir) in [
+            (7, 1),
+            (12, 2),
+            (22, 2),
+            (256, 2),
+            (37, 4),
+            (17, 6),
+            (27, 6),
+        ] {
+            table.bequeath(slot, heir);
+        }
+        for gone in [37, 27] {
+            let claim = Claim::new(100 + gone as u32, any(gone as u32).role);
+            assert!(table.shared.release(gone, claim));
+        }
+        census.look(&table);
+        compare(&table, &census, &members);
+        // Once an heir has arrived, it is counted, and those before it are not.
+        for scope in scopes() {
+            let counted = Counted::new(scope, true, &members).expect("a known group");
+            let then = census.count_once_arrived(&table, 2, counted);
+            let mut later = OwnTable::new(slots, 4);
+            later.copy(&table);
+            let mut later = later.table();
+            [12, 22, 256]
+                .into_iter()
+                .for_each(|slot| later.vacate(slot));
+            assert!(later.arrive(2));
+            assert_eq!(then, later.count(counted), "{scope:?}");
+        }
+    }
 }

@@ -295,6 +295,10 @@ impl<'a> Shared<'a> {
         claims.filter_map(|(slot, claim)| Some((slot, claim?)))
     }
 
+    pub fn slots(self) -> usize {
+        self.claims.len()
+    }
+
     /// The role of each slot's session, 0 where there is none.
     pub fn roles(self) -> impl Iterator<Item = u32> {
         let words = self.claims.iter();
@@ -680,7 +684,9 @@ impl OwnTable {
         self.databases.copy_from_slice(table.columns.databases);
         self.hosts.copy_from_slice(table.columns.hosts);
         self.marks.copy_from_slice(table.columns.marks);
-        self.bounds.copy_from_slice(table.bounds);
+        let used = table.waiters().map(|waiter| waiter.bounds.len()).sum();
+        let bounds = self.bounds.iter_mut().zip(table.bounds.iter());
+        bounds.take(used).for_each(|(own, bound)| *own = *bound);
     }
 }
 

@@ -54,6 +54,8 @@ struct Memory {
     trail: Locked<Trail>,
     stats: Locked<&'static mut Tally>,
     worker: &'static Worker,
+    /// Where the columns are.
+    columns: [*const u32; 3],
 }
 
 /// What is only reached while its lock is held.
@@ -221,11 +223,17 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
         };
         let shared = Shared::new(claims, queue, waiting, heirs);
         let bounds = array(c"session_limit bounds", slots * BOUNDS, || Bound::FREE);
-        let columns = Columns {
+        let mut columns = Columns {
             databases: array(c"session_limit databases", tiles * TILE, || 0),
             hosts: array(c"session_limit hosts", tiles * TILE, || 0),
             marks: array(c"session_limit marks", tiles * TILE, || 0),
         };
+        let starts = [
+            &mut columns.databases,
+            &mut columns.hosts,
+            &mut columns.marks,
+        ];
+        let starts = starts.map(|column| column.as_ptr());
         let slots = array(c"session_limit slots", slots, Slot::free);
         let events = array(c"session_limit events", settings::max_events(), || {
             Record::EMPTY
@@ -247,6 +255,7 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
             trail: Locked::new(TRAIL_LOCK_NAME, trail),
             stats: Locked::new(STATS_LOCK_NAME, tally),
             worker,
+            columns: starts,
         });
         pg_sys::on_shmem_exit(Some(session_limit_shmem_exit), pg_sys::Datum::null());
     }
@@ -300,6 +309,7 @@ pub fn decide(attempt: &Attempt) -> Result<Verdict, Unknown> {
     PROCESS
         .claim
         .set(Some(Claim::new(attempt.pid, attempt.session.role)));
+    map_columns(memory);
     let may_replace = attempt.rules.replacing.allowed;
     let mut census = Census::new(memory.shared, attempt.members, may_replace);
     let (has_left_the_queue, verdict) = memory.table.exclusively(|table| {
@@ -317,6 +327,19 @@ pub fn decide(attempt: &Attempt) -> Result<Verdict, Unknown> {
         wake_waiters(memory);
     }
     verdict
+}
+
+/// A new process has none of the shared memory mapped. It is not to let others wait while the kernel maps
+/// what a decision reads; looking at the claims maps those.
+fn map_columns(memory: &Memory) {
+    const PAGE: usize = 4096 / size_of::<u32>();
+    for column in memory.columns {
+        for element in (0..slots()).step_by(PAGE) {
+            // SAFETY: within the column, which stays where it is. Whoever holds the lock may be writing it, but
+            // what is read is not used, and volatile, so that nothing is concluded from it.
+            unsafe { column.add(element).read_volatile() };
+        }
+    }
 }
 
 /// The next number in the order of arrival.
