@@ -23,7 +23,7 @@ pub struct Census<'a> {
     roles: Vec<u32>,
     groups: Vec<Group<'a>>,
     /// What some mark has.
-    marks: u32,
+    marks: u8,
     /// Whether this heir was found not to count, by slot.
     heirs: Vec<Cell<bool>>,
     /// Counts since the last look, each where its scope's hash says.
@@ -186,24 +186,23 @@ impl<'a> Census<'a> {
             network,
         } = counted.scope;
         let roles = part(&self.roles, tile)?;
+        let database = match database {
+            Some(database) => Some((part(table.columns.databases, tile)?, database)),
+            None => None,
+        };
         let mut number = match who {
-            Who::Anyone => set(hits, roles, |role| role != 0),
-            Who::Role(wanted) => set(hits, roles, |role| role == wanted),
-            Who::MembersOf(oid) => match self.groups.iter().find(|group| group.oid == oid) {
-                Some(group) => set(hits, part(&group.theirs, tile)?, |theirs| theirs != 0),
-                None => return None,
-            },
+            Who::Anyone => set(hits, roles, |role| role != 0, database),
+            Who::Role(wanted) => set(hits, roles, |role| role == wanted, database),
+            Who::MembersOf(oid) => {
+                let group = self.groups.iter().find(|group| group.oid == oid)?;
+                set(hits, part(&group.theirs, tile)?, |it| it != 0, database)
+            }
         };
         if let Some(own) = counted.own {
             number = keep(hits, roles, |role| role == own);
         }
         if number == 0 {
             return None;
-        }
-        if let Some(database) = database {
-            number = keep(hits, part(table.columns.databases, tile)?, |it| {
-                it == database
-            });
         }
         match network.map(|network| (network, network.host_and_mask())) {
             None => {}
@@ -281,16 +280,29 @@ fn part<T>(column: &[T], tile: usize) -> Option<&[T; TILE]> {
     column.as_chunks().0.get(tile)
 }
 
-fn set(hits: &mut Hits, column: &[u32; TILE], matches: impl Fn(u32) -> bool) -> u32 {
+/// Says how many there are.
+fn set(
+    hits: &mut Hits,
+    column: &[u32; TILE],
+    matches: impl Fn(u32) -> bool,
+    database: Option<(&[u32; TILE], u32)>,
+) -> u32 {
     let mut number = 0;
-    for (hit, it) in hits.iter_mut().zip(column) {
-        *hit = matches(*it).into();
-        number += *hit;
+    let hits = hits.iter_mut().zip(column);
+    match database {
+        None => hits.for_each(|(hit, it)| {
+            *hit = matches(*it).into();
+            number += *hit;
+        }),
+        Some((databases, wanted)) => hits.zip(databases).for_each(|((hit, it), database)| {
+            *hit = (matches(*it) & (*database == wanted)).into();
+            number += *hit;
+        }),
     }
     number
 }
 
-fn keep(hits: &mut Hits, column: &[u32; TILE], matches: impl Fn(u32) -> bool) -> u32 {
+fn keep<T: Copy>(hits: &mut Hits, column: &[T; TILE], matches: impl Fn(T) -> bool) -> u32 {
     let mut number = 0;
     for (hit, it) in hits.iter_mut().zip(column) {
         *hit &= u32::from(matches(*it));

@@ -110,7 +110,7 @@ impl Slot {
         }
     }
 
-    fn session(&self, database: u32, mark: u32) -> Session {
+    fn session(&self, database: u32, mark: u8) -> Session {
         Session {
             role: self.role,
             database,
@@ -123,10 +123,10 @@ impl Slot {
     }
 }
 
-pub const WALSENDER: u32 = 1;
-const EXEMPT: u32 = 2;
+pub const WALSENDER: u8 = 1;
+const EXEMPT: u8 = 2;
 /// It is the heir of sessions that may still be there.
-pub const ARRIVING: u32 = 4;
+pub const ARRIVING: u8 = 4;
 
 /// So many slots are looked at together.
 pub const TILE: usize = 128;
@@ -137,7 +137,7 @@ pub struct Columns<'a> {
     pub databases: &'a mut [u32],
     /// The bits of IPv4 addresses; 0 for all other sessions.
     pub hosts: &'a mut [u32],
-    pub marks: &'a mut [u32],
+    pub marks: &'a mut [u8],
 }
 
 /// What a waiting login has to meet: less than `max` sessions in `scope`.
@@ -640,7 +640,7 @@ pub struct OwnTable {
     slots: Vec<Slot>,
     databases: Vec<u32>,
     hosts: Vec<u32>,
-    marks: Vec<u32>,
+    marks: Vec<u8>,
     bounds: Vec<Bound>,
 }
 
@@ -919,8 +919,8 @@ pub mod tests {
     #[test]
     fn a_slot_is_small() {
         let words = size_of::<AtomicU64>() + 2 * size_of::<AtomicU32>();
-        let columns = 3 * size_of::<u32>();
+        let columns = 2 * size_of::<u32>() + size_of::<u8>();
         let all = words + columns + size_of::<Slot>() + 4 * size_of::<Bound>();
-        assert_eq!(all, 252);
+        assert_eq!(all, 249);
     }
 }

@@ -55,7 +55,7 @@ struct Memory {
     stats: Locked<&'static mut Tally>,
     worker: &'static Worker,
     /// Where the columns are.
-    columns: [*const u32; 3],
+    columns: [(*const u8, usize); 3],
 }
 
 /// What is only reached while its lock is held.
@@ -178,7 +178,7 @@ unsafe extern "C-unwind" fn session_limit_shmem_request() {
             array_size::<AtomicU32>(slots),
             array_size::<u32>(tiles * TILE),
             array_size::<u32>(tiles * TILE),
-            array_size::<u32>(tiles * TILE),
+            array_size::<u8>(tiles * TILE),
             array_size::<Slot>(slots),
             array_size::<Bound>(slots * BOUNDS),
             array_size::<Record>(settings::max_events()),
@@ -228,12 +228,12 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
             hosts: array(c"session_limit hosts", tiles * TILE, || 0),
             marks: array(c"session_limit marks", tiles * TILE, || 0),
         };
-        let starts = [
-            &mut columns.databases,
-            &mut columns.hosts,
-            &mut columns.marks,
+        let bytes = |start: *const u32| (start.cast(), tiles * TILE * size_of::<u32>());
+        let places = [
+            bytes(columns.databases.as_mut_ptr()),
+            bytes(columns.hosts.as_mut_ptr()),
+            (columns.marks.as_mut_ptr().cast_const(), tiles * TILE),
         ];
-        let starts = starts.map(|column| column.as_ptr());
         let slots = array(c"session_limit slots", slots, Slot::free);
         let events = array(c"session_limit events", settings::max_events(), || {
             Record::EMPTY
@@ -255,7 +255,7 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
             trail: Locked::new(TRAIL_LOCK_NAME, trail),
             stats: Locked::new(STATS_LOCK_NAME, tally),
             worker,
-            columns: starts,
+            columns: places,
         });
         pg_sys::on_shmem_exit(Some(session_limit_shmem_exit), pg_sys::Datum::null());
     }
@@ -332,12 +332,12 @@ pub fn decide(attempt: &Attempt) -> Result<Verdict, Unknown> {
 /// A new process has none of the shared memory mapped. It is not to let others wait while the kernel maps
 /// what a decision reads; looking at the claims maps those.
 fn map_columns(memory: &Memory) {
-    const PAGE: usize = 4096 / size_of::<u32>();
-    for column in memory.columns {
-        for element in (0..slots()).step_by(PAGE) {
+    const PAGE: usize = 4096;
+    for (column, bytes) in memory.columns {
+        for byte in (0..bytes).step_by(PAGE) {
             // SAFETY: within the column, which stays where it is. Whoever holds the lock may be writing it, but
             // what is read is not used, and volatile, so that nothing is concluded from it.
-            unsafe { column.add(element).read_volatile() };
+            unsafe { column.add(byte).read_volatile() };
         }
     }
 }
