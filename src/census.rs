@@ -13,6 +13,7 @@ use crate::replace::Rank;
 use crate::sessions::{ARRIVING, Counted, Members, Session, Shared, TILE, Table, WALSENDER};
 use std::cell::Cell;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hint::black_box;
 
 /// How many counts are kept for those who wait.
 const KEPT: usize = 512;
@@ -66,6 +67,10 @@ impl<'a> Census<'a> {
             candidates: Vec::with_capacity(candidates),
         };
         census.look_at_claims(shared);
+        for group in &census.groups {
+            // Memory that nobody has touched is not there yet.
+            black_box(group.theirs.iter().sum::<u32>());
+        }
         census
     }
 
@@ -186,10 +191,8 @@ impl<'a> Census<'a> {
             network,
         } = counted.scope;
         let roles = part(&self.roles, tile)?;
-        let database = match database {
-            Some(database) => Some((part(table.columns.databases, tile)?, database)),
-            None => None,
-        };
+        let databases = part(table.columns.databases, tile)?;
+        let database = database.map(|database| (databases, database));
         let mut number = match who {
             Who::Anyone => set(hits, roles, |role| role != 0, database),
             Who::Role(wanted) => set(hits, roles, |role| role == wanted, database),

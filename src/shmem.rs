@@ -223,7 +223,7 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
         };
         let shared = Shared::new(claims, queue, waiting, heirs);
         let bounds = array(c"session_limit bounds", slots * BOUNDS, || Bound::FREE);
-        let mut columns = Columns {
+        let columns = Columns {
             databases: array(c"session_limit databases", tiles * TILE, || 0),
             hosts: array(c"session_limit hosts", tiles * TILE, || 0),
             marks: array(c"session_limit marks", tiles * TILE, || 0),
