@@ -1,9 +1,10 @@
 //! The decision: count, decide and claim in one go, on a table that nobody else changes meanwhile.
 //! Pure.
 
+use crate::census::Census;
 use crate::limit::{Limit, Scope, Who};
 use crate::replace::{Full, Idle, Replacing, make_room};
-use crate::sessions::{Bound, Counted, Members, Session, Table, Unknown};
+use crate::sessions::{Bound, Counted, Members, Session, Table, Unknown, Waiter};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -119,42 +120,65 @@ pub struct Standing {
 /// Admits the login, queues it, or finds what it exceeds. When a waiter is admitted or refused, the
 /// caller wakes the rest. If it needs to know more, the login is where it was: no session, and in the
 /// queue or not.
-pub fn attempt(table: &mut Table, login: &Attempt) -> Result<Verdict, Unknown> {
+pub fn attempt(
+    table: &mut Table,
+    census: &mut Census,
+    login: &Attempt,
+) -> Result<Verdict, Unknown> {
     table.vacate(login.slot);
-    let mut exceeded = find_exceeded(table, login)?;
+    census.look(table);
+    let mut exceeded = find_exceeded(table, census, login)?;
     if exceeded.is_some_and(|(limit, _)| may_wait(table, login, limit)) && enqueue(table, login) {
         // Whoever left before it saw us in the queue did not wake us: count again.
-        exceeded = find_exceeded(table, login)?;
+        census.look(table);
+        exceeded = find_exceeded(table, census, login)?;
         if exceeded.is_some_and(|(limit, _)| login.lets_wait(limit)) {
             return Ok(Verdict::Waiting);
         }
     }
-    let over = tried_out(table, login)?;
+    let over = tried_out(table, census, login)?;
     let verdict = match exceeded {
-        Some(full) => match replace(table, login, full, |limit| limit.enforced)? {
+        Some(full) => match replace(table, census, login, full, |limit| limit.enforced)? {
             // Someone has just left: there is room after all.
-            Ok((_, Ended { number: 0, .. })) => Verdict::Admitted(admission(table, login, over)?),
+            Ok((_, Ended { number: 0, .. })) => {
+                table.arrive(login.slot);
+                Verdict::Admitted(admission(table, census, login, over)?)
+            }
             Ok((excess, ended)) => {
-                Verdict::Replacing(admission(table, login, over)?, ended, excess)
+                Verdict::Replacing(admission(table, census, login, over)?, ended, excess)
             }
             Err(excess) => Verdict::Refused(excess),
         },
         None => {
-            table.claim(login.slot, login.pid, login.session);
-            Verdict::Admitted(admission(table, login, over)?)
+            claim(table, census, login);
+            Verdict::Admitted(admission(table, census, login, over)?)
         }
     };
     table.dequeue(login.slot);
     Ok(verdict)
 }
 
+fn claim(table: &mut Table, census: &mut Census, login: &Attempt) {
+    table.claim(login.slot, login.pid, login.session);
+    census.set(login.slot, login.session.role);
+}
+
+fn give_back(table: &mut Table, census: &mut Census, login: &Attempt) {
+    table.give_back(login.slot);
+    census.set(login.slot, 0);
+}
+
 /// What would become of the login if the limits that are only tried out were enforced.
-fn tried_out(table: &mut Table, login: &Attempt) -> Result<Option<(Excess, Ended)>, Unknown> {
-    let Some(limit) = login.first_full(table, |limit| !limit.enforced)? else {
+fn tried_out(
+    table: &mut Table,
+    census: &mut Census,
+    login: &Attempt,
+) -> Result<Option<(Excess, Ended)>, Unknown> {
+    let Some(limit) = login.first_full(table, census, |limit| !limit.enforced, |_| true)? else {
         return Ok(None);
     };
-    let replaced = replace(table, login, (limit, 0), |limit| !limit.enforced)?;
-    table.give_back(login.slot);
+    let replaced = replace(table, census, login, (limit, 0), |limit| !limit.enforced)?;
+    give_back(table, census, login);
     Ok(match replaced {
         Ok((_, Ended { number: 0, .. })) => None,
         Ok(would) => Some(would),
@@ -166,25 +190,23 @@ fn tried_out(table: &mut Table, login: &Attempt) -> Result<Option<(Excess, Ended
 /// and says which sessions end. Or the limit that refuses it.
 fn replace(
     table: &mut Table,
+    census: &mut Census,
     login: &Attempt,
     (limit, ahead): Full,
     chosen: impl Fn(&Limit) -> bool,
 ) -> Result<Result<(Excess, Ended), Excess>, Unknown> {
-    let without = excess(table, login, limit, ahead)?;
+    let without = excess(table, census, login, limit, ahead)?;
     if !login.rules.replacing.lets_end(limit) {
         return Ok(Err(without));
     }
-    let waiting = table.waiters_before(login.slot).count();
-    for position in 0..waiting {
-        mark(table, login, position)?;
-    }
-    table.claim(login.slot, login.pid, login.session);
-    let refuses = make_room(table, login, chosen, waiting);
+    find_first(table, census, login)?;
+    claim(table, census, login);
+    let refuses = make_room(table, census, login, chosen);
     if !matches!(refuses, Ok(None)) {
-        table.give_back(login.slot);
+        give_back(table, census, login);
     }
     Ok(match refuses? {
-        Some((limit, ahead)) => Err(excess(table, login, limit, ahead)?),
+        Some((limit, ahead)) => Err(excess(table, census, login, limit, ahead)?),
         None => Ok((without, ended(table, login))),
     })
 }
@@ -202,6 +224,7 @@ fn ended(table: &Table, login: &Attempt) -> Ended {
 
 fn admission(
     table: &Table,
+    census: &Census,
     login: &Attempt,
     over: Option<(Excess, Ended)>,
 ) -> Result<Admission, Unknown> {
@@ -211,7 +234,7 @@ fn admission(
         network: None,
     };
     let alike = Counted::new(alike, true, login.members)?;
-    let sessions = table.count_once_arrived(login.slot, alike);
+    let sessions = census.count_once_arrived(table, login.slot, alike);
     let elsewhere = match login.rules.audit {
         true => elsewhere(table, login)?,
         false => None,
@@ -230,29 +253,29 @@ fn elsewhere(table: &Table, login: &Attempt) -> Result<Option<Shown>, Unknown> {
         database: None,
         network: None,
     };
-    let differs = |(_, _, other): &(usize, u32, &Session)| {
+    let differs = |(_, _, other): &(usize, u32, Session)| {
         let addresses = login.session.address.zip(other.address);
         addresses.is_some_and(|(one, another)| one != another)
     };
     let mut own = table.staying(Counted::new(own, true, login.members)?);
     Ok(own
         .find(differs)
-        .map(|(_, pid, session)| Shown::new(pid, session)))
+        .map(|(_, pid, session)| Shown::new(pid, &session)))
 }
 
 /// How each limit stands for a login that is not made: it would be admitted at once if all that are
 /// enforced fit.
 pub fn explain(table: &Table, login: &Attempt) -> Result<Vec<Standing>, Unknown> {
-    let everyone = table.waiters().count();
-    for position in 0..everyone {
-        mark(table, login, position)?;
-    }
+    let mut census = Census::new(table.shared, login.members, false);
+    census.look(table);
+    find_first(table, &mut census, login)?;
     let standing = |limit: &Limit| {
-        let taken = ahead(table, login, bound(limit), everyone)?;
+        let in_use = census.count(table, login.counted(bound(limit))?);
+        let ahead = ahead(table, &census, login, bound(limit))?;
         Ok(Standing {
             limit: *limit,
-            in_use: table.count(login.counted(bound(limit))?),
-            fits: room(table, login, bound(limit))? > taken,
+            in_use,
+            fits: limit.max.saturating_sub(in_use) > ahead,
         })
     };
     login.limits.iter().map(standing).collect()
@@ -278,29 +301,27 @@ fn enqueue(table: &mut Table, login: &Attempt) -> bool {
 /// is one for which the login may not wait, if there is such.
 fn find_exceeded<'a>(
     table: &Table,
+    census: &mut Census,
     login: &Attempt<'a>,
 ) -> Result<Option<(&'a Limit, u32)>, Unknown> {
-    let refuses = |limit: &Limit| limit.enforced && !login.lets_wait(limit);
-    let full = match login.first_full(table, refuses)? {
-        Some(limit) => Some(limit),
-        None => login.first_full(table, |limit| limit.enforced)?,
-    };
-    if let Some(limit) = full {
+    let refuses = |limit: &Limit| !login.lets_wait(limit);
+    if let Some(limit) = login.first_full(table, census, |limit| limit.enforced, refuses)? {
         return Ok(Some((limit, 0)));
     }
-    if !has_rivals(table, login)? {
+    if !has_rivals(table, census, login)? {
         return Ok(None);
     }
     // There is room, but earlier waiters that fit go first; those that do not are overtaken.
-    for position in 0..table.waiters_before(login.slot).count() {
-        if !mark(table, login, position)? {
+    census.first.clear();
+    for waiter in table.waiters_before(login.slot) {
+        if !goes_first(table, census, login, &waiter)? {
             continue;
         }
         let mut short = None;
         for limit in login.limits.iter().filter(|limit| limit.enforced) {
-            let ahead = ahead(table, login, bound(limit), position + 1)?;
-            if room(table, login, bound(limit))? <= ahead
-                && (short.is_none() || !login.lets_wait(limit))
+            let ahead = ahead(table, census, login, bound(limit))?;
+            if room(table, census, login, bound(limit))? <= ahead
+                && (short.is_none() || refuses(limit))
             {
                 short = Some((limit, ahead));
             }
@@ -312,31 +333,45 @@ fn find_exceeded<'a>(
     Ok(None)
 }
 
-/// Whether any earlier waiter would take room under one of the login's limits.
-fn has_rivals(table: &Table, login: &Attempt) -> Result<bool, Unknown> {
+/// Whether the earlier waiters could take all the room that there is under one of the login's limits.
+fn has_rivals(table: &Table, census: &Census, login: &Attempt) -> Result<bool, Unknown> {
     for limit in login.limits.iter().filter(|limit| limit.enforced) {
         let counted = login.counted(bound(limit))?;
-        if table
+        let rivals = table
             .waiters_before(login.slot)
-            .any(|waiter| counted.covers(waiter.session))
-        {
+            .filter(|waiter| counted.covers(&waiter.session))
+            .count() as u32;
+        if rivals > 0 && room(table, census, login, bound(limit))? <= rivals {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-/// Finds out whether the waiter at this position goes first, once that is known of those before it.
-fn mark(table: &Table, login: &Attempt, position: usize) -> Result<bool, Unknown> {
-    let Some(waiter) = table.waiters_before(login.slot).nth(position) else {
-        return Ok(false);
-    };
-    let mut fits = true;
-    for bound in waiter.bounds {
-        fits = fits && room(table, login, *bound)? > ahead(table, login, *bound, position)?;
+/// Finds which of the waiters before the login go first.
+fn find_first(table: &Table, census: &mut Census, login: &Attempt) -> Result<(), Unknown> {
+    census.first.clear();
+    for waiter in table.waiters_before(login.slot) {
+        goes_first(table, census, login, &waiter)?;
     }
-    waiter.goes_first.set(fits);
-    Ok(fits)
+    Ok(())
+}
+
+/// Finds out whether this waiter goes first, once that is known of those before it.
+fn goes_first(
+    table: &Table,
+    census: &mut Census,
+    login: &Attempt,
+    waiter: &Waiter,
+) -> Result<bool, Unknown> {
+    for bound in waiter.bounds {
+        let room = room(table, census, login, *bound)?;
+        if room == 0 || room <= ahead(table, census, login, *bound)? {
+            return Ok(false);
+        }
+    }
+    census.first.push(waiter.slot);
+    Ok(true)
 }
 
 pub fn bound(limit: &Limit) -> Bound {
@@ -351,18 +386,26 @@ impl<'a> Attempt<'a> {
         self.rules.may_wait && self.rules.tried < limit.max_wait
     }
 
-    /// The first of the chosen limits that no more session fits under.
+    /// The first of the chosen limits that no more session fits under, of several the first that is
+    /// preferred.
     fn first_full(
         &self,
         table: &Table,
+        census: &Census,
         chosen: impl Fn(&Limit) -> bool,
+        preferred: impl Fn(&Limit) -> bool,
     ) -> Result<Option<&'a Limit>, Unknown> {
+        let mut full = None;
         for limit in self.limits.iter().filter(|limit| chosen(limit)) {
-            if room(table, self, bound(limit))? == 0 {
-                return Ok(Some(limit));
+            if (full.is_none() || preferred(limit)) && room(table, census, self, bound(limit))? == 0
+            {
+                full = Some(limit);
+                if preferred(limit) {
+                    break;
+                }
             }
         }
-        Ok(None)
+        Ok(full)
     }
 
     pub fn counted(&self, bound: Bound) -> Result<Counted<'a>, Unknown> {
@@ -371,41 +414,51 @@ impl<'a> Attempt<'a> {
 }
 
 /// How many more sessions a limit has room for.
-fn room(table: &Table, login: &Attempt, bound: Bound) -> Result<u32, Unknown> {
-    Ok(bound.max.saturating_sub(table.count(login.counted(bound)?)))
+fn room(table: &Table, census: &Census, login: &Attempt, bound: Bound) -> Result<u32, Unknown> {
+    let in_use = census.count_once(table, login.counted(bound)?);
+    Ok(bound.max.saturating_sub(in_use))
 }
 
-/// How many of the first `among` waiters go first and take room under the limit.
-pub fn ahead(table: &Table, login: &Attempt, bound: Bound, among: usize) -> Result<u32, Unknown> {
+/// How many of the waiters that go first take room under the limit.
+pub fn ahead(
+    table: &Table,
+    census: &Census,
+    login: &Attempt,
+    bound: Bound,
+) -> Result<u32, Unknown> {
     let counted = login.counted(bound)?;
-    let waiters = table.waiters_before(login.slot).take(among);
-    let first = waiters.filter(|waiter| waiter.goes_first.get() && counted.covers(waiter.session));
-    Ok(first.count() as u32)
+    let covers = |slot: &&usize| {
+        let session = table.session(**slot);
+        session.is_some_and(|session| counted.covers(&session))
+    };
+    Ok(census.first.iter().filter(covers).count() as u32)
 }
 
-fn excess(table: &Table, login: &Attempt, limit: &Limit, ahead: u32) -> Result<Excess, Unknown> {
+fn excess(
+    table: &Table,
+    census: &Census,
+    login: &Attempt,
+    limit: &Limit,
+    ahead: u32,
+) -> Result<Excess, Unknown> {
     let counted = login.counted(bound(limit))?;
-    let (mut in_use, mut own, mut shown) = (0, 0, [None; 5]);
-    for (pid, session) in table.counted(counted) {
-        in_use += 1;
-        if session.role == login.session.role {
-            if let Some(free) = shown.get_mut(own as usize) {
-                *free = Some(Shown::new(pid, session));
-            }
-            own += 1;
-        }
+    let own = counted.of(login.session.role);
+    let mut shown = [None; 5];
+    let sessions = census.counted(table, own);
+    for (place, (pid, session)) in shown.iter_mut().zip(sessions) {
+        *place = Some(Shown::new(pid, &session));
     }
     Ok(Excess {
         limit: *limit,
-        in_use,
+        in_use: census.count(table, counted),
         ahead,
-        own,
+        own: census.count(table, own),
         shown,
     })
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::limit::tests::{at_most, in_database, of_role};
     use crate::sessions::tests::session;
@@ -453,9 +506,15 @@ mod tests {
         login(slot, ALICE, [at_most(max, of_role(ALICE))])
     }
 
+    pub fn decided(table: &mut Table, login: &Attempt) -> Result<Verdict, Unknown> {
+        let may_replace = login.rules.replacing.allowed;
+        let mut census = Census::new(table.shared, login.members, may_replace);
+        super::attempt(table, &mut census, login)
+    }
+
     /// Who is admitted has its own test for how many sessions are like it.
     fn attempt(table: &mut Table, login: &Attempt) -> Verdict {
-        match super::attempt(table, login).expect("every group is known") {
+        match decided(table, login).expect("every group is known") {
             Verdict::Admitted(admission) => Verdict::Admitted(Admission {
                 sessions: 0,
                 ..admission
@@ -747,10 +806,7 @@ mod tests {
         elsewhere.session.database = WEB;
         assert_eq!(attempt(&mut table, &elsewhere), IN);
         let carol = login(3, CAROL, [app]);
-        assert_eq!(
-            super::attempt(&mut table, &carol),
-            Err(Unknown::Members(TEAM))
-        );
+        assert_eq!(decided(&mut table, &carol), Err(Unknown::Members(TEAM)));
         assert_eq!(
             attempt(&mut table, &known(carol)),
             IN,
@@ -773,7 +829,7 @@ mod tests {
         let mut alike = |slot, role, database| {
             let mut login = login(slot, role, []);
             login.session.database = database;
-            match super::attempt(&mut table, &login) {
+            match decided(&mut table, &login) {
                 Ok(Verdict::Admitted(admission)) => admission.sessions,
                 other => panic!("not admitted but {other:?}"),
             }

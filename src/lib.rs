@@ -1,7 +1,7 @@
 //! `session_limit`: how many sessions a user may have open at once, decided inside the server,
 //! exactly.
 //!
-//! Read in this order: `limit`, `network`, `grammar`, `apply`, `sessions`, `decide`, `replace`, `sweep`,
+//! Read in this order: `limit`, `network`, `grammar`, `apply`, `sessions`, `census`, `decide`, `replace`, `sweep`,
 //! `ring`, `flood` and `tally` are the model and know nothing of PostgreSQL; `shmem` holds the model's tables
 //! for all processes; `label` takes labels in, `catalog` and `facts` read what a login depends on; `login` is
 //! the hook, `excess` what happens to a login that finds no room, `error` what its client is told, and
@@ -16,6 +16,7 @@
 )]
 
 mod apply;
+mod census;
 mod decide;
 mod flood;
 mod grammar;

@@ -47,7 +47,7 @@ pub enum OnExcess {
 }
 
 /// Whose sessions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Who {
     Anyone,
     /// Those of the role with this OID.
@@ -57,7 +57,7 @@ pub enum Who {
 }
 
 /// The sessions that one count of a limit is about: those to which all three apply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Scope {
     pub who: Who,
     /// In the database with this OID.

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 /// The addresses that share the first `prefix` bits of `first`. Those of IPv4 are IPv4's, also where
 /// they are written, or arrive, as IPv4-mapped ones of IPv6.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Network {
     first: IpAddr,
@@ -43,6 +43,17 @@ impl Network {
     /// How many bits its addresses share: the more, the fewer addresses.
     pub fn prefix(self) -> u8 {
         self.prefix
+    }
+
+    /// Of a network of IPv4, what the bits of its addresses have in common, and in which bits; None if that
+    /// is not all that tells them from 0.
+    pub fn host_and_mask(self) -> Option<(u32, u32)> {
+        let IpAddr::V4(first) = self.first else {
+            return None;
+        };
+        let host_bits = bits(self.first) - self.prefix;
+        let mask = u32::MAX.checked_shl(host_bits.into()).unwrap_or(0);
+        (first.to_bits() != 0).then_some((first.to_bits(), mask))
     }
 
     fn host_bits_are_set(self) -> bool {

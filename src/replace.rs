@@ -4,9 +4,10 @@
 //! limits that have no room each is given it, the one with the fewest such sessions first; a single
 //! one that refuses, or that no session can be ended for, and none ends.
 
+use crate::census::Census;
 use crate::decide::{Attempt, ahead, bound};
 use crate::limit::{Limit, OnExcess};
-use crate::sessions::{Session, Table, Unknown};
+use crate::sessions::{Table, Unknown};
 use std::time::Duration;
 
 /// When replacing is allowed.
@@ -42,78 +43,101 @@ pub type Idle = Vec<(u32, i64)>;
 /// A limit that has no room, and for how many earlier logins there is some.
 pub type Full<'a> = (&'a Limit, u32);
 
+/// Which sessions end first: those that were not told before, for one that was and is still there may be
+/// one that does not go; of the idle, those that are idle for longest; those that arrived first.
+pub type Rank = (bool, i64, u64);
+
 /// Leaves to the login, which has claimed its slot, the places of as many sessions as make room under
 /// each of the chosen limits; or finds the limit that refuses it. Then, or if something is unknown,
 /// the caller gives them back.
 pub fn make_room<'a>(
     table: &mut Table,
+    census: &mut Census,
     login: &Attempt<'a>,
     chosen: impl Fn(&Limit) -> bool,
-    waiting: usize,
 ) -> Result<Option<Full<'a>>, Unknown> {
     loop {
-        let mut next: Option<(usize, usize)> = None;
+        let mut next: Option<(usize, &Limit, u32)> = None;
         for limit in login.limits.iter().filter(|limit| chosen(limit)) {
-            let ahead = ahead(table, login, bound(limit), waiting)?;
             let counted = login.counted(bound(limit))?;
-            if table.count_once_arrived(login.slot, counted) + ahead <= limit.max {
+            let ahead = ahead(table, census, login, bound(limit))?;
+            let then = census.count_once_arrived(table, login.slot, counted) + ahead;
+            if then <= limit.max {
                 continue;
             }
-            let Some((number, first)) = candidates(table, login, limit)? else {
+            find_candidates(table, census, login, limit)?;
+            let number = census.candidates.len();
+            if number == 0 {
                 return Ok(Some((limit, ahead)));
-            };
-            if next.is_none_or(|(fewest, _)| number < fewest) {
-                next = Some((number, first));
+            }
+            if next.is_none_or(|(fewest, _, _)| number < fewest) {
+                next = Some((number, limit, then - limit.max));
             }
         }
-        match next {
-            Some((_, first)) => table.bequeath(first, login.slot),
-            None => return Ok(None),
+        // Until there is room under it, it stays the one with the fewest.
+        let Some((_, limit, excess)) = next else {
+            return Ok(None);
+        };
+        find_candidates(table, census, login, limit)?;
+        census.candidates.sort_unstable();
+        for place in 0..census.candidates.len().min(excess as usize) {
+            if let Some((_, slot)) = census.candidates.get(place) {
+                census.bequeath(table, *slot, login.slot);
+            }
         }
     }
 }
 
-/// How many sessions may be ended for the limit, and the slot of the one to end first.
-fn candidates(
+/// Finds the sessions that may be ended for the limit.
+fn find_candidates(
     table: &Table,
+    census: &mut Census,
     login: &Attempt,
     limit: &Limit,
-) -> Result<Option<(usize, usize)>, Unknown> {
+) -> Result<(), Unknown> {
+    let mut found = std::mem::take(&mut census.candidates);
+    found.clear();
+    let all_is_known = candidates(table, census, login, limit, &mut found);
+    census.candidates = found;
+    all_is_known
+}
+
+fn candidates(
+    table: &Table,
+    census: &Census,
+    login: &Attempt,
+    limit: &Limit,
+    found: &mut Vec<(Rank, usize)>,
+) -> Result<(), Unknown> {
     let rules = &login.rules.replacing;
     if !rules.lets_end(limit) {
-        return Ok(None);
+        return Ok(());
     }
-    let counted = login.counted(bound(limit))?;
-    let old_enough = |session: &Session| {
+    let own = login.counted(bound(limit))?.of(login.session.role);
+    for slot in census.covered(table, own) {
+        let Some((pid, session)) = table.replaceable(slot) else {
+            continue;
+        };
         let age = rules.now.saturating_sub(session.started);
-        session.arrival < login.session.arrival && age >= micros(rules.min_age)
-    };
-    let (mut number, mut first) = (0, None);
-    for (slot, pid, session) in table.replaceable() {
-        let own = session.role == login.session.role;
-        if !own || !counted.covers(session) || !old_enough(session) {
+        if session.arrival >= login.session.arrival || age < micros(rules.min_age) {
             continue;
         }
-        // Who was told before and is still there goes last: it may be one that does not go.
-        let told = table.notice(slot).is_some();
-        let rank = match limit.on_excess {
+        let since = match limit.on_excess {
             OnExcess::ReplaceIdle => {
-                let idle = login.idle.ok_or(Unknown::Idle)?;
+                let since = idle_since(login.idle.ok_or(Unknown::Idle)?, pid);
                 let long_enough =
                     |since: &i64| rules.now.saturating_sub(*since) >= micros(rules.idle_after);
-                let Some(since) = idle_since(idle, pid).filter(long_enough) else {
+                let Some(since) = since.filter(long_enough) else {
                     continue;
                 };
-                (told, since, session.arrival)
+                since
             }
-            _ => (told, 0, session.arrival),
+            _ => 0,
         };
-        number += 1;
-        if first.is_none_or(|(best, _)| rank < best) {
-            first = Some((rank, slot));
-        }
+        let told = table.notice(slot).is_some();
+        found.push(((told, since, session.arrival), slot));
     }
-    Ok(first.map(|(_, slot)| (number, slot)))
+    Ok(())
 }
 
 /// Since when the session of this process is idle, if it is.
@@ -129,11 +153,12 @@ fn micros(duration: Duration) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::{Admission, Ended, Excess, Rules, Verdict, attempt};
+    use crate::decide::tests::decided as attempt;
+    use crate::decide::{Admission, Ended, Excess, Rules, Verdict};
     use crate::limit::tests::{at_most, in_database, of_role};
     use crate::limit::{Per, Scope, Who};
     use crate::sessions::tests::session;
-    use crate::sessions::{Claim, Counted, Notice, OwnTable};
+    use crate::sessions::{Claim, Counted, Notice, OwnTable, Session};
 
     const ALICE: u32 = 10;
     const BOB: u32 = 11;
@@ -264,7 +289,10 @@ mod tests {
     fn state(table: &Table) -> (Vec<u32>, Vec<u32>) {
         (
             table.sessions().map(|(pid, _)| pid).collect(),
-            table.replaceable().map(|(_, pid, _)| pid).collect(),
+            (0..8)
+                .filter_map(|slot| table.replaceable(slot))
+                .map(|(pid, _)| pid)
+                .collect(),
         )
     }
 

@@ -17,7 +17,6 @@
 //! it gives up, their places fall back, and nobody must have taken them. It *arrives* when all are gone.
 
 use crate::limit::{Scope, Source, Who};
-use std::cell::Cell;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -86,38 +85,59 @@ pub enum Notice {
     },
 }
 
-/// One backend's place in the table.
+/// One backend's place in the table, a cache line, but for what the columns have.
 #[derive(Clone, Debug)]
 pub struct Slot {
-    session: Session,
+    role: u32,
+    address: Option<IpAddr>,
+    started: i64,
+    arrival: u64,
     /// Some: it was told to end.
     notice: Option<Notice>,
-    /// It is the heir of sessions that may still be there.
-    arriving: bool,
     /// How many limits a waiting login must meet.
-    bounds: u32,
-    /// Scratch of one hold of the lock: this waiter fits and goes before whoever is deciding.
-    goes_first: Cell<bool>,
+    bounds: u16,
 }
 
 impl Slot {
     pub fn free() -> Slot {
         Slot {
-            session: Session {
-                role: 0,
-                database: 0,
-                address: None,
-                started: 0,
-                walsender: false,
-                exempt: false,
-                arrival: 0,
-            },
+            role: 0,
+            address: None,
+            started: 0,
+            arrival: 0,
             notice: None,
-            arriving: false,
             bounds: 0,
-            goes_first: Cell::new(false),
         }
     }
+
+    fn session(&self, database: u32, mark: u8) -> Session {
+        Session {
+            role: self.role,
+            database,
+            address: self.address,
+            started: self.started,
+            walsender: mark & WALSENDER != 0,
+            exempt: mark & EXEMPT != 0,
+            arrival: self.arrival,
+        }
+    }
+}
+
+pub const WALSENDER: u8 = 1;
+const EXEMPT: u8 = 2;
+/// It is the heir of sessions that may still be there.
+pub const ARRIVING: u8 = 4;
+
+/// So many slots are looked at together.
+pub const TILE: usize = 128;
+
+/// What sessions are counted by, besides their roles, which are in the claims: an element for each slot, side
+/// by side, so that a count reads little memory, and several slots at once (see `census`).
+pub struct Columns<'a> {
+    pub databases: &'a mut [u32],
+    /// The bits of IPv4 addresses; 0 for all other sessions.
+    pub hosts: &'a mut [u32],
+    pub marks: &'a mut [u8],
 }
 
 /// What a waiting login has to meet: less than `max` sessions in `scope`.
@@ -162,18 +182,27 @@ impl Members {
     }
 
     pub fn of(&self, group: u32) -> Option<&[u32]> {
-        let known = self.0.iter().find(|(known, _)| *known == group);
-        known.map(|(_, members)| members.as_slice())
+        let mut known = self.all().filter(|(known, _)| *known == group);
+        known.next().map(|(_, members)| members)
+    }
+
+    /// The groups, each with its members, sorted.
+    pub fn all(&self) -> impl Iterator<Item = (u32, &[u32])> {
+        self.0
+            .iter()
+            .map(|(group, members)| (*group, members.as_slice()))
     }
 }
 
 /// The sessions that a limit counts: those in its scope, walsenders among them or not.
 #[derive(Clone, Copy)]
 pub struct Counted<'a> {
-    scope: Scope,
+    pub scope: Scope,
     /// Sorted.
     members: &'a [u32],
-    walsenders: bool,
+    pub walsenders: bool,
+    /// Only this role's.
+    pub own: Option<u32>,
 }
 
 impl<'a> Counted<'a> {
@@ -186,7 +215,16 @@ impl<'a> Counted<'a> {
             scope,
             members,
             walsenders,
+            own: None,
         })
+    }
+
+    /// Of these, those of a role.
+    pub fn of(self, role: u32) -> Counted<'a> {
+        Counted {
+            own: Some(role),
+            ..self
+        }
     }
 
     pub fn covers(self, session: &Session) -> bool {
@@ -201,6 +239,7 @@ impl<'a> Counted<'a> {
                 .is_none_or(|network| network.contains(address))
         };
         theirs
+            && self.own.is_none_or(|own| session.role == own)
             && self
                 .scope
                 .database
@@ -256,6 +295,22 @@ impl<'a> Shared<'a> {
         claims.filter_map(|(slot, claim)| Some((slot, claim?)))
     }
 
+    pub fn slots(self) -> usize {
+        self.claims.len()
+    }
+
+    /// The role of each slot's session, 0 where there is none.
+    pub fn roles(self) -> impl Iterator<Item = u32> {
+        let words = self.claims.iter();
+        words.map(|word| Claim(word.load(Ordering::SeqCst)).role())
+    }
+
+    /// The slots that have an heir, each with the heir's.
+    pub fn heirs(self) -> impl Iterator<Item = (usize, usize)> {
+        let heirs = (0..self.heirs.len()).map(move |slot| Some((slot, self.heir(slot)?)));
+        heirs.flatten()
+    }
+
     /// The slots of the waiters, latest first. Without the lock a slot may come twice, but none is
     /// left out that was in the queue before the call.
     pub fn waiters(self) -> impl Iterator<Item = usize> {
@@ -269,6 +324,7 @@ impl<'a> Shared<'a> {
 pub struct Table<'a> {
     pub shared: Shared<'a>,
     slots: &'a mut [Slot],
+    pub columns: Columns<'a>,
     /// What the waiters have to meet, one waiter's after the other's, in the order of the queue.
     bounds: &'a mut [Bound],
 }
@@ -276,77 +332,75 @@ pub struct Table<'a> {
 /// A login in the queue.
 pub struct Waiter<'a> {
     pub slot: usize,
-    pub session: &'a Session,
+    pub session: Session,
     pub bounds: &'a [Bound],
-    pub goes_first: &'a Cell<bool>,
 }
 
 impl<'a> Table<'a> {
-    /// `slots` has as many elements as there are claims.
-    pub fn new(shared: Shared<'a>, slots: &'a mut [Slot], bounds: &'a mut [Bound]) -> Self {
+    /// `slots` has as many elements as there are claims, each column besides fills up its last tile.
+    pub fn new(
+        shared: Shared<'a>,
+        slots: &'a mut [Slot],
+        columns: Columns<'a>,
+        bounds: &'a mut [Bound],
+    ) -> Self {
         Table {
             shared,
             slots,
+            columns,
             bounds,
         }
     }
 
-    /// The slots that are claimed, by which process, and what is in them.
-    fn claimed(&self) -> impl Iterator<Item = (usize, u32, &Slot)> {
-        let slots = self.shared.claims.iter().zip(self.slots.iter()).enumerate();
-        slots.filter_map(|(slot, (word, place))| Some((slot, Claim::load(word)?.pid(), place)))
+    /// What is known of the owner of `slot`, or of its last one.
+    pub fn session(&self, slot: usize) -> Option<Session> {
+        let Columns {
+            databases, marks, ..
+        } = &self.columns;
+        let place = self.slots.get(slot)?;
+        Some(place.session(*databases.get(slot)?, *marks.get(slot)?))
+    }
+
+    /// The process ID and the session at `slot`, if there is one.
+    pub fn process(&self, slot: usize) -> Option<(u32, Session)> {
+        let claim = Claim::load(self.shared.claims.get(slot)?)?;
+        Some((claim.pid(), self.session(slot)?))
+    }
+
+    /// The slots that are claimed, by which process, and their sessions.
+    fn claimed(&self) -> impl Iterator<Item = (usize, u32, Session)> {
+        let claims = self.shared.claims();
+        claims.filter_map(|(slot, claim)| Some((slot, claim.pid(), self.session(slot)?)))
     }
 
     /// The sessions with their process IDs.
-    pub fn sessions(&self) -> impl Iterator<Item = (u32, &Session)> {
-        self.claimed().map(|(_, pid, place)| (pid, &place.session))
+    pub fn sessions(&self) -> impl Iterator<Item = (u32, Session)> {
+        self.claimed().map(|(_, pid, session)| (pid, session))
     }
 
-    /// The sessions that a limit counts, with their process IDs.
-    pub fn counted<'b>(&'b self, counted: Counted<'b>) -> impl Iterator<Item = (u32, &'b Session)> {
-        self.claimed()
-            .filter(move |(slot, _, place)| self.counts(*slot, place, counted))
-            .map(|(_, pid, place)| (pid, &place.session))
-    }
-
-    /// Whether a limit counts the session in this place: not an arriving one beside those whose place it
-    /// is to have.
-    fn counts(&self, slot: usize, place: &Slot, counted: Counted) -> bool {
-        counted.covers(&place.session) && !(place.arriving && self.has_predecessor(slot, counted))
-    }
-
-    /// How many sessions a limit will count when the login at `slot` has arrived.
-    pub fn count_once_arrived(&self, slot: usize, counted: Counted) -> u32 {
-        let then = self
-            .claimed()
-            .filter(|(other, _, place)| match *other == slot {
-                true => counted.covers(&place.session),
-                false => {
-                    self.shared.heir(*other) != Some(slot) && self.counts(*other, place, counted)
-                }
-            });
-        then.count() as u32
+    /// How many sessions a limit counts: not an arriving one beside those whose place it is to have.
+    /// `Census` says the same, faster.
+    pub fn count(&self, counted: Counted) -> u32 {
+        let counts = |(slot, _, session): &(usize, u32, Session)| {
+            counted.covers(session)
+                && !(self.is_arriving(*slot) && self.has_predecessor(*slot, counted))
+        };
+        self.claimed().filter(counts).count() as u32
     }
 
     /// Whether a session that the limit covers is left to the owner of `heir` and still there.
     fn has_predecessor(&self, heir: usize, counted: Counted) -> bool {
-        self.claimed().any(|(slot, _, place)| {
-            self.shared.heir(slot) == Some(heir) && counted.covers(&place.session)
+        self.claimed().any(|(slot, _, session)| {
+            self.shared.heir(slot) == Some(heir) && counted.covers(&session)
         })
     }
 
-    /// How many sessions a limit counts.
-    pub fn count(&self, counted: Counted) -> u32 {
-        self.counted(counted).count() as u32
-    }
-
-    /// Those that nothing keeps from being told to end: neither exempt nor arriving nor left to another
-    /// already. With their slots and process IDs.
-    pub fn replaceable(&self) -> impl Iterator<Item = (usize, u32, &Session)> {
-        self.claimed().filter_map(|(slot, pid, place)| {
-            let free = !place.session.exempt && !place.arriving && self.shared.heir(slot).is_none();
-            free.then_some((slot, pid, &place.session))
-        })
+    /// The process ID and the session at `slot`, if nothing keeps it from being told to end: it is neither
+    /// exempt nor arriving nor left to another already.
+    pub fn replaceable(&self, slot: usize) -> Option<(u32, Session)> {
+        let (pid, session) = self.process(slot)?;
+        let free = !session.exempt && !self.is_arriving(slot) && self.shared.heir(slot).is_none();
+        free.then_some((pid, session))
     }
 
     /// The sessions that a limit counts and that are not about to end: neither told to nor left to
@@ -354,24 +408,29 @@ impl<'a> Table<'a> {
     pub fn staying<'b>(
         &'b self,
         counted: Counted<'b>,
-    ) -> impl Iterator<Item = (usize, u32, &'b Session)> {
-        self.claimed().filter_map(move |(slot, pid, place)| {
-            let leaves = place.notice.is_some() || self.shared.heir(slot).is_some();
-            let stays = !leaves && counted.covers(&place.session);
-            stays.then_some((slot, pid, &place.session))
+    ) -> impl Iterator<Item = (usize, u32, Session)> {
+        self.claimed().filter(move |(slot, _, session)| {
+            let leaves = self.notice(*slot).is_some() || self.shared.heir(*slot).is_some();
+            !leaves && counted.covers(session)
         })
     }
 
     /// Whether the session at `slot` takes the place of others that may still be there.
     pub fn is_arriving(&self, slot: usize) -> bool {
-        self.slots.get(slot).is_some_and(|place| place.arriving)
+        let mark = self.columns.marks.get(slot);
+        mark.is_some_and(|mark| mark & ARRIVING != 0)
+    }
+
+    fn set_arriving(&mut self, slot: usize, arriving: bool) {
+        if let Some(mark) = self.columns.marks.get_mut(slot) {
+            *mark = *mark & !ARRIVING | if arriving { ARRIVING } else { 0 };
+        }
     }
 
     /// Notes that the session at `slot` is told to end, and why.
     pub fn tell(&mut self, slot: usize, notice: Notice) -> Option<Session> {
-        let place = self.slots.get_mut(slot)?;
-        place.notice = Some(notice);
-        Some(place.session)
+        self.slots.get_mut(slot)?.notice = Some(notice);
+        self.session(slot)
     }
 
     /// Leaves the place of the session at `slot` to the owner of `heir`, which has claimed its own.
@@ -379,9 +438,7 @@ impl<'a> Table<'a> {
         if let Some(word) = self.shared.heirs.get(slot) {
             word.store(heir as u32 + 1, Ordering::SeqCst);
         }
-        if let Some(place) = self.slots.get_mut(heir) {
-            place.arriving = true;
-        }
+        self.set_arriving(heir, true);
     }
 
     /// The process IDs of the sessions that are left to the owner of `heir` and still there.
@@ -394,7 +451,7 @@ impl<'a> Table<'a> {
 
     /// Notes that the sessions that are left to the owner of `heir` are told to end, and why.
     pub fn notify(&mut self, heir: usize) {
-        let address = self.slots.get(heir).and_then(|place| place.session.address);
+        let address = self.slots.get(heir).and_then(|place| place.address);
         for (slot, place) in self.slots.iter_mut().enumerate() {
             if self.shared.heir(slot) == Some(heir) {
                 place.notice = Some(Notice::Replaced(address));
@@ -405,9 +462,7 @@ impl<'a> Table<'a> {
     /// Makes the owner of `slot` a session like any other, if those before it are gone.
     pub fn arrive(&mut self, slot: usize) -> bool {
         let arrived = self.predecessors(slot).next().is_none();
-        if let Some(place) = self.slots.get_mut(slot) {
-            place.arriving = !arrived;
-        }
+        self.set_arriving(slot, !arrived);
         arrived
     }
 
@@ -430,10 +485,36 @@ impl<'a> Table<'a> {
 
     /// Makes the owner of `slot` a session.
     pub fn claim(&mut self, slot: usize, pid: u32, session: Session) {
-        if let (Some(place), Some(word)) = (self.slots.get_mut(slot), self.shared.claims.get(slot))
-        {
-            place.session = session;
+        self.put(slot, session);
+        if let Some(word) = self.shared.claims.get(slot) {
             word.store(Claim::new(pid, session.role).0, Ordering::SeqCst);
+        }
+    }
+
+    fn put(&mut self, slot: usize, session: Session) {
+        let Columns {
+            databases,
+            hosts,
+            marks,
+        } = &mut self.columns;
+        if let (Some(place), Some(database), Some(host), Some(mark)) = (
+            self.slots.get_mut(slot),
+            databases.get_mut(slot),
+            hosts.get_mut(slot),
+            marks.get_mut(slot),
+        ) {
+            place.role = session.role;
+            place.address = session.address;
+            place.started = session.started;
+            place.arrival = session.arrival;
+            *database = session.database;
+            *host = match session.address.map(|address| address.to_canonical()) {
+                Some(IpAddr::V4(address)) => address.to_bits(),
+                Some(IpAddr::V6(_)) | None => 0,
+            };
+            let walsender = if session.walsender { WALSENDER } else { 0 };
+            let exempt = if session.exempt { EXEMPT } else { 0 };
+            *mark = *mark & ARRIVING | walsender | exempt;
         }
     }
 
@@ -447,8 +528,8 @@ impl<'a> Table<'a> {
         }
         if let Some(place) = self.slots.get_mut(slot) {
             place.notice = None;
-            place.arriving = false;
         }
+        self.set_arriving(slot, false);
     }
 
     /// The waiters in order of arrival.
@@ -459,13 +540,12 @@ impl<'a> Table<'a> {
         queue.filter_map(move |entry| {
             let slot = entry.load(Ordering::SeqCst) as usize;
             let place = self.slots.get(slot)?;
-            let (bounds, others) = rest.split_at_checked(place.bounds as usize)?;
+            let (bounds, others) = rest.split_at_checked(place.bounds.into())?;
             rest = others;
             Some(Waiter {
                 slot,
-                session: &place.session,
+                session: self.session(slot)?,
                 bounds,
-                goes_first: &place.goes_first,
             })
         })
     }
@@ -483,18 +563,21 @@ impl<'a> Table<'a> {
         session: Session,
         bounds: impl Iterator<Item = Bound> + Clone,
     ) -> bool {
+        let Ok(number) = u16::try_from(bounds.clone().count()) else {
+            return false;
+        };
         let queued = self.waiters().any(|waiter| waiter.slot == slot);
         let kept = if queued {
             self.slots.get(slot).map_or(0, |place| place.bounds)
         } else {
             0
         };
-        if !self.splice(slot, kept, bounds.clone()) {
+        if !self.splice(slot, kept, bounds) {
             return false;
         }
+        self.put(slot, session);
         if let Some(place) = self.slots.get_mut(slot) {
-            place.session = session;
-            place.bounds = bounds.count() as u32;
+            place.bounds = number;
         }
         let waiting = self.shared.waiting.load(Ordering::SeqCst);
         if !queued && let Some(end) = self.shared.queue.get(waiting as usize) {
@@ -530,13 +613,13 @@ impl<'a> Table<'a> {
     fn splice(
         &mut self,
         slot: usize,
-        kept: u32,
+        kept: u16,
         bounds: impl Iterator<Item = Bound> + Clone,
     ) -> bool {
         let all = |waiter: Waiter| waiter.bounds.len();
         let start: usize = self.waiters_before(slot).map(all).sum();
         let end: usize = self.waiters().map(all).sum();
-        let (old, new) = (start + kept as usize, start + bounds.clone().count());
+        let (old, new) = (start + usize::from(kept), start + bounds.clone().count());
         if end - old + new > self.bounds.len() {
             return false;
         }
@@ -555,6 +638,9 @@ pub struct OwnTable {
     waiting: AtomicU32,
     heirs: Vec<AtomicU32>,
     slots: Vec<Slot>,
+    databases: Vec<u32>,
+    hosts: Vec<u32>,
+    marks: Vec<u8>,
     bounds: Vec<Bound>,
 }
 
@@ -566,13 +652,21 @@ impl OwnTable {
             waiting: AtomicU32::new(0),
             heirs: (0..slots).map(|_| AtomicU32::new(0)).collect(),
             slots: vec![Slot::free(); slots],
+            databases: vec![0; slots.next_multiple_of(TILE)],
+            hosts: vec![0; slots.next_multiple_of(TILE)],
+            marks: vec![0; slots.next_multiple_of(TILE)],
             bounds: vec![Bound::FREE; bounds],
         }
     }
 
     pub fn table(&mut self) -> Table<'_> {
         let shared = Shared::new(&self.claims, &self.queue, &self.waiting, &self.heirs);
-        Table::new(shared, &mut self.slots, &mut self.bounds)
+        let columns = Columns {
+            databases: &mut self.databases,
+            hosts: &mut self.hosts,
+            marks: &mut self.marks,
+        };
+        Table::new(shared, &mut self.slots, columns, &mut self.bounds)
     }
 
     /// Becomes a copy of a table of the same size. Allocates nothing.
@@ -587,7 +681,12 @@ impl OwnTable {
         let waiting = table.shared.waiting.load(Ordering::SeqCst);
         self.waiting.store(waiting, Ordering::SeqCst);
         self.slots.clone_from_slice(table.slots);
-        self.bounds.copy_from_slice(table.bounds);
+        self.databases.copy_from_slice(table.columns.databases);
+        self.hosts.copy_from_slice(table.columns.hosts);
+        self.marks.copy_from_slice(table.columns.marks);
+        let used = table.waiters().map(|waiter| waiter.bounds.len()).sum();
+        let bounds = self.bounds.iter_mut().zip(table.bounds.iter());
+        bounds.take(used).for_each(|(own, bound)| *own = *bound);
     }
 }
 
@@ -600,7 +699,7 @@ pub mod tests {
         Session {
             role,
             database,
-            ..Slot::free().session
+            ..Slot::free().session(0, 0)
         }
     }
 
@@ -820,7 +919,8 @@ pub mod tests {
     #[test]
     fn a_slot_is_small() {
         let words = size_of::<AtomicU64>() + 2 * size_of::<AtomicU32>();
-        let all = words + size_of::<Slot>() + 4 * size_of::<Bound>();
-        assert_eq!(all, 256);
+        let columns = 2 * size_of::<u32>() + size_of::<u8>();
+        let all = words + columns + size_of::<Slot>() + 4 * size_of::<Bound>();
+        assert_eq!(all, 249);
     }
 }

@@ -14,10 +14,13 @@
 //! segment, and so does `session_limit_shmem_exit`, when there is no other process; the rest in
 //! backends and the worker, which inherit `PROCESS`.
 
+use crate::census::Census;
 use crate::decide::{self, Attempt, Verdict};
 use crate::flood::{Entry, Flood};
 use crate::ring::{Record, Ring};
-use crate::sessions::{Bound, Claim, Notice, OwnTable, Shared, Slot, Table, Unknown};
+use crate::sessions::{
+    Bound, Claim, Columns, Notice, OwnTable, Shared, Slot, TILE, Table, Unknown,
+};
 use crate::sweep::{Ending, Found, Over, Sweep};
 use crate::tally::Tally;
 use crate::{compat, error, settings, stats};
@@ -51,6 +54,8 @@ struct Memory {
     trail: Locked<Trail>,
     stats: Locked<&'static mut Tally>,
     worker: &'static Worker,
+    /// Where the columns are.
+    columns: [(*const u8, usize); 3],
 }
 
 /// What is only reached while its lock is held.
@@ -166,10 +171,14 @@ unsafe extern "C-unwind" fn session_limit_shmem_request() {
             pg_sys::ffi::pg_guard_ffi_boundary(|| previous());
         }
         let slots = pg_sys::MaxBackends as usize;
+        let tiles = slots.div_ceil(TILE);
         let bytes = [
             array_size::<AtomicU64>(slots + 1),
             array_size::<AtomicU32>(slots + 1),
             array_size::<AtomicU32>(slots),
+            array_size::<u32>(tiles * TILE),
+            array_size::<u32>(tiles * TILE),
+            array_size::<u8>(tiles * TILE),
             array_size::<Slot>(slots),
             array_size::<Bound>(slots * BOUNDS),
             array_size::<Record>(settings::max_events()),
@@ -195,6 +204,7 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
             pg_sys::ffi::pg_guard_ffi_boundary(|| previous());
         }
         let slots = pg_sys::MaxBackends as usize;
+        let tiles = slots.div_ceil(TILE);
         let claims = array(c"session_limit claims", slots + 1, || AtomicU64::new(0));
         let queue = array(c"session_limit queue", slots + 1, || AtomicU32::new(0));
         let heirs = array(c"session_limit heirs", slots, || AtomicU32::new(0));
@@ -213,6 +223,17 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
         };
         let shared = Shared::new(claims, queue, waiting, heirs);
         let bounds = array(c"session_limit bounds", slots * BOUNDS, || Bound::FREE);
+        let columns = Columns {
+            databases: array(c"session_limit databases", tiles * TILE, || 0),
+            hosts: array(c"session_limit hosts", tiles * TILE, || 0),
+            marks: array(c"session_limit marks", tiles * TILE, || 0),
+        };
+        let bytes = |start: *const u32| (start.cast(), tiles * TILE * size_of::<u32>());
+        let places = [
+            bytes(columns.databases.as_mut_ptr()),
+            bytes(columns.hosts.as_mut_ptr()),
+            (columns.marks.as_mut_ptr().cast_const(), tiles * TILE),
+        ];
         let slots = array(c"session_limit slots", slots, Slot::free);
         let events = array(c"session_limit events", settings::max_events(), || {
             Record::EMPTY
@@ -230,10 +251,11 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
         *PROCESS.memory.get() = Some(Memory {
             arrivals,
             shared,
-            table: Locked::new(LOCK_NAME, Table::new(shared, slots, bounds)),
+            table: Locked::new(LOCK_NAME, Table::new(shared, slots, columns, bounds)),
             trail: Locked::new(TRAIL_LOCK_NAME, trail),
             stats: Locked::new(STATS_LOCK_NAME, tally),
             worker,
+            columns: places,
         });
         pg_sys::on_shmem_exit(Some(session_limit_shmem_exit), pg_sys::Datum::null());
     }
@@ -287,10 +309,13 @@ pub fn decide(attempt: &Attempt) -> Result<Verdict, Unknown> {
     PROCESS
         .claim
         .set(Some(Claim::new(attempt.pid, attempt.session.role)));
+    map_columns(memory);
+    let may_replace = attempt.rules.replacing.allowed;
+    let mut census = Census::new(memory.shared, attempt.members, may_replace);
     let (has_left_the_queue, verdict) = memory.table.exclusively(|table| {
         let waits = |table: &Table| table.waiters().any(|waiter| waiter.slot == slot);
         let waited = waits(table);
-        let verdict = decide::attempt(table, attempt);
+        let verdict = decide::attempt(table, &mut census, attempt);
         (waited && !waits(table), verdict)
     });
     match verdict {
@@ -302,6 +327,19 @@ pub fn decide(attempt: &Attempt) -> Result<Verdict, Unknown> {
         wake_waiters(memory);
     }
     verdict
+}
+
+/// A new process has none of the shared memory mapped. It is not to let others wait while the kernel maps
+/// what a decision reads; looking at the claims maps those.
+fn map_columns(memory: &Memory) {
+    const PAGE: usize = 4096;
+    for (column, bytes) in memory.columns {
+        for byte in (0..bytes).step_by(PAGE) {
+            // SAFETY: within the column, which stays where it is. Whoever holds the lock may be writing it, but
+            // what is read is not used, and volatile, so that nothing is concluded from it.
+            unsafe { column.add(byte).read_volatile() };
+        }
+    }
 }
 
 /// The next number in the order of arrival.

@@ -94,7 +94,7 @@ impl Sweep<'_> {
         };
         let held = self.held(table, over.limit, counted);
         let ranked =
-            held.map(|(slot, pid, session)| (self.rank(limit.on_excess, pid, session), slot, pid));
+            held.map(|(slot, pid, session)| (self.rank(limit.on_excess, pid, &session), slot, pid));
         found.candidates.clear();
         found.candidates.extend(ranked);
         found.candidates.sort_unstable();
@@ -151,7 +151,7 @@ impl Sweep<'_> {
         table: &'b Table,
         limit: usize,
         counted: Counted<'b>,
-    ) -> impl Iterator<Item = (usize, u32, &'b Session)> {
+    ) -> impl Iterator<Item = (usize, u32, Session)> {
         let holds = move |session: &Session| {
             let hold = self.applying.hold.get(&session.kind());
             hold.is_some_and(|limits| limits.contains(&limit))

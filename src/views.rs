@@ -70,8 +70,8 @@ fn current_usage() -> TableIterator<
     let mut copy = shmem::snapshot();
     let table = copy.table();
     let viewer = Viewer::current();
-    let sessions: Vec<Session> = table.sessions().map(|(_, session)| *session).collect();
-    let waiters: Vec<Session> = table.waiters().map(|waiter| *waiter.session).collect();
+    let sessions: Vec<Session> = table.sessions().map(|(_, session)| session).collect();
+    let waiters: Vec<Session> = table.waiters().map(|waiter| waiter.session).collect();
     let limits = facts::applying(sessions.iter().chain(&waiters), &settings).limits;
     let members = facts::members(&limits);
     let rows = limits.iter().filter_map(|limit| {

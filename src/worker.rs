@@ -109,7 +109,7 @@ fn sweep(settings: &Settings, said: &mut Vec<Said>) {
 fn in_transaction(settings: &Settings, said: &mut Vec<Said>) {
     let mut copy = shmem::snapshot();
     let table = copy.table();
-    let sessions: Vec<Session> = table.sessions().map(|(_, session)| *session).collect();
+    let sessions: Vec<Session> = table.sessions().map(|(_, session)| session).collect();
     let applying = facts::applying(sessions.iter(), settings);
     let ends = settings.sweep == settings::Sweep::Terminate;
     let idle = if ends {

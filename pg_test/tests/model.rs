@@ -5,6 +5,8 @@
 
 #[path = "../../src/apply.rs"]
 mod apply;
+#[path = "../../src/census.rs"]
+mod census;
 #[path = "../../src/decide.rs"]
 mod decide;
 #[path = "../../src/flood.rs"]
@@ -29,7 +31,8 @@ mod tally;
 /// Any sequence of logins, retries and departures, under limits of every kind, against a reference
 /// that is slow and plain.
 mod decisions {
-    use crate::decide::{Attempt, Rules, Verdict, attempt, explain};
+    use crate::decide::tests::decided as attempt;
+    use crate::decide::{Attempt, Rules, Verdict, explain};
     use crate::limit::tests::at_most;
     use crate::limit::{Limit, Scope, Who};
     use crate::replace::Replacing;
@@ -41,6 +44,7 @@ mod decisions {
 
     pub const SLOTS: usize = 12;
     pub const MAX_WAITERS: u32 = 8;
+    /// From 1: no role has the OID 0.
     const ROLES: u32 = 4;
 
     /// Limits, and who is a member of the groups 10 and 11.
@@ -53,7 +57,7 @@ mod decisions {
     fn who() -> impl Strategy<Value = Who> {
         prop_oneof![
             Just(Who::Anyone),
-            (0..ROLES).prop_map(Who::Role),
+            (1..=ROLES).prop_map(Who::Role),
             (10..12u32).prop_map(Who::MembersOf),
         ]
     }
@@ -82,7 +86,7 @@ mod decisions {
     }
 
     pub fn world() -> impl Strategy<Value = World> {
-        let members = || vec(0..ROLES, 0..4);
+        let members = || vec(1..=ROLES, 0..4);
         (vec(limit(), 0..7), [members(), members()])
             .prop_map(|(limits, members)| World { limits, members })
     }
@@ -101,7 +105,7 @@ mod decisions {
 
     pub fn any_session() -> impl Strategy<Value = Session> {
         let address = prop_oneof![Just(None), Just(Some("10.0.0.1")), Just(Some("10.0.0.2"))];
-        (0..ROLES, 0..2u32, address).prop_map(|(role, database, address)| Session {
+        (1..=ROLES, 0..2u32, address).prop_map(|(role, database, address)| Session {
             address: address.map(|text| text.parse().expect(text)),
             ..session(role, database)
         })
@@ -374,7 +378,8 @@ mod decisions {
 /// Any sequence of logins that replace or do not, of departures, and of heirs that arrive or give up,
 /// against plain books of who is in.
 mod replacements {
-    use crate::decide::{Attempt, Ended, Excess, Rules, Verdict, attempt};
+    use crate::decide::tests::decided as attempt;
+    use crate::decide::{Attempt, Ended, Excess, Rules, Verdict};
     use crate::decisions::{MAX_WAITERS, SLOTS, World, any_session, world};
     use crate::limit::{Limit, OnExcess};
     use crate::replace::{Idle, Replacing};
@@ -715,7 +720,8 @@ mod replacements {
                 "{limit:?}"
             );
         }
-        let mut replaceable: Vec<usize> = table.replaceable().map(|(slot, ..)| slot).collect();
+        let replaceable = (0..SLOTS).filter(|slot| table.replaceable(*slot).is_some());
+        let mut replaceable: Vec<usize> = replaceable.collect();
         let free = |place: &&Place| {
             !place.session.exempt && place.replaces.is_none() && !books.is_left_to_another(place)
         };

@@ -39,6 +39,16 @@ trigger, for servers that have login triggers, counts the role's sessions in `pg
 whose caches are cold.",
     ),
     (
+        "scale",
+        "Many sessions, many limits",
+        "First new backends of a server with so many sessions in it, by the clock of `session_limit.stats`: what grows with the sessions is the time for which a login
+holds the lock. The 4 limits are of the role, its address, a group and the database; of the 16, twelve more are of networks.
+
+Then only the decision, which is all that happens under the lock, on the table alone and with warm caches: with limits of one kind, or of four (mixed). The sessions are those of 1,000
+roles in 10 databases from 250 addresses, or all of one role in one database from one address. The last table has the other ways that a decision can go: refused; with logins in the queue,
+where there is room for all or for some of them; ending one session, or, because the limit was lowered, half of all.",
+    ),
+    (
         "refusals",
         "What a refusal costs",
         "Refused logins one after the other, under `CONNECTION LIMIT 1` and without waiting; and queries of a session that is in, beside clients that try
