@@ -374,6 +374,11 @@ pub fn pages_of_labels() -> u32 {
     }
 }
 
+pub fn is_standby() -> bool {
+    // SAFETY: reads shared memory.
+    unsafe { pg_sys::RecoveryInProgress() }
+}
+
 /// A row of `pg_shseclabel`, if it is of this extension.
 fn label(row: Row) -> Option<(Object, LabelText)> {
     // SAFETY: that catalog has these four columns, none of them null, and the last two are texts.

@@ -27,8 +27,8 @@ pub struct Attempt<'a> {
 pub struct Rules {
     /// Walsenders are sessions like others.
     pub count_walsenders: bool,
-    /// Join the queue, or stay in it, rather than be refused.
-    pub may_wait: bool,
+    /// Join the queue, or stay in it, rather than be refused, if that is known.
+    pub may_wait: Option<bool>,
     /// How long the login has tried: each limit lets it wait for so long.
     pub tried: Duration,
     /// The queue's size; one role has a quarter of it.
@@ -128,6 +128,9 @@ pub fn attempt(
     table.vacate(login.slot);
     census.look(table);
     let mut exceeded = find_exceeded(table, census, login)?;
+    if exceeded.is_some() && login.must_know_whether_to_wait() {
+        return Err(Unknown::Patience);
+    }
     if exceeded.is_some_and(|(limit, _)| may_wait(table, login, limit)) && enqueue(table, login) {
         // Whoever left before it saw us in the queue did not wake us: count again.
         census.look(table);
@@ -383,7 +386,15 @@ pub fn bound(limit: &Limit) -> Bound {
 
 impl<'a> Attempt<'a> {
     fn lets_wait(&self, limit: &Limit) -> bool {
-        self.rules.may_wait && self.rules.tried < limit.max_wait
+        self.rules.may_wait == Some(true) && self.has_time(limit)
+    }
+
+    fn must_know_whether_to_wait(&self) -> bool {
+        self.rules.may_wait.is_none() && self.limits.iter().any(|limit| self.has_time(limit))
+    }
+
+    fn has_time(&self, limit: &Limit) -> bool {
+        self.rules.tried < limit.max_wait
     }
 
     /// The first of the chosen limits that no more session fits under, of several the first that is
@@ -475,7 +486,7 @@ pub mod tests {
     fn login(slot: usize, role: u32, limits: impl Into<Vec<Limit>>) -> Attempt<'static> {
         let rules = Rules {
             count_walsenders: false,
-            may_wait: true,
+            may_wait: Some(true),
             tried: Duration::ZERO,
             max_waiters: 20,
             replacing: Replacing {
@@ -498,7 +509,7 @@ pub mod tests {
     }
 
     fn at_once(mut login: Attempt) -> Attempt {
-        login.rules.may_wait = false;
+        login.rules.may_wait = Some(false);
         login
     }
 
@@ -862,6 +873,28 @@ pub mod tests {
         assert_eq!(from(5, ALICE, there, false), None, "not asked for");
         assert_eq!(from(5, ALICE, there, true), Some(101), "not its own slot");
         assert_eq!(from(6, ALICE, here, true), Some(105));
+    }
+
+    #[test]
+    fn whether_a_login_may_wait_is_asked_only_where_it_matters() {
+        let mut memory = OwnTable::new(3, 8);
+        let mut table = memory.table();
+        let unasked = |slot, limit: Limit| {
+            let mut login = login(slot, ALICE, [limit]);
+            login.rules.may_wait = None;
+            login
+        };
+        let one = at_most(1, of_role(ALICE));
+        let first = decided(&mut table, &unasked(0, one));
+        assert!(matches!(first, Ok(Verdict::Admitted(_))), "{first:?}");
+        let second = decided(&mut table, &unasked(1, one));
+        assert_eq!(second, Err(Unknown::Patience));
+        let impatient = Limit {
+            max_wait: Duration::ZERO,
+            ..one
+        };
+        let third = decided(&mut table, &unasked(2, impatient));
+        assert!(matches!(third, Ok(Verdict::Refused(_))), "{third:?}");
     }
 
     #[test]

@@ -8,7 +8,7 @@
 use crate::limit::Limit;
 use crate::{compat, error, login::Client, shmem, stats};
 use pgrx::pg_sys;
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::time::{Duration, Instant};
 
 /// A refusal takes a moment too.
@@ -36,34 +36,36 @@ pub struct Patience {
     asleep: Cell<Option<Instant>>,
     /// For how long it slept, in all.
     slept: Cell<Duration>,
-    lost: Cell<bool>,
+    /// Whether the connections were free that nobody is to take by waiting.
+    room: OnceCell<bool>,
+    cancelled: Cell<bool>,
 }
 
 impl Patience {
-    pub fn begin(client: &Client) -> Patience {
-        // Asked once: a superuser who uses a reserved connection later sends nobody away. Walsenders
-        // use other connections.
-        let lost = !client.walsender && !compat::reserved_connections_are_free();
+    pub fn begin() -> Patience {
         Patience {
             arrival: shmem::next_arrival(),
             arrived: Instant::now(),
             asleep: Cell::new(None),
             slept: Cell::new(Duration::ZERO),
-            lost: Cell::new(lost),
+            room: OnceCell::new(),
+            cancelled: Cell::new(false),
         }
     }
 
-    pub fn may_wait(&self, limits: &[Limit]) -> bool {
-        !self.lost.get() && time_to_wait(limits).is_none_or(|left| !left.is_zero())
+    pub fn may_wait(&self, client: &Client, limits: &[Limit]) -> bool {
+        // Asked once: a superuser who uses a reserved connection later sends nobody away.
+        let has_room = || *self.room.get_or_init(|| has_room(client));
+        self.has_time(limits) && has_room()
     }
 
-    fn has_time(&self) -> bool {
-        self.may_wait(&[])
+    fn has_time(&self, limits: &[Limit]) -> bool {
+        !self.cancelled.get() && time_to_wait(limits).is_none_or(|left| !left.is_zero())
     }
 
     /// Whether the server would let the login in, if a session ended for it.
     pub fn may_replace(&self, client: &Client) -> bool {
-        self.has_time() && (client.walsender || compat::reserved_connections_are_free())
+        self.has_time(&[]) && has_room(client)
     }
 
     /// How long ago the login arrived.
@@ -109,7 +111,7 @@ impl Patience {
         // is set hides what the socket says: the second look sees it.
         self.look(client, Duration::ZERO);
         self.look(client, Duration::ZERO);
-        if !self.has_time() {
+        if !self.has_time(&[]) {
             return Err(None);
         }
         let began = Instant::now();
@@ -122,7 +124,7 @@ impl Patience {
             };
             let left = FOR_PREDECESSORS.saturating_sub(began.elapsed());
             let left = before_timeouts().unwrap_or(left).min(left);
-            if left.is_zero() || self.lost.get() {
+            if left.is_zero() || self.cancelled.get() {
                 return Err(Some(pid));
             }
             self.look(client, left.min(LOOK_FOR_PREDECESSORS_EVERY));
@@ -166,7 +168,7 @@ impl Patience {
             }
             if pg_sys::QueryCancelPending != 0 {
                 pg_sys::QueryCancelPending = 0;
-                self.lost.set(true);
+                self.cancelled.set(true);
             }
             if pg_sys::ConfigReloadPending != 0 {
                 pg_sys::ConfigReloadPending = 0;
@@ -176,6 +178,11 @@ impl Patience {
         // Others wait for this backend to take part in barriers.
         pgrx::check_for_interrupts!();
     }
+}
+
+/// Whether connections are left for those for whom the server reserves them. Walsenders use other ones.
+fn has_room(client: &Client) -> bool {
+    client.walsender || compat::reserved_connections_are_free()
 }
 
 unsafe extern "C-unwind" {

@@ -9,7 +9,7 @@
 use crate::apply::{Applicable, Defaults, applicable};
 use crate::catalog::{Database, Role, name_of};
 use crate::decide::{self, Attempt, Rules, Standing};
-use crate::facts::{self, Labels};
+use crate::facts::{self, Known, Labels};
 use crate::limit::{Limit, Scope, Who};
 use crate::replace::Replacing;
 use crate::sessions::Session;
@@ -99,26 +99,31 @@ fn standings(role: &Role, database: &Database, address: Option<IpAddr>) -> Vec<S
     };
     let rules = Rules {
         count_walsenders: !settings.exempt_replication,
-        may_wait: false,
+        may_wait: Some(false),
         tried: Duration::ZERO,
         max_waiters: 0,
         replacing: Replacing::NONE,
         audit: false,
     };
     let mut copy = shmem::snapshot();
-    facts::knowing(facts::members(&limits), |members, idle| {
-        let login = Attempt {
-            // No process's slot: all who wait came before.
-            slot: usize::MAX,
-            pid: 0,
-            session,
-            limits: &limits,
-            members,
-            idle,
-            rules,
-        };
-        decide::explain(&copy.table(), &login)
-    })
+    let known = Known::new(facts::members(&limits));
+    facts::knowing(
+        known,
+        || false,
+        |known| {
+            let login = Attempt {
+                // No process's slot: all who wait came before.
+                slot: usize::MAX,
+                pid: 0,
+                session,
+                limits: &limits,
+                members: &known.members,
+                idle: known.idle.as_ref(),
+                rules,
+            };
+            decide::explain(&copy.table(), &login)
+        },
+    )
 }
 
 /// One row a role that may log in and that the caller may see. No limit: -1.

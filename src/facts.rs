@@ -9,6 +9,7 @@ use crate::limit::{Limit, Object, Source, Who};
 use crate::replace::Idle;
 use crate::sessions::{Members, Session, Unknown};
 use crate::settings::{self, Enforcement, Settings};
+use crate::shmem;
 use crate::sweep::Applying;
 use std::fmt;
 use std::net::IpAddr;
@@ -101,10 +102,20 @@ impl Labels {
         Labels::All(catalog::labels())
     }
 
-    /// For one login: the cheaper way.
+    /// For one login: the cheapest way.
     pub fn for_login() -> Labels {
+        let at_rest = shmem::labels_at_rest();
+        if at_rest.is_some_and(shmem::had_no_labels) {
+            return Labels::All(Vec::new());
+        }
         match catalog::pages_of_labels() {
-            0 => Labels::All(Vec::new()),
+            0 => {
+                // On a standby labels come without anybody who could say so.
+                if !catalog::is_standby() {
+                    at_rest.into_iter().for_each(shmem::saw_no_labels);
+                }
+                Labels::All(Vec::new())
+            }
             1..=FEW_PAGES => Labels::read(),
             _ => Labels::Sought,
         }
@@ -250,17 +261,36 @@ pub fn members(limits: &[Limit]) -> Members {
     catalog::members_of(&groups.collect::<Vec<_>>())
 }
 
+/// What is known that a decision may need.
+pub struct Known {
+    pub members: Members,
+    pub idle: Option<Idle>,
+    /// Whether the login may wait.
+    pub may_wait: Option<bool>,
+}
+
+impl Known {
+    pub fn new(members: Members) -> Known {
+        Known {
+            members,
+            idle: None,
+            may_wait: None,
+        }
+    }
+}
+
 /// Asks again, each time knowing more, until all is known that matters.
 pub fn knowing<T>(
-    mut members: Members,
-    mut ask: impl FnMut(&Members, Option<&Idle>) -> Result<T, Unknown>,
+    mut known: Known,
+    may_wait: impl Fn() -> bool,
+    mut ask: impl FnMut(&Known) -> Result<T, Unknown>,
 ) -> T {
-    let mut idle = None;
     loop {
-        match ask(&members, idle.as_ref()) {
+        match ask(&known) {
             Ok(answer) => return answer,
-            Err(Unknown::Members(group)) => members.extend(catalog::members_of(&[group])),
-            Err(Unknown::Idle) => idle = Some(compat::idle_sessions()),
+            Err(Unknown::Members(group)) => known.members.extend(catalog::members_of(&[group])),
+            Err(Unknown::Idle) => known.idle = Some(compat::idle_sessions()),
+            Err(Unknown::Patience) => known.may_wait = Some(may_wait()),
         }
     }
 }

@@ -131,6 +131,14 @@ unsafe extern "C-unwind" fn session_limit_check_label(
         _ => error::labels_are_for_roles_and_databases(),
     }
     at_commit_limits_change();
+    for end in [
+        PgXactCallbackEvent::Commit,
+        PgXactCallbackEvent::Abort,
+        PgXactCallbackEvent::Prepare,
+    ] {
+        pgrx::register_xact_callback(end, shmem::have_changed_labels);
+    }
+    shmem::change_labels();
 }
 
 fn check(label: Option<&[u8]>, carrier: Carrier, object: &str, connection_limit: i32) {

@@ -47,6 +47,12 @@ mod worker;
 
 use pgrx::prelude::*;
 
+// The unwinder becomes part of the library. As a library of its own, which a server else has no use for, it costs each
+// login more than the hook does: a new process maps it, and at its end runs its destructors.
+#[cfg(target_os = "linux")]
+#[link(name = "gcc_eh", kind = "static", modifiers = "-bundle")]
+unsafe extern "C" {}
+
 pgrx::pg_module_magic!(name, version);
 
 pgrx::extension_sql_file!("../sql/session_limit--0.1.0.sql", name = "session_limit");

@@ -20,7 +20,7 @@ use crate::catalog::{Database, Role};
 use crate::compat::Port;
 use crate::decide::{Admission, Attempt, Ended, Excess, Rules, Verdict};
 use crate::excess::Patience;
-use crate::facts::{self, Trouble};
+use crate::facts::{self, Known, Trouble};
 use crate::limit::Limit;
 use crate::replace::Replacing;
 use crate::sessions::{Members, Session};
@@ -170,7 +170,7 @@ pub enum Outcome<'a> {
 
 /// Returns when the client is in; else this is the end of the process.
 fn admit(client: &Client) {
-    let patience = Patience::begin(client);
+    let patience = Patience::begin();
     loop {
         let settings = settings::current();
         let Asked {
@@ -185,7 +185,7 @@ fn admit(client: &Client) {
         }
         let rules = Rules {
             count_walsenders: !settings.exempt_replication,
-            may_wait: patience.may_wait(&limits),
+            may_wait: None,
             tried: patience.tried(),
             max_waiters: settings.max_waiters,
             replacing: Replacing {
@@ -196,15 +196,19 @@ fn admit(client: &Client) {
             },
             audit: settings::log_events() == LogEvents::All,
         };
-        let verdict = facts::knowing(members, |members, idle| {
+        let may_wait = || patience.may_wait(client, &limits);
+        let verdict = facts::knowing(Known::new(members), may_wait, |known| {
             shmem::decide(&Attempt {
                 slot: shmem::my_slot(),
                 pid: std::process::id(),
                 session,
                 limits: &limits,
-                members,
-                idle,
-                rules,
+                members: &known.members,
+                idle: known.idle.as_ref(),
+                rules: Rules {
+                    may_wait: known.may_wait,
+                    ..rules
+                },
             })
         });
         match verdict {

@@ -215,7 +215,7 @@ mod tests {
     fn login(slot: usize, session: Session, limits: impl Into<Vec<Limit>>) -> Attempt<'static> {
         let rules = Rules {
             count_walsenders: false,
-            may_wait: false,
+            may_wait: Some(false),
             tried: Duration::ZERO,
             max_waiters: 20,
             replacing: Replacing {
@@ -240,7 +240,7 @@ mod tests {
     fn patient(login: Attempt) -> Attempt {
         Attempt {
             rules: Rules {
-                may_wait: true,
+                may_wait: Some(true),
                 ..login.rules
             },
             ..login

@@ -169,6 +169,8 @@ pub enum Unknown {
     Members(u32),
     /// Which sessions are idle.
     Idle,
+    /// Whether the login may wait at all.
+    Patience,
 }
 
 impl Members {

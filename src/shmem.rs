@@ -54,6 +54,7 @@ struct Memory {
     trail: Locked<Trail>,
     stats: Locked<&'static mut Tally>,
     worker: &'static Worker,
+    labels: &'static LabelChanges,
     /// Where the columns are.
     columns: [(*const u8, usize); 3],
 }
@@ -105,6 +106,17 @@ struct Worker {
     changed: AtomicBool,
 }
 
+/// Most servers have no label, and each login would open a file to see that: it is enough that one saw it, and
+/// that no label was changed since.
+struct LabelChanges {
+    /// So many transactions are changing some now.
+    now: AtomicU32,
+    /// So many have done so.
+    done: AtomicU64,
+    /// When so many had, there was none.
+    none_after: AtomicU64,
+}
+
 /// A process's own variables. A backend is one thread.
 struct Process {
     memory: UnsafeCell<Option<Memory>>,
@@ -113,6 +125,8 @@ struct Process {
     claim: Cell<Option<Claim>>,
     /// The claim is that of a login which has not arrived.
     arriving: Cell<bool>,
+    /// Its transaction changes labels.
+    changes_labels: Cell<bool>,
     previous_request: Cell<pg_sys::shmem_request_hook_type>,
     previous_startup: Cell<pg_sys::shmem_startup_hook_type>,
 }
@@ -125,6 +139,7 @@ static PROCESS: Process = Process {
     slot: OnceCell::new(),
     claim: Cell::new(None),
     arriving: Cell::new(false),
+    changes_labels: Cell::new(false),
     previous_request: Cell::new(None),
     previous_startup: Cell::new(None),
 };
@@ -186,6 +201,7 @@ unsafe extern "C-unwind" fn session_limit_shmem_request() {
             array_size::<Entry>(CAUSES),
             array_size::<Tally>(1),
             array_size::<Worker>(1),
+            array_size::<LabelChanges>(1),
         ];
         pg_sys::RequestAddinShmemSpace(bytes.iter().sum());
         for lock in [LOCK_NAME, TRAIL_LOCK_NAME, STATS_LOCK_NAME] {
@@ -213,12 +229,25 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
             slot: AtomicU32::new(0),
             changed: AtomicBool::new(false),
         });
-        let (Some((arrivals, claims)), Some((waiting, queue)), Some(pushed), Some(worker)) = (
+        let labels = array(c"session_limit labels", 1, || LabelChanges {
+            now: AtomicU32::new(0),
+            done: AtomicU64::new(0),
+            none_after: AtomicU64::new(u64::MAX),
+        });
+        let (
+            Some((arrivals, claims)),
+            Some((waiting, queue)),
+            Some(pushed),
+            Some(worker),
+            Some(labels),
+        ) = (
             claims.split_first(),
             queue.split_first(),
             pushed.first_mut(),
             worker.first(),
-        ) else {
+            labels.first(),
+        )
+        else {
             return;
         };
         let shared = Shared::new(claims, queue, waiting, heirs);
@@ -255,6 +284,7 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
             trail: Locked::new(TRAIL_LOCK_NAME, trail),
             stats: Locked::new(STATS_LOCK_NAME, tally),
             worker,
+            labels,
             columns: places,
         });
         pg_sys::on_shmem_exit(Some(session_limit_shmem_exit), pg_sys::Datum::null());
@@ -344,7 +374,10 @@ fn map_columns(memory: &Memory) {
 
 /// The next number in the order of arrival.
 pub fn next_arrival() -> u64 {
-    memory().arrivals.fetch_add(1, Ordering::Relaxed)
+    let arrivals = memory().arrivals;
+    // Memory that is read first is mapped with what is around it, which is needed next.
+    arrivals.load(Ordering::Relaxed);
+    arrivals.fetch_add(1, Ordering::Relaxed)
 }
 
 /// The process IDs of the sessions whose places this backend is to have, once it is noted that they
@@ -455,6 +488,43 @@ pub fn have_limits_changed() -> bool {
 /// Whether it has happened, and nobody has asked.
 pub fn are_limits_changing() -> bool {
     memory().worker.changed.load(Ordering::SeqCst)
+}
+
+/// This transaction is about to change a label: call `have_changed_labels` when it has ended or is prepared.
+pub fn change_labels() {
+    if let Some(memory) = existing_memory()
+        && !PROCESS.changes_labels.replace(true)
+    {
+        memory.labels.now.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+pub fn have_changed_labels() {
+    if let Some(memory) = existing_memory()
+        && PROCESS.changes_labels.replace(false)
+    {
+        memory.labels.done.fetch_add(1, Ordering::SeqCst);
+        memory.labels.now.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// A moment at which no transaction is changing labels, to be told apart from any after the next one that
+/// does; None while one does.
+pub fn labels_at_rest() -> Option<u64> {
+    let labels = memory().labels;
+    // In this order: one that ends in between is seen as done.
+    let rest = labels.now.load(Ordering::SeqCst) == 0;
+    rest.then(|| labels.done.load(Ordering::SeqCst))
+}
+
+/// Whether it is known that there was no label at that moment.
+pub fn had_no_labels(at_rest: u64) -> bool {
+    memory().labels.none_after.load(Ordering::SeqCst) == at_rest
+}
+
+/// There was not even a row of a transaction that has not ended, when the moment was over.
+pub fn saw_no_labels(at_rest: u64) {
+    memory().labels.none_after.store(at_rest, Ordering::SeqCst);
 }
 
 /// Chooses and tells to end the sessions that exceed these limits.

@@ -184,7 +184,7 @@ impl Scene {
     ) -> R {
         let rules = Rules {
             count_walsenders: false,
-            may_wait: false,
+            may_wait: Some(false),
             tried: Duration::ZERO,
             max_waiters: 20,
             replacing: Replacing {

@@ -279,7 +279,7 @@ mod decisions {
         loop {
             let rules = Rules {
                 count_walsenders: false,
-                may_wait,
+                may_wait: Some(may_wait),
                 tried: Duration::ZERO,
                 max_waiters: MAX_WAITERS,
                 replacing: Replacing::NONE,
@@ -315,6 +315,7 @@ mod decisions {
                     members.insert(group, world.members[group as usize - 10].clone())
                 }
                 Err(Unknown::Idle) => unreachable!("every limit refuses"),
+                Err(Unknown::Patience) => unreachable!("it is known whether it may wait"),
             }
         }
     }
@@ -618,7 +619,7 @@ mod replacements {
         let (members, idle) = (world.members(), idle(books));
         let rules = Rules {
             count_walsenders: false,
-            may_wait: login.may_wait,
+            may_wait: Some(login.may_wait),
             tried: Duration::ZERO,
             max_waiters: MAX_WAITERS,
             replacing: Replacing {

@@ -21,6 +21,8 @@ tests![
     a_broken_label_in_a_dry_run,
     a_broken_label_does_not_refuse_the_exempt,
     what_a_login_does_not_know_is_passed_over,
+    the_first_label_holds_from_its_commit_on,
+    the_first_label_holds_on_a_standby,
 ];
 
 pub fn set_label(object: &str, json: &str) -> String {
@@ -698,4 +700,90 @@ fn what_a_login_does_not_know_is_passed_over(server: &Server) {
         );
         carrier.becomes(&mut superuser, &format!("'{good}'"));
     }
+}
+
+const NOBODY: &str = r#"{"max": 0}"#;
+
+/// Twice: the second login need not look for labels, if the first saw that there was none.
+fn admitted(target: &Target) {
+    for _ in 0..2 {
+        target.login().expect("no label").end();
+    }
+}
+
+fn the_first_label_holds_from_its_commit_on(server: &Server) {
+    let mut cluster = Cluster::start(server, &[("max_prepared_transactions", "1")]);
+    cluster.sql(&["CREATE ROLE alice LOGIN"]);
+    let alice = cluster.login_of("alice");
+    let label = set_label("ROLE alice", NOBODY);
+    let nothing_is_left = |superuser: &mut Session| {
+        superuser.query(&remove_label("ROLE alice"));
+        wait_for("the labels' pages to be given back", || {
+            superuser.query("VACUUM pg_shseclabel");
+            let size = superuser.value("SELECT pg_relation_size('pg_shseclabel')");
+            (size == "0").then_some(())
+        });
+        admitted(&alice);
+    };
+
+    let mut superuser = cluster.superuser();
+    admitted(&alice);
+    for ended in ["COMMIT", "ROLLBACK", "COMMIT"] {
+        superuser.query("BEGIN");
+        superuser.query(&label);
+        admitted(&alice);
+        superuser.query(ended);
+        match ended {
+            "COMMIT" => assert_eq!(refused(&alice).sqlstate(), "53300"),
+            _ => admitted(&alice),
+        }
+        nothing_is_left(&mut superuser);
+    }
+    for restart in [false, true] {
+        superuser.query("BEGIN");
+        superuser.query(&label);
+        superuser.query("PREPARE TRANSACTION 'label'");
+        admitted(&alice);
+        if restart {
+            superuser.end();
+            cluster.stop(Stop::Fast);
+            cluster.start_again();
+            superuser = cluster.superuser();
+            admitted(&alice);
+        }
+        // The session has had other transactions in between, or is another one.
+        superuser.query("COMMIT PREPARED 'label'");
+        assert_eq!(refused(&alice).sqlstate(), "53300");
+        nothing_is_left(&mut superuser);
+    }
+
+    let mut other = cluster.superuser();
+    other.query("BEGIN");
+    other.query(&label);
+    superuser.query(&format!("SELECT pg_terminate_backend({})", other.pid));
+    let is_there = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE pid = {}",
+        other.pid
+    );
+    wait_for("the session to end", || {
+        (superuser.value(&is_there) == "0").then_some(())
+    });
+    nothing_is_left(&mut superuser);
+    superuser.query(&label);
+    assert_eq!(refused(&alice).sqlstate(), "53300");
+}
+
+fn the_first_label_holds_on_a_standby(server: &Server) {
+    let cluster = Cluster::start(server, &[]);
+    cluster.sql(&["CREATE ROLE alice LOGIN"]);
+    let standby = Cluster::standby_of(&cluster);
+    let there = standby.login_of("alice");
+    admitted(&there);
+    cluster.sql(&[&set_label("ROLE alice", NOBODY)]);
+    let mut superuser = standby.superuser();
+    wait_for("the label to be replicated", || {
+        let labels = superuser.value("SELECT count(*) FROM pg_shseclabel");
+        (labels == "1").then_some(())
+    });
+    assert_eq!(refused(&there).sqlstate(), "53300");
 }
