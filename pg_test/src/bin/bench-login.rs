@@ -1,18 +1,20 @@
 //! `cargo bench-login`: what a login costs with the library, beside servers without it.
 //!
-//! Each variant is a server of its own; they take turns in random order. A turn is so many logins, one
-//! after the other, over a Unix-domain socket with `trust` or over TCP with SCRAM; its figures are the time
-//! by the client's clock, and the CPU time of the server's processes that have ended. The server with a
-//! library whose hook does nothing says how much of a difference is noise.
+//! Each variant is a server of its own; they take turns in random order, short ones, so that what slows the
+//! machine for a while slows all. A turn is some logins, one after the other, over a Unix-domain socket with
+//! `trust` or over TCP with SCRAM. The figures are those of a round of many turns: the time by the client's clock,
+//! and the CPU time of the server's processes that have ended, which the kernel shows in hundredths of a second.
+//! The server with a library whose hook does nothing says how much of a difference is noise.
 
 use pg_test::bench::{self, Best, Figures, Shuffle, Table};
 use pg_test::client::Target;
 use pg_test::cluster::Cluster;
 use pg_test::server::{self, Server};
 use pg_test::{say, wait_for};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-const LOGINS: usize = 300;
+const TURNS: usize = 50;
+const LOGINS: usize = 10;
 
 struct Variant {
     name: &'static str,
@@ -20,6 +22,8 @@ struct Variant {
     /// For each way to log in.
     time: [Figures; 2],
     cpu: [Figures; 2],
+    /// In this round.
+    busy: Duration,
 }
 
 const WAYS: [&str; 2] = ["trust, Unix-domain socket", "scram-sha-256, TCP"];
@@ -29,14 +33,21 @@ fn main() {
     for server in server::servers() {
         let mut variants = variants(&server);
         say(format_args!(
-            "PostgreSQL {}: {rounds} rounds of {LOGINS} logins each",
-            server.major
+            "PostgreSQL {}: {rounds} rounds of {} logins each",
+            server.major,
+            TURNS * LOGINS
         ));
         let mut shuffle = Shuffle::new();
         for round in 1..=rounds {
             for way in 0..WAYS.len() {
-                for turn in shuffle.order(variants.len()) {
-                    variants[turn].take_a_turn(way);
+                let before: Vec<f64> = variants.iter().map(Variant::cpu).collect();
+                for _ in 0..TURNS {
+                    for turn in shuffle.order(variants.len()) {
+                        variants[turn].take_a_turn(way);
+                    }
+                }
+                for (variant, before) in variants.iter_mut().zip(before) {
+                    variant.end_round(way, before);
                 }
             }
             say(format_args!("{round} of {rounds}"));
@@ -95,11 +106,14 @@ fn variants(server: &Server) -> Vec<Variant> {
             _ => {}
         }
         cluster.require_passwords();
+        // Its workers' CPU time would be counted.
+        cluster.set(&[("autovacuum", "off")]);
         Variant {
             name,
             cluster,
             time: Default::default(),
             cpu: Default::default(),
+            busy: Duration::ZERO,
         }
     });
     variants.collect()
@@ -114,20 +128,28 @@ impl Variant {
                 ..self.cluster.tcp_login_of("alice")
             },
         };
-        let (cpu, start) = (self.cluster.cpu_of_children(), Instant::now());
+        let start = Instant::now();
         for _ in 0..LOGINS {
             target.login().expect("room").close();
         }
-        let time = start.elapsed();
+        self.busy += start.elapsed();
         wait_for("the last backends to end", || {
             self.cluster
                 .processes("postgres: alice")
                 .is_empty()
                 .then_some(())
         });
-        let per_login = 1000.0 / LOGINS as f64;
+    }
+
+    fn cpu(&self) -> f64 {
+        self.cluster.cpu_of_children()
+    }
+
+    fn end_round(&mut self, way: usize, cpu_before: f64) {
+        let per_login = 1000.0 / (TURNS * LOGINS) as f64;
+        let time = std::mem::take(&mut self.busy);
         self.time[way].push(time.as_secs_f64() * per_login);
-        self.cpu[way].push((self.cluster.cpu_of_children() - cpu) * per_login);
+        self.cpu[way].push((self.cpu() - cpu_before) * per_login);
     }
 }
 
@@ -154,7 +176,10 @@ fn report(server: &Server, rounds: usize, variants: &[Variant]) {
     bench::report(
         "login",
         server,
-        format!("{rounds} rounds of {LOGINS} logins for each variant and way to log in"),
+        format!(
+            "{rounds} rounds of {} logins for each variant and way to log in",
+            TURNS * LOGINS
+        ),
         WAYS.iter().enumerate().map(table).collect(),
     );
 }
