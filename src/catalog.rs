@@ -107,8 +107,17 @@ impl Role {
 
     /// Every role that it is a member of by grants with INHERIT or SET, directly or through others.
     pub fn groups(&self) -> Vec<u32> {
-        let mut found = reachable(self.oid, |member| {
-            granted_to(member, FormData_pg_auth_members::is_membership)
+        let mut found = with_pages(AUTH_MEM_RELATION, |pages| match pages {
+            0..=FEW_PAGES => {
+                let memberships = memberships();
+                reachable(self.oid, |role| {
+                    let those = memberships.iter().filter(|(_, member)| *member == role);
+                    those.map(|(group, _)| *group).collect()
+                })
+            }
+            _ => reachable(self.oid, |role| {
+                granted_to(role, FormData_pg_auth_members::is_membership)
+            }),
         });
         found.swap_remove(0);
         found
@@ -179,22 +188,29 @@ fn granted_to(member: u32, such: impl Fn(&FormData_pg_auth_members) -> bool) -> 
 /// Who is a member of each of these groups, by grants with INHERIT or SET, directly or through
 /// others.
 pub fn members_of(groups: &[u32]) -> Members {
-    let mut grants = Vec::new();
-    if !groups.is_empty() {
-        // SAFETY: the rows are of that catalog, and copied.
-        scan(AUTH_MEM_RELATION, None, |row| unsafe {
-            let grant = form::<FormData_pg_auth_members>(row.tuple);
-            if grant.is_membership() {
-                grants.push((grant.roleid.to_u32(), grant.member.to_u32()));
-            }
-        });
-    }
+    let mut grants = match groups {
+        [] => Vec::new(),
+        _ => memberships(),
+    };
     grants.sort_unstable();
     let mut members = Members::default();
     for group in groups {
         members.insert(*group, below(&grants, *group));
     }
     members
+}
+
+/// The grants with INHERIT or SET: pairs of a role and its member.
+fn memberships() -> Vec<(u32, u32)> {
+    let mut memberships = Vec::new();
+    // SAFETY: the rows are of that catalog, and copied.
+    scan(AUTH_MEM_RELATION, None, |row| unsafe {
+        let grant = form::<FormData_pg_auth_members>(row.tuple);
+        if grant.is_membership() {
+            memberships.push((grant.roleid.to_u32(), grant.member.to_u32()));
+        }
+    });
+    memberships
 }
 
 /// Everyone whom `grants`, sorted pairs of a role and its member, lead to from this role.
@@ -361,16 +377,24 @@ pub fn label_of(object: Object) -> Option<LabelText> {
     found.map(|(_, text)| text)
 }
 
-/// How many pages all labels take, those of other providers among them.
-pub fn pages_of_labels() -> u32 {
+/// Reading a whole catalog is cheaper than seeking some of it while it is on so few pages.
+pub const FEW_PAGES: u32 = 2;
+
+/// Tells how many pages all labels take, those of other providers among them.
+pub fn with_pages_of_labels<T>(tell: impl FnOnce(u32) -> T) -> T {
+    with_pages(SHARED_SEC_LABEL_RELATION, tell)
+}
+
+/// Tells how many pages a catalog takes, and keeps it open meanwhile: to open it once more costs little.
+fn with_pages<T>(catalog: pg_sys::Oid, tell: impl FnOnce(u32) -> T) -> T {
     let lock = pg_sys::AccessShareLock as i32;
     // SAFETY: in a transaction.
     unsafe {
-        let relation = pg_sys::table_open(SHARED_SEC_LABEL_RELATION, lock);
+        let relation = pg_sys::table_open(catalog, lock);
         let main = pg_sys::ForkNumber::MAIN_FORKNUM;
-        let pages = pg_sys::RelationGetNumberOfBlocksInFork(relation, main);
+        let told = tell(pg_sys::RelationGetNumberOfBlocksInFork(relation, main));
         pg_sys::table_close(relation, lock);
-        pages
+        told
     }
 }
 

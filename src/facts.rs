@@ -2,7 +2,7 @@
 //! views, which ask the same of logins that are not made.
 
 use crate::apply::{self, Applicable, Defaults, Facts, InDatabase};
-use crate::catalog::{self, Database, LabelText, Role};
+use crate::catalog::{self, Database, FEW_PAGES, LabelText, Role};
 use crate::compat;
 use crate::grammar::Label;
 use crate::limit::{Limit, Object, Source, Who};
@@ -50,9 +50,6 @@ impl fmt::Display for Trouble {
     }
 }
 
-/// Finding out whether any of these few roles is a group is cheaper than finding someone's groups.
-const FEW: usize = 8;
-
 /// What a login would have to meet now, nothing if it is exempt, and what is wrong with the labels
 /// that it met.
 pub fn ask(
@@ -94,9 +91,6 @@ pub fn invalid_label<'a>(
         })
 }
 
-/// Reading all labels is cheaper than seeking some while they are on so few pages.
-const FEW_PAGES: u32 = 2;
-
 impl Labels {
     pub fn read() -> Labels {
         Labels::All(catalog::labels())
@@ -108,7 +102,7 @@ impl Labels {
         if at_rest.is_some_and(shmem::had_no_labels) {
             return Labels::All(Vec::new());
         }
-        match catalog::pages_of_labels() {
+        catalog::with_pages_of_labels(|pages| match pages {
             0 => {
                 // On a standby labels come without anybody who could say so.
                 if !catalog::is_standby() {
@@ -118,7 +112,7 @@ impl Labels {
             }
             1..=FEW_PAGES => Labels::read(),
             _ => Labels::Sought,
-        }
+        })
     }
 
     /// What decides about such a login, and what is wrong with the labels that it met.
@@ -179,12 +173,11 @@ impl Labels {
     fn labelled_groups(&self, role: &Role) -> Vec<(u32, Text)> {
         let is_group = |oid: &u32| Role::by_oid(*oid).is_some_and(|role| !role.can_login);
         if let Labels::All(labels) = self {
-            let other = |(object, _): &(Object, LabelText)| match object {
-                Object::Role(oid) if *oid != role.oid => Some(*oid),
-                Object::Role(_) | Object::Database(_) => None,
+            let is_others = |object: &Object| match object {
+                Object::Role(oid) => *oid != role.oid,
+                Object::Database(_) => false,
             };
-            let others: Vec<u32> = labels.iter().filter_map(other).collect();
-            if others.len() <= FEW && !others.iter().any(is_group) {
+            if !labels.iter().any(|(object, _)| is_others(object)) {
                 return Vec::new();
             }
         }

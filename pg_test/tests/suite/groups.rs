@@ -33,6 +33,12 @@ const NONE_OF_THE_TEAM: &str =
 const ONE_OF_THE_TEAM: &str =
     r#"SECURITY LABEL FOR session_limit ON ROLE team IS '{"max": 1, "per": "group"}'"#;
 
+/// So many that a role's are sought by an index.
+const MANY_GRANTS: &str = "DO $$ BEGIN
+    FOR i IN 1..500 LOOP
+        EXECUTE format('CREATE ROLE %I ROLE alice IN ROLE pg_monitor', 'other' || i);
+    END LOOP; END $$";
+
 fn message(cluster: &Cluster, role: &str) -> String {
     let refusal = cluster.login_of(role).login().err();
     refusal.map_or(String::new(), |refusal| refusal.message().to_string())
@@ -50,79 +56,91 @@ fn is_member(cluster: &Cluster, role: &str) -> bool {
 }
 
 fn who_is_a_member(server: &Server) {
-    let (cluster, mut superuser) = start(server);
-    superuser.query(NONE_OF_THE_TEAM);
-    assert!(!is_member(&cluster, "alice"));
-    superuser.query("GRANT team TO alice");
-    assert!(is_member(&cluster, "alice") && !is_member(&cluster, "bob"));
-    superuser.query("REVOKE team FROM alice");
-    assert!(!is_member(&cluster, "alice"));
-    // Through other roles, those that may log in among them; whose own label is only about themselves.
-    for sql in [
-        "CREATE ROLE inner_circle IN ROLE team",
-        "CREATE ROLE carol LOGIN IN ROLE inner_circle",
-        "GRANT carol TO alice",
-    ] {
-        superuser.query(sql);
+    for many in [false, true] {
+        let (cluster, mut superuser) = start(server);
+        if many {
+            superuser.query(MANY_GRANTS);
+        }
+        superuser.query(NONE_OF_THE_TEAM);
+        assert!(!is_member(&cluster, "alice"));
+        superuser.query("GRANT team TO alice");
+        assert!(is_member(&cluster, "alice") && !is_member(&cluster, "bob"));
+        superuser.query("REVOKE team FROM alice");
+        assert!(!is_member(&cluster, "alice"));
+        // Through other roles, those that may log in among them; whose own label is only about themselves.
+        for sql in [
+            "CREATE ROLE inner_circle IN ROLE team",
+            "CREATE ROLE carol LOGIN IN ROLE inner_circle",
+            "GRANT carol TO alice",
+        ] {
+            superuser.query(sql);
+        }
+        assert!(is_member(&cluster, "alice") && is_member(&cluster, "carol"));
+        superuser.query(
+            r#"SECURITY LABEL FOR session_limit ON ROLE team IS '{"max": 99, "per": "group"}'"#,
+        );
+        superuser.query(
+            r#"SECURITY LABEL FOR session_limit ON ROLE carol IS '{"max": 0, "per": "role"}'"#,
+        );
+        assert!(!is_member(&cluster, "alice") && is_member(&cluster, "carol"));
+        superuser.query(r#"SECURITY LABEL FOR session_limit ON ROLE carol IS '{"max": -1}'"#);
+        superuser.query(NONE_OF_THE_TEAM);
+        assert!(
+            !is_member(&cluster, "carol"),
+            "she has no limit, by her own label"
+        );
+        // Superusers are members of nothing by nature, but by grants like others.
+        superuser.query("CREATE ROLE root LOGIN SUPERUSER");
+        cluster.set(&[("session_limit.exempt_superusers", "local")]);
+        let root = cluster.login_from("root", "127.0.0.1");
+        root.login().expect("no member");
+        superuser.query("GRANT team TO root");
+        assert_eq!(root.login().err().expect("a member").sqlstate(), "53300");
     }
-    assert!(is_member(&cluster, "alice") && is_member(&cluster, "carol"));
-    superuser
-        .query(r#"SECURITY LABEL FOR session_limit ON ROLE team IS '{"max": 99, "per": "group"}'"#);
-    superuser
-        .query(r#"SECURITY LABEL FOR session_limit ON ROLE carol IS '{"max": 0, "per": "role"}'"#);
-    assert!(!is_member(&cluster, "alice") && is_member(&cluster, "carol"));
-    superuser.query(r#"SECURITY LABEL FOR session_limit ON ROLE carol IS '{"max": -1}'"#);
-    superuser.query(NONE_OF_THE_TEAM);
-    assert!(
-        !is_member(&cluster, "carol"),
-        "she has no limit, by her own label"
-    );
-    // Superusers are members of nothing by nature, but by grants like others.
-    superuser.query("CREATE ROLE root LOGIN SUPERUSER");
-    cluster.set(&[("session_limit.exempt_superusers", "local")]);
-    let root = cluster.login_from("root", "127.0.0.1");
-    root.login().expect("no member");
-    superuser.query("GRANT team TO root");
-    assert_eq!(root.login().err().expect("a member").sqlstate(), "53300");
 }
 
 fn grants_without_inherit_or_set(server: &Server) {
-    let (cluster, mut superuser) = start(server);
-    superuser.query(NONE_OF_THE_TEAM);
-    // A role that inherits nothing may still SET ROLE.
-    superuser.query("ALTER ROLE alice NOINHERIT");
-    superuser.query("GRANT team TO alice");
-    assert!(is_member(&cluster, "alice"));
-    if server.major == 15 {
-        superuser.query("GRANT team TO bob WITH ADMIN OPTION");
-        assert!(is_member(&cluster, "bob"), "in 15 an admin is a member");
-        return;
+    for many in [false, true] {
+        let (cluster, mut superuser) = start(server);
+        if many {
+            superuser.query(MANY_GRANTS);
+        }
+        superuser.query(NONE_OF_THE_TEAM);
+        // A role that inherits nothing may still SET ROLE.
+        superuser.query("ALTER ROLE alice NOINHERIT");
+        superuser.query("GRANT team TO alice");
+        assert!(is_member(&cluster, "alice"));
+        if server.major == 15 {
+            superuser.query("GRANT team TO bob WITH ADMIN OPTION");
+            assert!(is_member(&cluster, "bob"), "in 15 an admin is a member");
+            continue;
+        }
+        let cases = [
+            ("ADMIN TRUE, INHERIT FALSE, SET FALSE", false),
+            ("INHERIT TRUE, SET FALSE", true),
+            ("INHERIT FALSE, SET TRUE", true),
+            ("INHERIT FALSE, SET FALSE", false),
+        ];
+        for (options, member) in cases {
+            superuser.query("REVOKE team FROM bob");
+            superuser.query(&format!("GRANT team TO bob WITH {options}"));
+            assert_eq!(is_member(&cluster, "bob"), member, "{options}");
+        }
+        // Nor is one whose way to the team has such a grant in it; nor the creator of a role.
+        for sql in [
+            "CREATE ROLE creator LOGIN CREATEROLE",
+            "SET ROLE creator",
+            "CREATE ROLE created",
+            "RESET ROLE",
+            "GRANT team TO created",
+            "GRANT created TO bob WITH INHERIT FALSE, SET FALSE",
+        ] {
+            superuser.query(sql);
+        }
+        assert!(!is_member(&cluster, "bob") && !is_member(&cluster, "creator"));
+        superuser.query("GRANT created TO bob WITH INHERIT TRUE");
+        assert!(is_member(&cluster, "bob"));
     }
-    let cases = [
-        ("ADMIN TRUE, INHERIT FALSE, SET FALSE", false),
-        ("INHERIT TRUE, SET FALSE", true),
-        ("INHERIT FALSE, SET TRUE", true),
-        ("INHERIT FALSE, SET FALSE", false),
-    ];
-    for (options, member) in cases {
-        superuser.query("REVOKE team FROM bob");
-        superuser.query(&format!("GRANT team TO bob WITH {options}"));
-        assert_eq!(is_member(&cluster, "bob"), member, "{options}");
-    }
-    // Nor is one whose way to the team has such a grant in it; nor the creator of a role.
-    for sql in [
-        "CREATE ROLE creator LOGIN CREATEROLE",
-        "SET ROLE creator",
-        "CREATE ROLE created",
-        "RESET ROLE",
-        "GRANT team TO created",
-        "GRANT created TO bob WITH INHERIT FALSE, SET FALSE",
-    ] {
-        superuser.query(sql);
-    }
-    assert!(!is_member(&cluster, "bob") && !is_member(&cluster, "creator"));
-    superuser.query("GRANT created TO bob WITH INHERIT TRUE");
-    assert!(is_member(&cluster, "bob"));
 }
 
 fn a_role_loses_and_gets_login(server: &Server) {
