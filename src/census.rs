@@ -63,14 +63,17 @@ impl<'a> Census<'a> {
             marks: 0,
             heirs: vec![Cell::new(false); slots],
             kept: vec![Cell::new(None); if waiting > 0 { KEPT } else { 0 }],
-            first: Vec::with_capacity(slots),
-            candidates: Vec::with_capacity(candidates),
+            first: vec![usize::MAX; slots],
+            candidates: vec![((true, i64::MAX, u64::MAX), usize::MAX); candidates],
         };
-        census.look_at_claims(shared);
-        for group in &census.groups {
-            // Memory that nobody has touched is not there yet.
-            black_box(group.theirs.iter().sum::<u32>());
+        // Memory that nobody has written to is not there yet; nobody is to wait for it under the lock.
+        black_box(&mut census.roles).fill(0);
+        for group in &mut census.groups {
+            black_box(&mut group.theirs).fill(0);
         }
+        census.first.clear();
+        census.candidates.clear();
+        census.look_at_claims(shared);
         census
     }
 

@@ -102,10 +102,12 @@ impl Labels {
         if at_rest.is_some_and(shmem::had_no_labels) {
             return Labels::All(Vec::new());
         }
+        // To a standby labels come without anybody who could say so. It is asked first, in case of a promotion
+        // meanwhile.
+        let is_primary = !catalog::is_standby();
         catalog::with_pages_of_labels(|pages| match pages {
             0 => {
-                // On a standby labels come without anybody who could say so.
-                if !catalog::is_standby() {
+                if is_primary {
                     at_rest.into_iter().for_each(shmem::saw_no_labels);
                 }
                 Labels::All(Vec::new())

@@ -110,6 +110,8 @@ unsafe extern "C-unwind" fn session_limit_check_label(
         let label = (!label.is_null()).then(|| CStr::from_ptr(label).to_bytes());
         (&*object, label)
     };
+    labels_change();
+    at_commit_limits_change();
     let oid = object.objectId.to_u32();
     match object.classId {
         // SECURITY LABEL FOR session_limit ON ROLE …
@@ -130,15 +132,19 @@ unsafe extern "C-unwind" fn session_limit_check_label(
         }
         _ => error::labels_are_for_roles_and_databases(),
     }
-    at_commit_limits_change();
-    for end in [
-        PgXactCallbackEvent::Commit,
-        PgXactCallbackEvent::Abort,
-        PgXactCallbackEvent::Prepare,
-    ] {
-        pgrx::register_xact_callback(end, shmem::have_changed_labels);
+}
+
+/// No login may go on to believe that there is no label.
+fn labels_change() {
+    if shmem::change_labels() {
+        for end in [
+            PgXactCallbackEvent::Commit,
+            PgXactCallbackEvent::Abort,
+            PgXactCallbackEvent::Prepare,
+        ] {
+            pgrx::register_xact_callback(end, shmem::have_changed_labels);
+        }
     }
-    shmem::change_labels();
 }
 
 fn check(label: Option<&[u8]>, carrier: Carrier, object: &str, connection_limit: i32) {

@@ -49,7 +49,7 @@ use pgrx::prelude::*;
 
 // The unwinder becomes part of the library. As a library of its own, which a server else has no use for, it costs each
 // login more than the hook does: a new process maps it, and at its end runs its destructors.
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[link(name = "gcc_eh", kind = "static", modifiers = "-bundle")]
 unsafe extern "C" {}
 

@@ -197,7 +197,12 @@ fn admit(client: &Client) {
             audit: settings::log_events() == LogEvents::All,
         };
         let may_wait = || patience.may_wait(client, &limits);
-        let verdict = facts::knowing(Known::new(members), may_wait, |known| {
+        let known = Known {
+            // Whoever has waited needs to know, and cheaply does.
+            may_wait: patience.waited().map(|_| may_wait()),
+            ..Known::new(members)
+        };
+        let verdict = facts::knowing(known, may_wait, |known| {
             shmem::decide(&Attempt {
                 slot: shmem::my_slot(),
                 pid: std::process::id(),

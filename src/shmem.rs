@@ -360,7 +360,7 @@ pub fn decide(attempt: &Attempt) -> Result<Verdict, Unknown> {
 }
 
 /// A new process has none of the shared memory mapped. It is not to let others wait while the kernel maps
-/// what a decision reads; looking at the claims maps those.
+/// what each decision reads: this, and the claims, which are looked at before.
 fn map_columns(memory: &Memory) {
     const PAGE: usize = 4096;
     for (column, bytes) in memory.columns {
@@ -490,13 +490,17 @@ pub fn are_limits_changing() -> bool {
     memory().worker.changed.load(Ordering::SeqCst)
 }
 
-/// This transaction is about to change a label: call `have_changed_labels` when it has ended or is prepared.
-pub fn change_labels() {
-    if let Some(memory) = existing_memory()
-        && !PROCESS.changes_labels.replace(true)
-    {
+/// This transaction is about to change a label. If it says so for the first time, `have_changed_labels` must be
+/// called when it has ended or is prepared.
+pub fn change_labels() -> bool {
+    let Some(memory) = existing_memory() else {
+        return false;
+    };
+    let first = !PROCESS.changes_labels.replace(true);
+    if first {
         memory.labels.now.fetch_add(1, Ordering::SeqCst);
     }
+    first
 }
 
 pub fn have_changed_labels() {
@@ -522,9 +526,15 @@ pub fn had_no_labels(at_rest: u64) -> bool {
     memory().labels.none_after.load(Ordering::SeqCst) == at_rest
 }
 
-/// There was not even a row of a transaction that has not ended, when the moment was over.
+/// There was not even a row of a transaction that has not ended, when somebody looked after that moment.
 pub fn saw_no_labels(at_rest: u64) {
-    memory().labels.none_after.store(at_rest, Ordering::SeqCst);
+    let none_after = &memory().labels.none_after;
+    none_after.store(at_rest, Ordering::SeqCst);
+}
+
+/// The next login looks again: a superuser can write a label past `SECURITY LABEL`.
+pub fn look_for_labels_again() {
+    saw_no_labels(u64::MAX);
 }
 
 /// Chooses and tells to end the sessions that exceed these limits.

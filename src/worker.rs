@@ -55,6 +55,7 @@ pub extern "C-unwind" fn session_limit_worker_main(_arg: pg_sys::Datum) {
         if reclaimed.elapsed() >= RECLAIM_EVERY {
             reclaimed = Instant::now();
             suspects = reclaim(&suspects);
+            shmem::look_for_labels_again();
         }
         events::say_what_was_left_out(false);
         let left = RECLAIM_EVERY
