@@ -11,11 +11,11 @@ use pg_test::server::{self, Server};
 use pg_test::{say, wait_for};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const LOGINS: usize = 300;
 const CLIENTS: usize = 200;
-const QUERIES: usize = 500;
+const STORM: Duration = Duration::from_secs(3);
 
 struct Variant {
     name: &'static str,
@@ -33,8 +33,9 @@ fn main() {
     for server in server::servers() {
         let mut variants = variants(&server);
         say(format_args!(
-            "PostgreSQL {}: {rounds} rounds of {LOGINS} refusals, and of {QUERIES} queries beside {CLIENTS} clients",
-            server.major
+            "PostgreSQL {}: {rounds} rounds of {LOGINS} refusals, and of {} s of queries beside {CLIENTS} clients",
+            server.major,
+            STORM.as_secs()
         ));
         let mut shuffle = Shuffle::new();
         for round in 1..=rounds {
@@ -112,7 +113,7 @@ impl Variant {
                 thread::yield_now();
             }
             let (start, before) = (Instant::now(), refused.load(Ordering::Relaxed));
-            for _ in 0..QUERIES {
+            while start.elapsed() < STORM {
                 let start = Instant::now();
                 alice.query("SELECT 1");
                 latencies.push(start.elapsed().as_secs_f64() * 1000.0);
@@ -162,7 +163,10 @@ fn report(server: &Server, rounds: usize, variants: &[Variant]) {
     bench::report(
         "refusals",
         server,
-        format!("{rounds} rounds of {LOGINS} refusals and of {QUERIES} queries for each variant"),
+        format!(
+            "{rounds} rounds of {LOGINS} refusals and of {} s of queries for each variant",
+            STORM.as_secs()
+        ),
         vec![refusal, query],
     );
 }
