@@ -84,6 +84,21 @@ pub struct Rule {
     pub max_wait: Option<i32>,
 }
 
+impl Rule {
+    /// Of whatever there is, enforced, with the policy of others.
+    fn bare(max: i32, per: Per) -> Rule {
+        Rule {
+            max,
+            per,
+            database: None,
+            network: None,
+            only_logged: false,
+            on_excess: None,
+            max_wait: None,
+        }
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Label {
     pub rules: Vec<Rule>,
@@ -265,15 +280,6 @@ impl World {
             .filter_map(|label| label.on_excess)
             .reduce(|one, two| if one < two { one } else { two });
         let role_policy = role.label.on_excess.or(mildest);
-        let bare = |max, per| Rule {
-            max,
-            per,
-            database: None,
-            network: None,
-            only_logged: false,
-            on_excess: None,
-            max_wait: None,
-        };
         let mut all = Vec::new();
         let mut add = |level, of, rule: &Rule, policy| {
             all.extend(self.candidate(login, level, of, rule, policy));
@@ -315,7 +321,7 @@ impl World {
             ),
         ];
         for (level, max, per, policy) in bares.into_iter().filter(|bare| bare.1 >= 0) {
-            add(level, login.database, &bare(max, per), policy);
+            add(level, login.database, &Rule::bare(max, per), policy);
         }
         all
     }
@@ -579,18 +585,6 @@ mod tests {
         address: 2,
     };
 
-    fn rule(max: i32, per: Per) -> Rule {
-        Rule {
-            max,
-            per,
-            database: None,
-            network: None,
-            only_logged: false,
-            on_excess: None,
-            max_wait: None,
-        }
-    }
-
     fn label(rules: &[Rule]) -> Label {
         Label {
             rules: rules.to_vec(),
@@ -607,9 +601,12 @@ mod tests {
     #[test]
     fn the_nearest_applies() {
         let default = Change::MaxSessionsPerRole(5);
-        let group = Change::GroupLabel(0, label(&[rule(4, Per::Role), rule(9, Per::Group)]));
+        let group = Change::GroupLabel(
+            0,
+            label(&[Rule::bare(4, Per::Role), Rule::bare(9, Per::Group)]),
+        );
         let own = Change::RoleLimit(3, 7);
-        let lifted = Change::RoleLabel(3, label(&[rule(-1, Per::Role)]));
+        let lifted = Change::RoleLabel(3, label(&[Rule::bare(-1, Per::Role)]));
         assert_eq!(maxima(&[]), [] as [i32; 0]);
         assert_eq!(maxima(std::slice::from_ref(&default)), [5]);
         assert_eq!(maxima(&[default.clone(), group.clone()]), [4, 9]);
