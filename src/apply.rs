@@ -10,6 +10,7 @@
 use crate::grammar::{Carrier, Enforcement, Label, LabelLimit};
 use crate::limit::{Limit, Object, OnExcess, Per, Scope, Source, Who};
 use crate::network::Network;
+use std::cell::Cell;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -60,15 +61,24 @@ pub struct Applicable {
     pub limits: Vec<Limit>,
 }
 
-/// A limit before it is known whether a nearer one takes its place.
-#[derive(Clone, Copy)]
+/// A limit before it is known whether another takes its place.
 struct Candidate {
+    level: Level,
     key: Key,
     /// Negative: none.
     max: i32,
     limit: Limit,
     /// Another of the same label is about this very address.
-    hidden: bool,
+    hidden: Cell<bool>,
+}
+
+/// The nearest first.
+#[derive(Clone, Copy, PartialEq, PartialOrd)]
+enum Level {
+    Role,
+    Group,
+    Database,
+    Cluster,
 }
 
 /// What a nearer limit must have in common with one further out to take its place.
@@ -84,130 +94,88 @@ struct Key {
 
 /// The limits that apply. One that is only tried out takes no enforced limit's place.
 pub fn applicable(facts: &Facts) -> Applicable {
-    let nearest = |keep: fn(&Candidate) -> bool| {
-        nearest([
-            smallest(level(facts.of_role().filter(keep))),
-            smallest(level(facts.of_groups().filter(keep))),
-            level(facts.of_database().filter(keep)),
-            smallest(level(facts.of_cluster().filter(keep))),
-        ])
-    };
-    let enforced = nearest(|candidate| candidate.limit.enforced);
-    let others = nearest(|_| true)
-        .into_iter()
-        .filter(|candidate| !candidate.limit.enforced);
-    let limits = enforced
-        .into_iter()
-        .chain(others)
-        .filter(|candidate| candidate.max >= 0 && !candidate.hidden);
+    let candidates = facts.candidates();
+    let all: Vec<&Candidate> = candidates.iter().collect();
+    let is_enforced = |one: &&Candidate| one.limit.enforced;
+    let enforced: Vec<&Candidate> = candidates.iter().filter(is_enforced).collect();
+    let mut limits = nearest(&enforced);
+    if enforced.len() < all.len() {
+        limits.extend(nearest(&all).into_iter().filter(|limit| !limit.enforced));
+    }
     Applicable {
         exempt: facts.label.exempt || facts.groups.iter().any(|(_, label)| label.exempt),
-        limits: limits.map(|candidate| candidate.limit).collect(),
+        limits,
     }
 }
 
-/// Marks what is hidden: several limits of one label for the same client address count the same
-/// sessions, and that of the smallest network is about it.
-fn level(candidates: impl Iterator<Item = Candidate>) -> Vec<Candidate> {
-    let mut candidates: Vec<Candidate> = candidates.collect();
-    let all = candidates.clone();
-    for one in candidates
-        .iter_mut()
-        .filter(|one| one.key.per == Per::Address)
-    {
-        one.hidden = all.iter().any(|other| other.is_narrower_than(one));
+/// The limits whose place none of the others takes.
+fn nearest(candidates: &[&Candidate]) -> Vec<Limit> {
+    for one in candidates {
+        let is_hidden = |other: &&Candidate| other.is_narrower_than(one);
+        one.hidden.set(candidates.iter().any(is_hidden));
     }
-    candidates
+    let applies = |(index, one): &(usize, &&Candidate)| {
+        let mut others = candidates.iter().enumerate();
+        one.max >= 0
+            && !one.hidden.get()
+            && !others.any(|(place, other)| other.replaces(one, place < *index))
+    };
+    let apply = candidates.iter().enumerate().filter(applies);
+    apply.map(|(_, one)| one.limit).collect()
 }
 
 impl Candidate {
+    /// Of several limits of one label for the same client address, which count the same sessions, that of
+    /// the smallest network is about it.
     fn is_narrower_than(&self, other: &Candidate) -> bool {
         let prefix = |candidate: &Candidate| candidate.key.network.map(Network::prefix);
         let (one, two) = (&self.limit, &other.limit);
-        (one.source, one.per, one.scope) == (two.source, two.per, two.scope)
+        one.per == Per::Address
+            && (one.source, one.per, one.scope) == (two.source, two.per, two.scope)
             && prefix(self) > prefix(other)
     }
-}
 
-/// The candidates whose key no level before theirs has.
-fn nearest(levels: [Vec<Candidate>; 4]) -> Vec<Candidate> {
-    levels
-        .into_iter()
-        .fold(Vec::new(), |mut chosen: Vec<Candidate>, mut level| {
-            level.retain(|outer| chosen.iter().all(|nearer| nearer.key != outer.key));
-            chosen.extend(level);
-            chosen
-        })
-}
-
-/// For each key the candidate that allows the fewest sessions.
-fn smallest(candidates: Vec<Candidate>) -> Vec<Candidate> {
-    // Negative, no limit, is the largest number of all.
-    let rank = |candidate: &Candidate| (candidate.hidden, candidate.max as u32);
-    candidates
-        .into_iter()
-        .fold(Vec::new(), |mut chosen: Vec<Candidate>, next| {
-            match chosen.iter_mut().find(|other| other.key == next.key) {
-                Some(other) if rank(&next) < rank(other) => *other = next,
-                Some(_) => {}
-                None => chosen.push(next),
-            }
-            chosen
-        })
+    /// Whether it is nearer, or as near and allows fewer sessions. Those of a database all apply.
+    fn replaces(&self, other: &Candidate, is_first: bool) -> bool {
+        // Negative, no limit, is the largest number of all.
+        let rank = |one: &Candidate| (one.hidden.get(), one.max as u32);
+        let as_near = self.level == other.level && self.level != Level::Database;
+        let is_smaller = rank(self) < rank(other) || (rank(self) == rank(other) && is_first);
+        self.key == other.key && (self.level < other.level || (as_near && is_smaller))
+    }
 }
 
 /// `on_excess` and `max_wait` where a limit has none of its own.
 pub type Policy = (Option<OnExcess>, Option<Duration>);
 
 impl Facts<'_> {
-    fn of_role(&self) -> impl Iterator<Item = Candidate> {
-        let source = Source::ConnectionLimit(Object::Role(self.role));
-        let bare = self.bare(source, Per::Role, self.connection_limit, self.role_policy());
-        let source = Source::Label(Object::Role(self.role));
-        self.labelled(source, &self.label, Carrier::Role)
-            .chain(bare)
-    }
-
-    fn of_groups(&self) -> impl Iterator<Item = Candidate> {
-        self.groups.iter().flat_map(|(group, label)| {
-            self.labelled(Source::Label(Object::Role(*group)), label, Carrier::Group)
-        })
-    }
-
-    fn of_database(&self) -> impl Iterator<Item = Candidate> {
-        self.database.iter().flat_map(
-            |InDatabase {
-                 oid,
-                 connection_limit,
-                 label,
-                 ..
-             }| {
-                let source = Source::ConnectionLimit(Object::Database(*oid));
-                let bare = self.bare(source, Per::Database, *connection_limit, policy(label));
-                self.labelled(
-                    Source::Label(Object::Database(*oid)),
-                    label,
-                    Carrier::Database,
-                )
-                .chain(bare)
-            },
-        )
-    }
-
-    fn of_cluster(&self) -> impl Iterator<Item = Candidate> {
+    /// The limits that count such a login, wherever they are set.
+    fn candidates(&self) -> Vec<Candidate> {
+        let mut all = Vec::new();
+        let role = Object::Role(self.role);
+        self.labelled(&mut all, Level::Role, Source::Label(role), &self.label);
+        let (source, max) = (Source::ConnectionLimit(role), self.connection_limit);
+        self.bare(&mut all, Level::Role, source, max, self.role_policy());
+        for (group, label) in &self.groups {
+            let source = Source::Label(Object::Role(*group));
+            self.labelled(&mut all, Level::Group, source, label);
+        }
+        if let Some(database) = &self.database {
+            let object = Object::Database(database.oid);
+            let (source, label) = (Source::Label(object), &database.label);
+            self.labelled(&mut all, Level::Database, source, label);
+            let (source, max) = (Source::ConnectionLimit(object), database.connection_limit);
+            self.bare(&mut all, Level::Database, source, max, policy(label));
+        }
         let Defaults {
-            cluster_limits,
+            cluster_limits: label,
             max_sessions_per_role: max,
             ..
         } = self.defaults;
-        let bare = self.bare(
-            Source::MaxSessionsPerRole,
-            Per::Role,
-            *max,
-            self.role_policy(),
-        );
-        self.labelled(Source::ClusterLimits, cluster_limits, Carrier::Cluster)
-            .chain(bare)
+        self.labelled(&mut all, Level::Cluster, Source::ClusterLimits, label);
+        let (source, policy) = (Source::MaxSessionsPerRole, self.role_policy());
+        self.bare(&mut all, Level::Cluster, source, *max, policy);
+        all
     }
 
     /// For a limit on the role that is no label's.
@@ -224,29 +192,45 @@ impl Facts<'_> {
     }
 
     /// A limit that is only a number; a negative one says nothing.
-    fn bare(&self, source: Source, per: Per, max: i32, policy: Policy) -> Option<Candidate> {
-        let candidate = self.candidate(source, per, &LabelLimit::new(max), policy);
-        candidate.filter(|_| max >= 0)
+    fn bare(
+        &self,
+        all: &mut Vec<Candidate>,
+        level: Level,
+        source: Source,
+        max: i32,
+        policy: Policy,
+    ) {
+        if max >= 0 {
+            let per = match level {
+                Level::Database => Per::Database,
+                Level::Role | Level::Group | Level::Cluster => Per::Role,
+            };
+            all.extend(self.candidate(level, source, per, &LabelLimit::new(max), policy));
+        }
     }
 
     /// The limits of a label, but for those that this login, or now that it has lost or got LOGIN the
     /// label's role, has nothing to do with.
-    fn labelled(
-        &self,
-        source: Source,
-        label: &Label,
-        carrier: Carrier,
-    ) -> impl Iterator<Item = Candidate> {
-        label.limits.iter().filter_map(move |limit| {
-            let per = limit.per.or(carrier.default_per())?;
-            let fits = carrier.pers().contains(&per);
-            fits.then(|| self.candidate(source, per, limit, policy(label)))?
-        })
+    fn labelled(&self, all: &mut Vec<Candidate>, level: Level, source: Source, label: &Label) {
+        let carrier = match level {
+            Level::Role => Carrier::Role,
+            Level::Group => Carrier::Group,
+            Level::Database => Carrier::Database,
+            Level::Cluster => Carrier::Cluster,
+        };
+        for limit in &label.limits {
+            if let Some(per) = limit.per.or(carrier.default_per())
+                && carrier.pers().contains(&per)
+            {
+                all.extend(self.candidate(level, source, per, limit, policy(label)));
+            }
+        }
     }
 
     /// None if the limit does not count such a login.
     fn candidate(
         &self,
+        level: Level,
         source: Source,
         per: Per,
         written: &LabelLimit,
@@ -310,10 +294,11 @@ impl Facts<'_> {
             whole,
         };
         Some(Candidate {
+            level,
             key,
             max: written.max,
             limit,
-            hidden: false,
+            hidden: Cell::new(false),
         })
     }
 }

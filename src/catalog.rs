@@ -2,13 +2,14 @@
 //! before it has a database.
 //!
 //! Safe with cold caches, on the first login after a start: the syscaches AUTHNAME, AUTHOID,
-//! AUTHMEMMEMROLE and DATABASEOID have nailed indexes. A database's name and a group's members have
-//! none that is built yet, so their catalogs are scanned.
+//! AUTHMEMMEMROLE and DATABASEOID have nailed indexes. What else is read is looked for on the catalog's
+//! pages where these are few, or in all of them.
 
 use crate::compat::{self, FormData_pg_auth_members};
 use crate::limit::Object;
 use crate::sessions::Members;
 use pgrx::pg_sys::{self, FormData_pg_authid, FormData_pg_database, SysCacheIdentifier};
+use std::cell::OnceCell;
 use std::ffi::CStr;
 use std::num::NonZeroUsize;
 
@@ -71,14 +72,8 @@ impl Role {
         let mut found = None;
         let itself = &raw mut pg_sys::SnapshotSelfData;
         // SAFETY: the rows are of that catalog.
-        scan_as_of(
-            itself,
-            pg_sys::AuthIdRelationId,
-            Some(index),
-            &mut |row| unsafe {
-                found = Some(Role::from(form(row.tuple)));
-            },
-        );
+        let mut visit = |row: Row| found = Some(Role::from(unsafe { form(row.tuple) }));
+        seek_as_of(itself, pg_sys::AuthIdRelationId, index, &mut visit);
         found
     }
 
@@ -99,26 +94,25 @@ impl Role {
     pub fn all() -> Vec<Role> {
         let mut roles = Vec::new();
         // SAFETY: the rows are of that catalog, and copied.
-        scan(pg_sys::AuthIdRelationId, None, |row| unsafe {
+        scan(pg_sys::AuthIdRelationId, |row| unsafe {
             roles.push(Role::from(form(row.tuple)));
         });
         roles
     }
 
     /// Every role that it is a member of by grants with INHERIT or SET, directly or through others.
-    pub fn groups(&self) -> Vec<u32> {
-        let mut found = with_pages(AUTH_MEM_RELATION, |pages| match pages {
-            0..=FEW_PAGES => {
-                let memberships = memberships();
-                reachable(self.oid, |role| {
-                    let those = memberships.iter().filter(|(_, member)| *member == role);
-                    those.map(|(group, _)| *group).collect()
-                })
-            }
-            _ => reachable(self.oid, |role| {
+    pub fn groups(&self, memberships: &Memberships) -> Vec<u32> {
+        let mut found = if memberships.are_cheap() {
+            reachable(self.oid, |role| {
+                let pairs = memberships.pairs().iter();
+                let those = pairs.filter(|(_, member)| *member == role);
+                those.map(|(group, _)| *group).collect()
+            })
+        } else {
+            reachable(self.oid, |role| {
                 granted_to(role, FormData_pg_auth_members::is_membership)
-            }),
-        });
+            })
+        };
         found.swap_remove(0);
         found
     }
@@ -185,32 +179,48 @@ fn granted_to(member: u32, such: impl Fn(&FormData_pg_auth_members) -> bool) -> 
     }
 }
 
-/// Who is a member of each of these groups, by grants with INHERIT or SET, directly or through
-/// others.
-pub fn members_of(groups: &[u32]) -> Members {
-    let mut grants = match groups {
-        [] => Vec::new(),
-        _ => memberships(),
-    };
-    grants.sort_unstable();
-    let mut members = Members::default();
-    for group in groups {
-        members.insert(*group, below(&grants, *group));
-    }
-    members
-}
+/// The grants with INHERIT or SET, as they were when first asked for: pairs of a role and its member.
+#[derive(Default)]
+pub struct Memberships(OnceCell<Vec<(u32, u32)>>);
 
-/// The grants with INHERIT or SET: pairs of a role and its member.
-fn memberships() -> Vec<(u32, u32)> {
-    let mut memberships = Vec::new();
-    // SAFETY: the rows are of that catalog, and copied.
-    scan(AUTH_MEM_RELATION, None, |row| unsafe {
-        let grant = form::<FormData_pg_auth_members>(row.tuple);
-        if grant.is_membership() {
-            memberships.push((grant.roleid.to_u32(), grant.member.to_u32()));
+impl Memberships {
+    fn pairs(&self) -> &[(u32, u32)] {
+        self.0.get_or_init(|| {
+            let mut pairs = Vec::new();
+            // SAFETY: the rows are of that catalog, and copied.
+            scan(AUTH_MEM_RELATION, |row| unsafe {
+                let grant = form::<FormData_pg_auth_members>(row.tuple);
+                if grant.is_membership() {
+                    pairs.push((grant.roleid.to_u32(), grant.member.to_u32()));
+                }
+            });
+            pairs
+        })
+    }
+
+    /// Whether it costs less to ask for all of them than to seek some.
+    fn are_cheap(&self) -> bool {
+        self.0.get().is_some()
+            || opened(AUTH_MEM_RELATION, |grants| {
+                let few = pages(grants) <= FEW_PAGES;
+                // While the catalog is open: to open it once more costs little then.
+                if few {
+                    self.pairs();
+                }
+                few
+            })
+    }
+
+    /// Who is a member of each of these groups, directly or through others.
+    pub fn of(&self, groups: &[u32]) -> Members {
+        let mut grants = self.pairs().to_vec();
+        grants.sort_unstable();
+        let mut members = Members::default();
+        for group in groups {
+            members.insert(*group, below(&grants, *group));
         }
-    });
-    memberships
+        members
+    }
 }
 
 /// Everyone whom `grants`, sorted pairs of a role and its member, lead to from this role.
@@ -230,17 +240,30 @@ fn below(grants: &[(u32, u32)], top: u32) -> Vec<u32> {
 
 impl Database {
     pub fn by_name(name: &CStr) -> Option<Database> {
-        let mut key = key(
-            pg_sys::Anum_pg_database_datname,
-            pg_sys::F_NAMEEQ,
-            name.as_ptr().into(),
-        );
-        let index = (pg_sys::Oid::from(pg_sys::DatabaseNameIndexId), &mut key);
         let mut found = None;
-        // SAFETY: the rows are of that catalog.
-        scan(pg_sys::DatabaseRelationId, Some(index), |row| unsafe {
-            found = Some(Database::from(form(row.tuple)));
+        let mut visit = |row: Row| {
+            // SAFETY: the rows are of that catalog.
+            let row: &FormData_pg_database = unsafe { form(row.tuple) };
+            if bytes(&row.datname) == name.to_bytes() {
+                found = Some(Database::from(row));
+            }
+        };
+        // The first page has room for some forty, and is there as long as there is any.
+        opened(pg_sys::DatabaseRelationId, |databases| {
+            visit_pages(databases, |_| 1, &mut visit);
         });
+        if found.is_none() {
+            let mut key = key(
+                pg_sys::Anum_pg_database_datname,
+                pg_sys::F_NAMEEQ,
+                name.as_ptr().into(),
+            );
+            let index = (pg_sys::Oid::from(pg_sys::DatabaseNameIndexId), &mut key);
+            // SAFETY: as above.
+            seek(pg_sys::DatabaseRelationId, index, |row| unsafe {
+                found = Some(Database::from(form(row.tuple)));
+            });
+        }
         found
     }
 
@@ -259,7 +282,7 @@ impl Database {
     pub fn all() -> Vec<Database> {
         let mut databases = Vec::new();
         // SAFETY: the rows are of that catalog, and copied.
-        scan(pg_sys::DatabaseRelationId, None, |row| unsafe {
+        scan(pg_sys::DatabaseRelationId, |row| unsafe {
             databases.push(Database::from(form(row.tuple)));
         });
         databases
@@ -280,7 +303,7 @@ impl Database {
         let mut grantees = Vec::new();
         // SAFETY: the rows are of that catalog, and that column is an array of aclitem, which has no
         // nulls, or null. The array's items are copied.
-        scan(pg_sys::DatabaseRelationId, Some(index), |row| unsafe {
+        seek(pg_sys::DatabaseRelationId, index, |row| unsafe {
             grantees = may_connect(row);
         });
         let mut roles = role.privileged_as(self.owner);
@@ -344,18 +367,18 @@ pub fn name_of(object: Object) -> Vec<u8> {
 }
 
 fn name(name: &pg_sys::NameData) -> Vec<u8> {
+    bytes(name).to_vec()
+}
+
+fn bytes(name: &pg_sys::NameData) -> &[u8] {
     // SAFETY: PostgreSQL ends its names with a zero byte.
-    unsafe { CStr::from_ptr(name.data.as_ptr()) }
-        .to_bytes()
-        .to_vec()
+    unsafe { CStr::from_ptr(name.data.as_ptr()) }.to_bytes()
 }
 
 /// The labels of this extension: pairs of what carries one and what it says.
 pub fn labels() -> Vec<(Object, LabelText)> {
     let mut labels = Vec::new();
-    scan(SHARED_SEC_LABEL_RELATION, None, |row| {
-        labels.extend(label(row))
-    });
+    scan(SHARED_SEC_LABEL_RELATION, |row| labels.extend(label(row)));
     labels
 }
 
@@ -369,7 +392,7 @@ pub fn label_of(object: Object) -> Option<LabelText> {
     );
     let mut found = None;
     let index = (SHARED_SEC_LABEL_OBJECT_INDEX, &mut key);
-    scan(SHARED_SEC_LABEL_RELATION, Some(index), |row| {
+    seek(SHARED_SEC_LABEL_RELATION, index, |row| {
         found = found
             .take()
             .or(label(row).filter(|(labelled, _)| *labelled == object));
@@ -380,22 +403,10 @@ pub fn label_of(object: Object) -> Option<LabelText> {
 /// Reading a whole catalog is cheaper than seeking some of it while it is on so few pages.
 pub const FEW_PAGES: u32 = 2;
 
-/// Tells how many pages all labels take, those of other providers among them.
+/// Tells how many pages all labels take, those of other providers among them, and keeps them open meanwhile:
+/// to open a catalog once more costs little.
 pub fn with_pages_of_labels<T>(tell: impl FnOnce(u32) -> T) -> T {
-    with_pages(SHARED_SEC_LABEL_RELATION, tell)
-}
-
-/// Tells how many pages a catalog takes, and keeps it open meanwhile: to open it once more costs little.
-fn with_pages<T>(catalog: pg_sys::Oid, tell: impl FnOnce(u32) -> T) -> T {
-    let lock = pg_sys::AccessShareLock as i32;
-    // SAFETY: in a transaction.
-    unsafe {
-        let relation = pg_sys::table_open(catalog, lock);
-        let main = pg_sys::ForkNumber::MAIN_FORKNUM;
-        let told = tell(pg_sys::RelationGetNumberOfBlocksInFork(relation, main));
-        pg_sys::table_close(relation, lock);
-        told
-    }
+    opened(SHARED_SEC_LABEL_RELATION, |labels| tell(pages(labels)))
 }
 
 pub fn is_standby() -> bool {
@@ -480,43 +491,115 @@ fn key(column: u32, equals: u32, value: pg_sys::Datum) -> pg_sys::ScanKeyData {
     key
 }
 
-/// Visits the rows of a shared catalog as they are now.
-fn scan(catalog: pg_sys::Oid, by: Option<Index>, mut visit: impl FnMut(Row)) {
-    scan_as_of(std::ptr::null_mut(), catalog, by, &mut visit);
-}
-
 /// An index, and what is sought in it. It is used only once the relation cache can say what it looks
 /// like.
 type Index<'a> = (pg_sys::Oid, &'a mut pg_sys::ScanKeyData);
 
-/// Visits the rows that the snapshot sees. One piece of code for all catalogs: each login has to map what
-/// it runs.
-fn scan_as_of(
+/// Visits the rows of a shared catalog that an index leads to now.
+fn seek(catalog: pg_sys::Oid, by: Index, mut visit: impl FnMut(Row)) {
+    seek_as_of(std::ptr::null_mut(), catalog, by, &mut visit);
+}
+
+/// Visits those that the snapshot sees. One piece of code for all catalogs: each login has to map what it
+/// runs.
+fn seek_as_of(
     snapshot: pg_sys::Snapshot,
     catalog: pg_sys::Oid,
-    by: Option<Index>,
+    (index, key): Index,
     visit: &mut dyn FnMut(Row),
 ) {
-    // SAFETY: in a transaction. The key outlives the scan.
-    unsafe {
-        let lock = pg_sys::AccessShareLock as i32;
-        let relation = pg_sys::table_open(catalog, lock);
-        let (index, keys, key) = match by {
-            Some((index, key)) => (index, 1, &raw mut *key),
-            None => (pg_sys::InvalidOid, 0, std::ptr::null_mut()),
-        };
-        let usable = pg_sys::criticalSharedRelcachesBuilt && index != pg_sys::InvalidOid;
-        let scan = pg_sys::systable_beginscan(relation, index, usable, snapshot, keys, key);
-        loop {
-            let tuple = pg_sys::systable_getnext(scan);
-            if tuple.is_null() {
-                break;
+    opened(catalog, |relation| {
+        // SAFETY: in a transaction. The key outlives the scan.
+        unsafe {
+            let usable = pg_sys::criticalSharedRelcachesBuilt;
+            let scan = pg_sys::systable_beginscan(relation, index, usable, snapshot, 1, key);
+            loop {
+                let tuple = pg_sys::systable_getnext(scan);
+                if tuple.is_null() {
+                    break;
+                }
+                let shape = (*relation).rd_att;
+                visit(Row { tuple, shape });
             }
-            let shape = (*relation).rd_att;
-            visit(Row { tuple, shape });
+            pg_sys::systable_endscan(scan);
         }
-        pg_sys::systable_endscan(scan);
+    });
+}
+
+/// Visits all rows of a shared catalog as they are now.
+fn scan(catalog: pg_sys::Oid, mut visit: impl FnMut(Row)) {
+    opened(catalog, |relation| visit_pages(relation, pages, &mut visit));
+}
+
+fn opened<T>(catalog: pg_sys::Oid, read: impl FnOnce(pg_sys::Relation) -> T) -> T {
+    let lock = pg_sys::AccessShareLock as i32;
+    // SAFETY: in a transaction.
+    unsafe {
+        let relation = pg_sys::table_open(catalog, lock);
+        let read = read(relation);
         pg_sys::table_close(relation, lock);
+        read
+    }
+}
+
+/// How many pages an open catalog takes.
+fn pages(relation: pg_sys::Relation) -> u32 {
+    let main = pg_sys::ForkNumber::MAIN_FORKNUM;
+    // SAFETY: it is open.
+    unsafe { pg_sys::RelationGetNumberOfBlocksInFork(relation, main) }
+}
+
+/// Visits the rows on the first pages of an open catalog as they are now. As the server's own scans do, but
+/// without what makes those fast that go on for long, which takes a login several times as long.
+fn visit_pages(
+    relation: pg_sys::Relation,
+    how_many: fn(pg_sys::Relation) -> u32,
+    visit: &mut dyn FnMut(Row),
+) {
+    // SAFETY: in a transaction. The relation is a catalog, whose rows are stored as a heap, and has those
+    // pages. A row that the snapshot sees stays as it is while its page is locked.
+    unsafe {
+        let (catalog, shape) = ((*relation).rd_id, (*relation).rd_att);
+        let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetCatalogSnapshot(catalog));
+        // Asked after it was taken: none of its rows is on a later page.
+        for block in 0..how_many(relation) {
+            let buffer = pg_sys::ReadBuffer(relation, block);
+            pg_sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE as i32);
+            let page = pg_sys::BufferGetPage(buffer);
+            for (line, place) in lines(page).iter().zip(1..) {
+                if line.lp_flags() != pg_sys::LP_NORMAL {
+                    continue;
+                }
+                let tuple = &mut pg_sys::HeapTupleData {
+                    t_len: line.lp_len(),
+                    t_tableOid: catalog,
+                    t_data: page.byte_add(line.lp_off() as usize).cast(),
+                    ..Default::default()
+                };
+                pgrx::itemptr::item_pointer_set_all(&mut tuple.t_self, block, place);
+                if pg_sys::HeapTupleSatisfiesVisibility(tuple, snapshot, buffer) {
+                    visit(Row { tuple, shape });
+                }
+            }
+            pg_sys::UnlockReleaseBuffer(buffer);
+        }
+        pg_sys::UnregisterSnapshot(snapshot);
+    }
+}
+
+/// Where a page has its rows.
+///
+/// # Safety
+/// The page is pinned and locked as long as the result is used.
+unsafe fn lines<'a>(page: pg_sys::Page) -> &'a [pg_sys::ItemIdData] {
+    const HEADER: usize = std::mem::offset_of!(pg_sys::PageHeaderData, pd_linp);
+    // SAFETY: as the caller says. They follow the page's header, up to where it says; in a page that was never
+    // written all is zero.
+    unsafe {
+        let end = (*page.cast::<pg_sys::PageHeaderData>()).pd_lower;
+        let bytes = usize::from(end).saturating_sub(HEADER);
+        let first = page.byte_add(HEADER).cast();
+        std::slice::from_raw_parts(first, bytes / size_of::<pg_sys::ItemIdData>())
     }
 }
 

@@ -50,7 +50,7 @@ fn edited_label(
         }
         (None, None) => error::nothing_to_label(),
     };
-    let old = Labels::Sought.text(object);
+    let old = Labels::sought().text(object);
     let old = old.unwrap_or_else(|| Ok(b"{}".to_vec()));
     let edited = old
         .map_err(Wrong::Label)

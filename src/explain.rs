@@ -82,7 +82,8 @@ fn host(inet: Inet) -> IpAddr {
 
 fn standings(role: &Role, database: &Database, address: Option<IpAddr>) -> Vec<Standing> {
     let settings = settings::current();
-    let (applicable, troubles) = facts::ask(role, Some(database), address, false, &settings);
+    let (applicable, members, troubles) =
+        facts::ask(role, Some(database), address, false, &settings);
     if let Some((object, why)) = facts::invalid_label(&applicable, &troubles, &settings) {
         error::label_is_invalid(object, why);
     }
@@ -106,7 +107,7 @@ fn standings(role: &Role, database: &Database, address: Option<IpAddr>) -> Vec<S
         audit: false,
     };
     let mut copy = shmem::snapshot();
-    let known = Known::new(facts::members(&limits));
+    let known = Known::new(members);
     facts::knowing(
         known,
         || false,

@@ -2,7 +2,7 @@
 //! views, which ask the same of logins that are not made.
 
 use crate::apply::{self, Applicable, Defaults, Facts, InDatabase};
-use crate::catalog::{self, Database, FEW_PAGES, LabelText, Role};
+use crate::catalog::{self, Database, FEW_PAGES, LabelText, Memberships, Role};
 use crate::compat;
 use crate::grammar::Label;
 use crate::limit::{Limit, Object, Source, Who};
@@ -14,8 +14,13 @@ use crate::sweep::Applying;
 use std::fmt;
 use std::net::IpAddr;
 
-/// The labels.
-pub enum Labels {
+/// The labels, and who is a member of what.
+pub struct Labels {
+    texts: Texts,
+    memberships: Memberships,
+}
+
+enum Texts {
     /// All of them, as they were at one moment.
     All(Vec<(Object, LabelText)>),
     /// Each is looked up when it is asked for.
@@ -50,29 +55,30 @@ impl fmt::Display for Trouble {
     }
 }
 
-/// What a login would have to meet now, nothing if it is exempt, and what is wrong with the labels
-/// that it met.
+/// What a login would have to meet now, nothing if it is exempt, the members of the groups that count for
+/// it, and what is wrong with the labels that it met.
 pub fn ask(
     role: &Role,
     database: Option<&Database>,
     address: Option<IpAddr>,
     walsender: bool,
     settings: &Settings,
-) -> (Applicable, Vec<Trouble>) {
+) -> (Applicable, Members, Vec<Trouble>) {
     let mut applicable = Applicable {
         exempt: settings.exempts(role.superuser, address, walsender),
         limits: Vec::new(),
     };
-    let mut troubles = Vec::new();
+    let (mut members, mut troubles) = (Members::default(), Vec::new());
     if !applicable.exempt && settings.enforcement != Enforcement::Off {
-        let defaults = settings::defaults();
-        let (facts, met) = Labels::for_login().facts(role, database, address, &defaults);
+        let (labels, defaults) = (Labels::for_login(), settings::defaults());
+        let (facts, met) = labels.facts(role, database, address, &defaults);
         (applicable, troubles) = (apply::applicable(&facts), met);
+        if applicable.exempt {
+            applicable.limits.clear();
+        }
+        members = labels.members(&applicable.limits);
     }
-    if applicable.exempt {
-        applicable.limits.clear();
-    }
-    (applicable, troubles)
+    (applicable, members, troubles)
 }
 
 /// The label for whose sake such a login is refused, and why: for it may have been meant to be.
@@ -92,15 +98,21 @@ pub fn invalid_label<'a>(
 }
 
 impl Labels {
+    /// All of them, as they are now.
     pub fn read() -> Labels {
-        Labels::All(catalog::labels())
+        Labels::of(Texts::All(catalog::labels()))
+    }
+
+    /// For a question or two.
+    pub fn sought() -> Labels {
+        Labels::of(Texts::Sought)
     }
 
     /// For one login: the cheapest way.
-    pub fn for_login() -> Labels {
+    fn for_login() -> Labels {
         let at_rest = shmem::labels_at_rest();
         if at_rest.is_some_and(shmem::had_no_labels) {
-            return Labels::All(Vec::new());
+            return Labels::of(Texts::All(Vec::new()));
         }
         // To a standby labels come without anybody who could say so. It is asked first, in case of a promotion
         // meanwhile.
@@ -110,11 +122,18 @@ impl Labels {
                 if is_primary {
                     at_rest.into_iter().for_each(shmem::saw_no_labels);
                 }
-                Labels::All(Vec::new())
+                Labels::of(Texts::All(Vec::new()))
             }
             1..=FEW_PAGES => Labels::read(),
-            _ => Labels::Sought,
+            _ => Labels::sought(),
         })
+    }
+
+    fn of(texts: Texts) -> Labels {
+        Labels {
+            texts,
+            memberships: Memberships::default(),
+        }
     }
 
     /// What decides about such a login, and what is wrong with the labels that it met.
@@ -159,9 +178,9 @@ impl Labels {
 
     /// The label as it was set, or why it cannot be read.
     pub fn text(&self, object: Object) -> Option<Text> {
-        let text = match self {
-            Labels::Sought => catalog::label_of(object),
-            Labels::All(labels) => {
+        let text = match &self.texts {
+            Texts::Sought => catalog::label_of(object),
+            Texts::All(labels) => {
                 let mut labels = labels.iter();
                 let label = labels.find(|(labelled, _)| *labelled == object);
                 label.map(|(_, text)| text.clone())
@@ -174,7 +193,7 @@ impl Labels {
     /// The groups that the role is a member of and that have a label, with its text.
     fn labelled_groups(&self, role: &Role) -> Vec<(u32, Text)> {
         let is_group = |oid: &u32| Role::by_oid(*oid).is_some_and(|role| !role.can_login);
-        if let Labels::All(labels) = self {
+        if let Texts::All(labels) = &self.texts {
             let is_others = |object: &Object| match object {
                 Object::Role(oid) => *oid != role.oid,
                 Object::Database(_) => false,
@@ -183,9 +202,21 @@ impl Labels {
                 return Vec::new();
             }
         }
-        let groups = role.groups().into_iter();
+        let groups = role.groups(&self.memberships).into_iter();
         let labelled = groups.filter_map(|group| Some((group, self.text(Object::Role(group))?)));
         labelled.filter(|(group, _)| is_group(group)).collect()
+    }
+
+    /// Who is a member of the groups that these limits count the members of.
+    fn members(&self, limits: &[Limit]) -> Members {
+        let groups = limits.iter().filter_map(|limit| match limit.scope.who {
+            Who::MembersOf(group) => Some(group),
+            Who::Anyone | Who::Role(_) => None,
+        });
+        match groups.collect::<Vec<_>>().as_slice() {
+            [] => Members::default(),
+            groups => self.memberships.of(groups),
+        }
     }
 }
 
@@ -207,8 +238,11 @@ fn parsed(object: Object, text: Option<Text>, troubles: &mut Vec<Trouble>) -> La
 
 /// The limits that count these sessions now, each once, and whom they hold. A role or database that was
 /// dropped has none of its own; one that is exempt has none that counts only its own sessions. A label
-/// that cannot be read is passed over.
-pub fn applying<'a>(sessions: impl Iterator<Item = &'a Session>, settings: &Settings) -> Applying {
+/// that cannot be read is passed over. And the members of the groups that these limits count.
+pub fn applying<'a>(
+    sessions: impl Iterator<Item = &'a Session>,
+    settings: &Settings,
+) -> (Applying, Members) {
     let (labels, defaults) = (Labels::read(), settings::defaults());
     let mut applying = Applying::default();
     for session in sessions {
@@ -231,7 +265,8 @@ pub fn applying<'a>(sessions: impl Iterator<Item = &'a Session>, settings: &Sett
         }
         applying.hold.insert(session.kind(), hold);
     }
-    applying
+    let members = labels.members(&applying.limits);
+    (applying, members)
 }
 
 /// Where the limit is, from now on at the latest. Policies may differ.
@@ -245,15 +280,6 @@ fn index_of(limits: &mut Vec<Limit>, limit: Limit) -> usize {
         limits.push(limit);
         limits.len() - 1
     })
-}
-
-/// Who is a member of the groups that these limits count the members of.
-pub fn members(limits: &[Limit]) -> Members {
-    let groups = limits.iter().filter_map(|limit| match limit.scope.who {
-        Who::MembersOf(group) => Some(group),
-        Who::Anyone | Who::Role(_) => None,
-    });
-    catalog::members_of(&groups.collect::<Vec<_>>())
 }
 
 /// What is known that a decision may need.
@@ -283,7 +309,9 @@ pub fn knowing<T>(
     loop {
         match ask(&known) {
             Ok(answer) => return answer,
-            Err(Unknown::Members(group)) => known.members.extend(catalog::members_of(&[group])),
+            Err(Unknown::Members(group)) => {
+                known.members.extend(Memberships::default().of(&[group]))
+            }
             Err(Unknown::Idle) => known.idle = Some(compat::idle_sessions()),
             Err(Unknown::Patience) => known.may_wait = Some(may_wait()),
         }

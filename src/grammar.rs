@@ -257,20 +257,19 @@ impl Carrier {
 
 impl Written {
     fn read(json: &[u8]) -> Result<Written, String> {
-        let mut track = serde_path_to_error::Track::new();
-        let mut reader = serde_json::Deserializer::from_slice(json);
-        let tracked = serde_path_to_error::Deserializer::new(&mut reader, &mut track);
-        let written = Written::deserialize(tracked);
-        let written = written.map_err(|error| {
+        serde_json::from_slice(json).map_err(|error| {
+            // Followed only once something is wrong: a login reads labels, and has no time to lose.
+            let mut track = serde_path_to_error::Track::new();
+            let mut reader = serde_json::Deserializer::from_slice(json);
+            let tracked = serde_path_to_error::Deserializer::new(&mut reader, &mut track);
+            let _ = Written::deserialize(tracked);
             let path = track.path().to_string();
             // Where the JSON itself is wrong, the last part may not be known.
             match path.trim_end_matches(['.', '?']) {
                 "" => error.to_string(),
                 path => format!("field \"{path}\": {error}"),
             }
-        })?;
-        reader.end().map_err(|error| error.to_string())?;
-        Ok(written)
+        })
     }
 
     fn label(self) -> Result<Label, String> {

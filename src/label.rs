@@ -79,7 +79,7 @@ fn check_altered(oid: u32) {
         let lock = pg_sys::ShareUpdateExclusiveLock;
         pg_sys::LockSharedObject(pg_sys::AuthIdRelationId, oid.into(), 0, lock as _);
     }
-    let Some(text) = Labels::Sought.text(Object::Role(oid)) else {
+    let Some(text) = Labels::sought().text(Object::Role(oid)) else {
         return;
     };
     let is_about_members = || {

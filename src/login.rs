@@ -297,7 +297,7 @@ fn ask(client: &Client, settings: &Settings, arrival: u64) -> Asked {
         error::role_may_not_replicate();
     }
     let database = client.database.map(database);
-    let (applicable, troubles) = facts::ask(
+    let (applicable, members, troubles) = facts::ask(
         &role,
         database.as_ref(),
         client.address,
@@ -325,7 +325,7 @@ fn ask(client: &Client, settings: &Settings, arrival: u64) -> Asked {
     };
     Asked {
         session,
-        members: facts::members(&applicable.limits),
+        members,
         limits: applicable.limits,
         troubles,
     }

@@ -221,37 +221,15 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
         }
         let slots = pg_sys::MaxBackends as usize;
         let tiles = slots.div_ceil(TILE);
+        // In this order: what every login reads lies together, so that the kernel maps it at once.
         let claims = array(c"session_limit claims", slots + 1, || AtomicU64::new(0));
         let queue = array(c"session_limit queue", slots + 1, || AtomicU32::new(0));
         let heirs = array(c"session_limit heirs", slots, || AtomicU32::new(0));
-        let pushed = array(c"session_limit events so far", 1, || 0);
-        let worker = array(c"session_limit worker", 1, || Worker {
-            slot: AtomicU32::new(0),
-            changed: AtomicBool::new(false),
-        });
         let labels = array(c"session_limit labels", 1, || LabelChanges {
             now: AtomicU32::new(0),
             done: AtomicU64::new(0),
             none_after: AtomicU64::new(u64::MAX),
         });
-        let (
-            Some((arrivals, claims)),
-            Some((waiting, queue)),
-            Some(pushed),
-            Some(worker),
-            Some(labels),
-        ) = (
-            claims.split_first(),
-            queue.split_first(),
-            pushed.first_mut(),
-            worker.first(),
-            labels.first(),
-        )
-        else {
-            return;
-        };
-        let shared = Shared::new(claims, queue, waiting, heirs);
-        let bounds = array(c"session_limit bounds", slots * BOUNDS, || Bound::FREE);
         let columns = Columns {
             databases: array(c"session_limit databases", tiles * TILE, || 0),
             hosts: array(c"session_limit hosts", tiles * TILE, || 0),
@@ -263,18 +241,41 @@ unsafe extern "C-unwind" fn session_limit_shmem_startup() {
             bytes(columns.hosts.as_mut_ptr()),
             (columns.marks.as_mut_ptr().cast_const(), tiles * TILE),
         ];
+        let bounds_of = slots * BOUNDS;
         let slots = array(c"session_limit slots", slots, Slot::free);
+        let tally = array(c"session_limit stats", 1, || Tally::new(0));
+        let bounds = array(c"session_limit bounds", bounds_of, || Bound::FREE);
+        let worker = array(c"session_limit worker", 1, || Worker {
+            slot: AtomicU32::new(0),
+            changed: AtomicBool::new(false),
+        });
+        let pushed = array(c"session_limit events so far", 1, || 0);
         let events = array(c"session_limit events", settings::max_events(), || {
             Record::EMPTY
         });
         let causes = array(c"session_limit causes", CAUSES, || Entry::FREE);
+        let (
+            Some((arrivals, claims)),
+            Some((waiting, queue)),
+            Some(labels),
+            Some(tally),
+            Some(worker),
+            Some(pushed),
+        ) = (
+            claims.split_first(),
+            queue.split_first(),
+            labels.first(),
+            tally.first_mut(),
+            worker.first(),
+            pushed.first_mut(),
+        )
+        else {
+            return;
+        };
+        let shared = Shared::new(claims, queue, waiting, heirs);
         let trail = Trail {
             ring: Ring::new(events, pushed),
             flood: Flood::new(causes),
-        };
-        let tally = array(c"session_limit stats", 1, || Tally::new(0));
-        let Some(tally) = tally.first_mut() else {
-            return;
         };
         stats::load(tally);
         *PROCESS.memory.get() = Some(Memory {

@@ -72,9 +72,8 @@ fn current_usage() -> TableIterator<
     let viewer = Viewer::current();
     let sessions: Vec<Session> = table.sessions().map(|(_, session)| session).collect();
     let waiters: Vec<Session> = table.waiters().map(|waiter| waiter.session).collect();
-    let limits = facts::applying(sessions.iter().chain(&waiters), &settings).limits;
-    let members = facts::members(&limits);
-    let rows = limits.iter().filter_map(|limit| {
+    let (applying, members) = facts::applying(sessions.iter().chain(&waiters), &settings);
+    let rows = applying.limits.iter().filter_map(|limit| {
         let counted = Counted::new(limit.scope, !settings.exempt_replication, &members).ok()?;
         let covered = |session: &&Session| counted.covers(session);
         let mut all = sessions.iter().chain(&waiters).filter(covered);

@@ -111,7 +111,7 @@ fn in_transaction(settings: &Settings, said: &mut Vec<Said>) {
     let mut copy = shmem::snapshot();
     let table = copy.table();
     let sessions: Vec<Session> = table.sessions().map(|(_, session)| session).collect();
-    let applying = facts::applying(sessions.iter(), settings);
+    let (applying, members) = facts::applying(sessions.iter(), settings);
     let ends = settings.sweep == settings::Sweep::Terminate;
     let idle = if ends {
         compat::idle_sessions()
@@ -120,7 +120,7 @@ fn in_transaction(settings: &Settings, said: &mut Vec<Said>) {
     };
     let sweep = Sweep {
         applying: &applying,
-        members: &facts::members(&applying.limits),
+        members: &members,
         idle: &idle,
         count_walsenders: !settings.exempt_replication,
     };

@@ -21,7 +21,11 @@ fn the_first_login_after_a_start(server: &Server) {
     let alice = cluster.login_of("alice").to("app");
     let missing = cluster.login_of("alice").to("missing");
     let postgres = cluster.login_of("postgres");
-    for with_init_files in [true, false] {
+    for (with_init_files, far) in [(true, false), (false, false), (true, true), (false, true)] {
+        if far {
+            // Off the catalog's first page.
+            cluster.sql(&[MANY_CHANGES]);
+        }
         for first in [&alice, &postgres, &missing] {
             cluster.stop(Stop::Fast);
             if !with_init_files {
@@ -45,6 +49,14 @@ fn the_first_login_after_a_start(server: &Server) {
         }
     }
 }
+
+const MANY_CHANGES: &str = "DO $$
+    BEGIN
+        FOR i IN 1..100 LOOP
+            EXECUTE 'ALTER DATABASE app CONNECTION LIMIT ' || i;
+        END LOOP;
+        ASSERT (SELECT ctid >= '(1,0)' FROM pg_database WHERE datname = 'app');
+    END $$";
 
 fn remove_init_files(cluster: &Cluster) {
     let data = cluster.dir.join("data");
@@ -112,7 +124,7 @@ const MANY_LABELS: &str = r#"DO $$
         ASSERT pg_relation_size('pg_shseclabel') > 3 * 8192;
     END $$"#;
 
-/// As the server counts scans of its catalogs: nothing of labels when there is none, and nothing of
+/// As the server counts what is read of its catalogs: nothing of labels when there is none, and nothing of
 /// memberships when no group has one.
 fn reads_no_more_than_it_must(server: &Server) {
     let cluster = Cluster::start(server, &[]);
@@ -121,13 +133,13 @@ fn reads_no_more_than_it_must(server: &Server) {
     superuser.query("CREATE ROLE alice LOGIN IN ROLE team");
     let mut reads = |sql: &str| {
         superuser.query(sql);
-        let before = scans(&cluster, &mut superuser);
+        let before = blocks(&cluster, &mut superuser);
         let pid = cluster.login_of("alice").login().expect("alice").pid;
         let left = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}");
         wait_for("alice to leave", || {
             (superuser.value(&left) == "0").then_some(())
         });
-        let after = scans(&cluster, &mut superuser);
+        let after = blocks(&cluster, &mut superuser);
         [after[0] > before[0], after[1] > before[1]]
     };
     assert_eq!(reads("SELECT"), [false, false]);
@@ -141,13 +153,14 @@ fn reads_no_more_than_it_must(server: &Server) {
     );
 }
 
-/// How often labels and memberships were looked through.
-fn scans(cluster: &Cluster, superuser: &mut Session) -> [u64; 2] {
+/// How many blocks of labels and of memberships were read.
+fn blocks(cluster: &Cluster, superuser: &mut Session) -> [u64; 2] {
     // What this session itself has read is not to come later.
     superuser.query("SELECT pg_stat_force_next_flush()");
     let of = |catalog: &str| {
         let sql = format!(
-            "SELECT seq_scan + coalesce(idx_scan, 0) FROM pg_stat_sys_tables WHERE relname = '{catalog}'"
+            "SELECT heap_blks_read + heap_blks_hit + idx_blks_read + idx_blks_hit FROM pg_statio_sys_tables
+             WHERE relname = '{catalog}'"
         );
         cluster.superuser().value(&sql).parse().expect("a number")
     };
