@@ -2,8 +2,8 @@
 //! before it has a database.
 //!
 //! Safe with cold caches, on the first login after a start: the syscaches AUTHNAME, AUTHOID,
-//! AUTHMEMMEMROLE and DATABASEOID have nailed indexes. What else is read is looked for on the catalog's
-//! pages where these are few, or in all of them.
+//! AUTHMEMMEMROLE and DATABASEOID have nailed indexes. Until the relation cache knows another index, and
+//! wherever it costs less, a catalog's pages are looked through.
 
 use crate::compat::{self, FormData_pg_auth_members};
 use crate::limit::Object;
