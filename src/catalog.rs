@@ -100,6 +100,23 @@ impl Role {
         roles
     }
 
+    /// Whether each of these roles may log in, if it is there.
+    pub fn may_log_in(roles: &[u32]) -> Vec<(u32, bool)> {
+        let mut found = Vec::new();
+        // SAFETY: the rows are of that catalog.
+        let of = |row: &Row| unsafe { form::<FormData_pg_authid>(row.tuple) };
+        let is_one = |row: &Row| roles.contains(&of(row).oid.to_u32());
+        on_first_page(pg_sys::AuthIdRelationId, &is_one, |row| {
+            found.push((of(&row).oid.to_u32(), of(&row).rolcanlogin));
+        });
+        for role in roles {
+            if !found.iter().any(|(known, _)| known == role) {
+                found.extend(Role::by_oid(*role).map(|role| (role.oid, role.can_login)));
+            }
+        }
+        found
+    }
+
     /// Every role that it is a member of by grants with INHERIT or SET, directly or through others.
     pub fn groups(&self, memberships: &Memberships) -> Vec<u32> {
         let mut found = if memberships.are_cheap() {
@@ -241,16 +258,12 @@ fn below(grants: &[(u32, u32)], top: u32) -> Vec<u32> {
 impl Database {
     pub fn by_name(name: &CStr) -> Option<Database> {
         let mut found = None;
-        let mut visit = |row: Row| {
-            // SAFETY: the rows are of that catalog.
-            let row: &FormData_pg_database = unsafe { form(row.tuple) };
-            if bytes(&row.datname) == name.to_bytes() {
-                found = Some(Database::from(row));
-            }
+        // SAFETY: the rows are of that catalog.
+        let is_it = |row: &Row| unsafe {
+            bytes(&form::<FormData_pg_database>(row.tuple).datname) == name.to_bytes()
         };
-        // The first page has room for some forty, and is there as long as there is any.
-        opened(pg_sys::DatabaseRelationId, |databases| {
-            visit_pages(databases, |_| 1, &mut visit);
+        on_first_page(pg_sys::DatabaseRelationId, &is_it, |row| unsafe {
+            found = Some(Database::from(form(row.tuple)));
         });
         if found.is_none() {
             let mut key = key(
@@ -528,7 +541,17 @@ fn seek_as_of(
 
 /// Visits all rows of a shared catalog as they are now.
 fn scan(catalog: pg_sys::Oid, mut visit: impl FnMut(Row)) {
-    opened(catalog, |relation| visit_pages(relation, pages, &mut visit));
+    opened(catalog, |relation| {
+        visit_pages(relation, pages, &|_| true, &mut visit)
+    });
+}
+
+/// Visits such rows of a shared catalog as are on its first page now. That is there as long as there is any
+/// row, and has room for some forty databases or roles.
+fn on_first_page(catalog: pg_sys::Oid, such: &dyn Fn(&Row) -> bool, mut visit: impl FnMut(Row)) {
+    opened(catalog, |relation| {
+        visit_pages(relation, |_| 1, such, &mut visit)
+    });
 }
 
 fn opened<T>(catalog: pg_sys::Oid, read: impl FnOnce(pg_sys::Relation) -> T) -> T {
@@ -549,11 +572,12 @@ fn pages(relation: pg_sys::Relation) -> u32 {
     unsafe { pg_sys::RelationGetNumberOfBlocksInFork(relation, main) }
 }
 
-/// Visits the rows on the first pages of an open catalog as they are now. As the server's own scans do, but
+/// Visits such rows on the first pages of an open catalog as are there now. As the server's own scans do, but
 /// without what makes those fast that go on for long, which takes a login several times as long.
 fn visit_pages(
     relation: pg_sys::Relation,
     how_many: fn(pg_sys::Relation) -> u32,
+    such: &dyn Fn(&Row) -> bool,
     visit: &mut dyn FnMut(Row),
 ) {
     // SAFETY: in a transaction. The relation is a catalog, whose rows are stored as a heap, and has those
@@ -577,8 +601,9 @@ fn visit_pages(
                     ..Default::default()
                 };
                 pgrx::itemptr::item_pointer_set_all(&mut tuple.t_self, block, place);
-                if pg_sys::HeapTupleSatisfiesVisibility(tuple, snapshot, buffer) {
-                    visit(Row { tuple, shape });
+                let row = Row { tuple, shape };
+                if such(&row) && pg_sys::HeapTupleSatisfiesVisibility(tuple, snapshot, buffer) {
+                    visit(row);
                 }
             }
             pg_sys::UnlockReleaseBuffer(buffer);

@@ -11,6 +11,8 @@ use crate::sessions::{Members, Session, Unknown};
 use crate::settings::{self, Enforcement, Settings};
 use crate::shmem;
 use crate::sweep::Applying;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -18,6 +20,8 @@ use std::net::IpAddr;
 pub struct Labels {
     texts: Texts,
     memberships: Memberships,
+    /// What was found of the roles that have one and that others are members of.
+    may_log_in: RefCell<BTreeMap<u32, bool>>,
 }
 
 enum Texts {
@@ -133,6 +137,7 @@ impl Labels {
         Labels {
             texts,
             memberships: Memberships::default(),
+            may_log_in: RefCell::default(),
         }
     }
 
@@ -192,7 +197,6 @@ impl Labels {
 
     /// The groups that the role is a member of and that have a label, with its text.
     fn labelled_groups(&self, role: &Role) -> Vec<(u32, Text)> {
-        let is_group = |oid: &u32| Role::by_oid(*oid).is_some_and(|role| !role.can_login);
         if let Texts::All(labels) = &self.texts {
             let is_others = |object: &Object| match object {
                 Object::Role(oid) => *oid != role.oid,
@@ -202,9 +206,22 @@ impl Labels {
                 return Vec::new();
             }
         }
-        let groups = role.groups(&self.memberships).into_iter();
-        let labelled = groups.filter_map(|group| Some((group, self.text(Object::Role(group))?)));
-        labelled.filter(|(group, _)| is_group(group)).collect()
+        let roles = role.groups(&self.memberships).into_iter();
+        let labelled = roles.filter_map(|role| Some((role, self.text(Object::Role(role))?)));
+        let mut labelled: Vec<_> = labelled.collect();
+        self.retain_groups(&mut labelled);
+        labelled
+    }
+
+    /// Also one that may log in can be granted: its label is only about itself.
+    fn retain_groups(&self, roles: &mut Vec<(u32, Text)>) {
+        let mut known = self.may_log_in.borrow_mut();
+        let unknown = roles.iter().map(|(role, _)| *role);
+        let unknown: Vec<u32> = unknown.filter(|role| !known.contains_key(role)).collect();
+        if !unknown.is_empty() {
+            known.extend(Role::may_log_in(&unknown));
+        }
+        roles.retain(|(role, _)| known.get(role) == Some(&false));
     }
 
     /// Who is a member of the groups that these limits count the members of.
