@@ -262,6 +262,7 @@ impl Database {
         let is_it = |row: &Row| unsafe {
             bytes(&form::<FormData_pg_database>(row.tuple).datname) == name.to_bytes()
         };
+        // SAFETY: as above.
         on_first_page(pg_sys::DatabaseRelationId, &is_it, |row| unsafe {
             found = Some(Database::from(form(row.tuple)));
         });

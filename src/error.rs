@@ -156,7 +156,7 @@ fn too_many_for(limit: &Limit) -> (&'static CStr, CString) {
             network: None,
         } => (
             c"too many connections for role \"%s\"",
-            composed(name_of(Object::Role(oid))),
+            composed(login::name_of(Object::Role(oid))),
         ),
         Scope {
             who: Who::Anyone,
@@ -164,9 +164,9 @@ fn too_many_for(limit: &Limit) -> (&'static CStr, CString) {
             network: None,
         } => (
             c"too many connections for database \"%s\"",
-            composed(name_of(Object::Database(oid))),
+            composed(login::name_of(Object::Database(oid))),
         ),
-        _ => (c"%s", composed(limit.message(&name_of))),
+        _ => (c"%s", composed(limit.message(&login::name_of))),
     }
 }
 
@@ -573,7 +573,7 @@ fn what_is_in_the_way(excess: &Excess, waited: Option<Duration>, told: Option<u3
         shown,
     } = excess;
     let mut text = format!("The limit is {} (", sessions(limit.max)).into_bytes();
-    text.extend(limit.source.words(&name_of));
+    text.extend(limit.source.words(&login::name_of));
     text.extend(format!("); {in_use} {} in use", are(*in_use)).bytes());
     if *own > 0 {
         let by = match limit.scope.who {

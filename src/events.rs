@@ -8,8 +8,8 @@ use crate::catalog;
 use crate::decide::{Ended, Excess};
 use crate::facts::Trouble;
 use crate::flood::{Cause, LeftOut};
-use crate::limit::{Limit, Object};
-use crate::login::{Decision, Outcome};
+use crate::limit::{Limit, Names, Object};
+use crate::login::{self, Decision, Outcome};
 use crate::ring::{Kind, Record, Text};
 use crate::sessions::Session;
 use crate::settings::{self, LogEvents};
@@ -133,16 +133,16 @@ fn over_limit(excess: &Excess, ended: &Ended, waited: Option<Duration>) -> Detai
     Detail::Over(Over {
         waited_ms: waited.map(|waited| waited.as_millis()),
         ended_pids: ended.shown.iter().flatten().copied().collect(),
-        ..of_limit(&excess.limit, excess.in_use)
+        ..of_limit(&excess.limit, excess.in_use, &login::name_of)
     })
 }
 
-fn of_limit(limit: &Limit, in_use: u32) -> Over {
+fn of_limit(limit: &Limit, in_use: u32, names: Names) -> Over {
     Over {
         action: None,
-        source: Bytes(limit.source.words(&catalog::name_of)),
+        source: Bytes(limit.source.words(names)),
         per: limit.per.word(),
-        subject: limit.subject(&catalog::name_of).map(Bytes),
+        subject: limit.subject(names).map(Bytes),
         in_use,
         max: limit.max,
         waited_ms: None,
@@ -180,7 +180,7 @@ pub fn swept(limit: &Limit, in_use: u32, ended: Option<(u32, &Session)>) {
         pid: ended.map(|(pid, _)| pid),
         detail: Detail::Over(Over {
             action: Some(ended.map_or("log", |_| "terminate")),
-            ..of_limit(limit, in_use)
+            ..of_limit(limit, in_use, &catalog::name_of)
         }),
     });
 }
@@ -319,14 +319,13 @@ impl Formatter for Ascii {
         writer: &mut W,
         fragment: &str,
     ) -> io::Result<()> {
-        for char in fragment.chars() {
-            match char {
-                ' '..='~' => write!(writer, "{char}")?,
-                _ => {
-                    for unit in char.encode_utf16(&mut [0; 2]) {
-                        write!(writer, "\\u{unit:04x}")?;
-                    }
-                }
+        let is_other = |char: char| !matches!(char, ' '..='~');
+        for text in fragment.split_inclusive(is_other) {
+            let plain = text.trim_end_matches(is_other);
+            writer.write_all(plain.as_bytes())?;
+            let other = text.strip_prefix(plain).unwrap_or_default();
+            for unit in other.encode_utf16() {
+                write!(writer, "\\u{unit:04x}")?;
             }
         }
         Ok(())

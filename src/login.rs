@@ -16,12 +16,12 @@
 //! - an error of ours, or of the catalogs: this one login fails with it. What was claimed or queued
 //!   is given up on exit.
 
-use crate::catalog::{Database, Role};
+use crate::catalog::{self, Database, Role};
 use crate::compat::Port;
 use crate::decide::{Admission, Attempt, Ended, Excess, Rules, Verdict};
 use crate::excess::Patience;
 use crate::facts::{self, Known, Trouble};
-use crate::limit::Limit;
+use crate::limit::{Limit, Object};
 use crate::replace::Replacing;
 use crate::sessions::{Members, Session};
 use crate::settings::{self, LogEvents, Settings};
@@ -115,6 +115,12 @@ pub fn own_database() -> &'static CStr {
             CStr::from_ptr(name)
         }
     }
+}
+
+/// As `catalog::name_of`, for who is logging in: its role has been looked up by name, and not by its OID.
+pub fn name_of(object: Object) -> Vec<u8> {
+    let own = Role::by_name(own_role()).filter(|role| object == Object::Role(role.oid));
+    own.map_or_else(|| catalog::name_of(object), |role| role.name)
 }
 
 /// The client's address as the socket has it: `remote_host` is text that reverse DNS chooses under
