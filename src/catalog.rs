@@ -588,6 +588,7 @@ fn visit_pages(
         let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetCatalogSnapshot(catalog));
         // Asked after it was taken: none of its rows is on a later page.
         for block in 0..how_many(relation) {
+            pgrx::check_for_interrupts!();
             let buffer = pg_sys::ReadBuffer(relation, block);
             pg_sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE as i32);
             let page = pg_sys::BufferGetPage(buffer);
@@ -595,15 +596,16 @@ fn visit_pages(
                 if line.lp_flags() != pg_sys::LP_NORMAL {
                     continue;
                 }
-                let tuple = &mut pg_sys::HeapTupleData {
+                let mut tuple = pg_sys::HeapTupleData {
                     t_len: line.lp_len(),
                     t_tableOid: catalog,
                     t_data: page.byte_add(line.lp_off() as usize).cast(),
                     ..Default::default()
                 };
                 pgrx::itemptr::item_pointer_set_all(&mut tuple.t_self, block, place);
+                let tuple = &raw mut tuple;
                 let row = Row { tuple, shape };
-                if such(&row) && pg_sys::HeapTupleSatisfiesVisibility(tuple, snapshot, buffer) {
+                if such(&row) && pg_sys::HeapTupleSatisfiesVisibility(row.tuple, snapshot, buffer) {
                     visit(row);
                 }
             }

@@ -13,7 +13,11 @@ tests![
 ];
 
 fn the_first_login_after_a_start(server: &Server) {
-    let mut cluster = Cluster::start(server, &[("session_limit.max_sessions_per_role", "1")]);
+    let settings = [
+        ("session_limit.max_sessions_per_role", "1"),
+        ("autovacuum", "off"),
+    ];
+    let mut cluster = Cluster::start(server, &settings);
     cluster.sql(&[
         "CREATE ROLE alice LOGIN CONNECTION LIMIT 2",
         "CREATE DATABASE app CONNECTION LIMIT 9",
@@ -127,7 +131,7 @@ const MANY_LABELS: &str = r#"DO $$
 /// As the server counts what is read of its catalogs: nothing of labels when there is none, and nothing of
 /// memberships when no group has one.
 fn reads_no_more_than_it_must(server: &Server) {
-    let cluster = Cluster::start(server, &[]);
+    let cluster = Cluster::start(server, &[("autovacuum", "off")]);
     let mut superuser = cluster.superuser();
     superuser.query("CREATE ROLE team");
     superuser.query("CREATE ROLE alice LOGIN IN ROLE team");
