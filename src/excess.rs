@@ -18,7 +18,7 @@ const BEFORE_TIMEOUT: Duration = Duration::from_millis(200);
 const FOR_REPLACING: Duration = Duration::from_secs(1);
 
 /// Nothing wakes a waiter when a limit is raised or a database is dropped: it looks.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A session that was told to end takes a moment, unless it is stopped, or in a system call that
 /// nothing interrupts.

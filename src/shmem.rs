@@ -481,6 +481,11 @@ pub fn limits_changed() {
     slot.checked_sub(1).into_iter().for_each(wake);
 }
 
+/// Whoever waits tries again.
+pub fn wake_all_waiters() {
+    wake_waiters(memory());
+}
+
 /// Whether that has happened since the last call.
 pub fn have_limits_changed() -> bool {
     memory().worker.changed.swap(false, Ordering::SeqCst)

@@ -51,6 +51,10 @@ pub extern "C-unwind" fn session_limit_worker_main(_arg: pg_sys::Datum) {
             swept = Instant::now();
             sweep(&settings, &mut said);
         }
+        // There may be room for them now. A moment after the commit that woke this worker, they read it, too.
+        if changed {
+            shmem::wake_all_waiters();
+        }
         // It is woken for other reasons, too.
         if reclaimed.elapsed() >= RECLAIM_EVERY {
             reclaimed = Instant::now();
