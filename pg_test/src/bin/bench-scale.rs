@@ -148,7 +148,7 @@ fn on_the_table_alone(quick: bool) -> Alone {
     let mut bench = Command::new("cargo");
     bench.arg("bench-lock").current_dir(place::checkout());
     if quick {
-        bench.arg("--quick");
+        bench.args(["--", "--quick"]);
     }
     assert!(bench.status().expect("run cargo").success());
     let mut alone = Alone::new();

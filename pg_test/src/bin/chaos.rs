@@ -1,4 +1,4 @@
-//! `cargo chaos [--seed N] [--seconds N]`: the chaos run on each of `PG_MAJORS`; what it does and what must
+//! `cargo chaos -- [--seed N] [--seconds N]`: the chaos run on each of `PG_MAJORS`; what it does and what must
 //! hold, `pg_test::chaos` says. Ends with 1 if something did not hold.
 
 use pg_test::{bench, chaos, say, server};
@@ -15,7 +15,7 @@ fn main() {
             ("--seed", Some(number)) => seed = number,
             ("--seconds", Some(number)) => seconds = number,
             _ => {
-                eprintln!("the options are --seed N and --seconds N");
+                eprintln!("usage: cargo chaos -- [--seed N] [--seconds N]");
                 exit(2);
             }
         }
