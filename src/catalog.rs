@@ -7,6 +7,7 @@
 
 use crate::compat::{self, FormData_pg_auth_members};
 use crate::limit::Object;
+use crate::server::{self, guarded};
 use crate::sessions::Members;
 use pgrx::pg_sys::{self, FormData_pg_authid, FormData_pg_database, SysCacheIdentifier};
 use std::cell::OnceCell;
@@ -425,7 +426,7 @@ pub fn with_pages_of_labels<T>(tell: impl FnOnce(u32) -> T) -> T {
 
 pub fn is_standby() -> bool {
     // SAFETY: reads shared memory.
-    unsafe { pg_sys::RecoveryInProgress() }
+    unsafe { server::RecoveryInProgress() }
 }
 
 /// A row of `pg_shseclabel`, if it is of this extension.
@@ -477,7 +478,7 @@ impl Row {
         // SAFETY: as the caller says, there is room for all columns.
         unsafe {
             let (columns, nulls) = (columns.as_mut_ptr(), nulls.as_mut_ptr());
-            pg_sys::heap_deform_tuple(self.tuple, self.shape, columns, nulls);
+            server::heap_deform_tuple(self.tuple, self.shape, columns, nulls);
         }
         columns
     }
@@ -559,9 +560,9 @@ fn opened<T>(catalog: pg_sys::Oid, read: impl FnOnce(pg_sys::Relation) -> T) -> 
     let lock = pg_sys::AccessShareLock as i32;
     // SAFETY: in a transaction.
     unsafe {
-        let relation = pg_sys::table_open(catalog, lock);
+        let relation = guarded(|| server::table_open(catalog, lock));
         let read = read(relation);
-        pg_sys::table_close(relation, lock);
+        server::table_close(relation, lock);
         read
     }
 }
@@ -570,7 +571,7 @@ fn opened<T>(catalog: pg_sys::Oid, read: impl FnOnce(pg_sys::Relation) -> T) -> 
 fn pages(relation: pg_sys::Relation) -> u32 {
     let main = pg_sys::ForkNumber::MAIN_FORKNUM;
     // SAFETY: it is open.
-    unsafe { pg_sys::RelationGetNumberOfBlocksInFork(relation, main) }
+    unsafe { guarded(|| server::RelationGetNumberOfBlocksInFork(relation, main)) }
 }
 
 /// Visits such rows on the first pages of an open catalog as are there now. As the server's own scans do, but
@@ -585,12 +586,15 @@ fn visit_pages(
     // pages. A row that the snapshot sees stays as it is while its page is locked.
     unsafe {
         let (catalog, shape) = ((*relation).rd_id, (*relation).rd_att);
-        let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetCatalogSnapshot(catalog));
+        let snapshot = guarded(|| server::RegisterSnapshot(server::GetCatalogSnapshot(catalog)));
         // Asked after it was taken: none of its rows is on a later page.
         for block in 0..how_many(relation) {
             pgrx::check_for_interrupts!();
-            let buffer = pg_sys::ReadBuffer(relation, block);
-            pg_sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE as i32);
+            let buffer = guarded(|| {
+                let buffer = server::ReadBuffer(relation, block);
+                server::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE as i32);
+                buffer
+            });
             let page = pg_sys::BufferGetPage(buffer);
             for (line, place) in lines(page).iter().zip(1..) {
                 if line.lp_flags() != pg_sys::LP_NORMAL {
@@ -605,13 +609,15 @@ fn visit_pages(
                 pgrx::itemptr::item_pointer_set_all(&mut tuple.t_self, block, place);
                 let tuple = &raw mut tuple;
                 let row = Row { tuple, shape };
-                if such(&row) && pg_sys::HeapTupleSatisfiesVisibility(row.tuple, snapshot, buffer) {
+                let is_visible =
+                    || server::HeapTupleSatisfiesVisibility(row.tuple, snapshot, buffer);
+                if such(&row) && guarded(is_visible) {
                     visit(row);
                 }
             }
-            pg_sys::UnlockReleaseBuffer(buffer);
+            server::UnlockReleaseBuffer(buffer);
         }
-        pg_sys::UnregisterSnapshot(snapshot);
+        server::UnregisterSnapshot(snapshot);
     }
 }
 
@@ -642,12 +648,12 @@ unsafe fn cached<Row, T>(
 ) -> Option<T> {
     // SAFETY: as the caller says; the row is copied before it is given back.
     unsafe {
-        let tuple = pg_sys::SearchSysCache1(cache as i32, key);
+        let tuple = guarded(|| server::SearchSysCache1(cache as i32, key));
         if tuple.is_null() {
             return None;
         }
         let copied = copy(form(tuple));
-        pg_sys::ReleaseSysCache(tuple);
+        server::ReleaseSysCache(tuple);
         Some(copied)
     }
 }

@@ -23,6 +23,7 @@ use crate::excess::Patience;
 use crate::facts::{self, Known, Trouble};
 use crate::limit::{Limit, Object};
 use crate::replace::Replacing;
+use crate::server::{self, guarded};
 use crate::sessions::{Members, Session};
 use crate::settings::{self, LogEvents, Settings};
 use crate::{error, events, shmem, stats};
@@ -294,7 +295,7 @@ impl<'a> Decision<'a> {
 fn ask(client: &Client, settings: &Settings, arrival: u64) -> Asked {
     // Roles may have been made or changed while the client was authenticated.
     // SAFETY: in a transaction, in a backend.
-    unsafe { pg_sys::AcceptInvalidationMessages() };
+    unsafe { guarded(|| server::AcceptInvalidationMessages()) };
     let role = Role::by_name(client.role).unwrap_or_else(|| error::no_such_role(client.role));
     if !role.can_login {
         error::role_may_not_log_in(client.role);

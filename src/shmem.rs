@@ -23,7 +23,7 @@ use crate::sessions::{
 };
 use crate::sweep::{Ending, Found, Over, Sweep};
 use crate::tally::Tally;
-use crate::{compat, error, settings, stats};
+use crate::{compat, error, server, settings, stats};
 use pgrx::pg_sys::{self, LWLockMode};
 use pgrx::prelude::*;
 use std::cell::{Cell, OnceCell, UnsafeCell};
@@ -80,9 +80,9 @@ impl<T> Locked<T> {
         // SAFETY: any process with a PGPROC may take the lock, and it makes this the only reference
         // that anyone has.
         unsafe {
-            pg_sys::LWLockAcquire(self.lock, LWLockMode::LW_EXCLUSIVE);
+            server::LWLockAcquire(self.lock, LWLockMode::LW_EXCLUSIVE);
             let changed = change(&mut *self.value.get());
-            pg_sys::LWLockRelease(self.lock);
+            server::LWLockRelease(self.lock);
             changed
         }
     }
@@ -90,9 +90,9 @@ impl<T> Locked<T> {
     fn shared<R>(&self, copy: impl FnOnce(&T) -> R) -> R {
         // SAFETY: as above, but the shared lock keeps out only writers.
         unsafe {
-            pg_sys::LWLockAcquire(self.lock, LWLockMode::LW_SHARED);
+            server::LWLockAcquire(self.lock, LWLockMode::LW_SHARED);
             let copied = copy(&*self.value.get());
-            pg_sys::LWLockRelease(self.lock);
+            server::LWLockRelease(self.lock);
             copied
         }
     }
@@ -326,8 +326,8 @@ pub fn my_slot() -> usize {
     *PROCESS.slot.get_or_init(|| {
         // SAFETY: both callbacks are functions of this library, which is never unloaded.
         unsafe {
-            pg_sys::before_shmem_exit(Some(session_limit_leave_queue), pg_sys::Datum::null());
-            pg_sys::on_proc_exit(Some(session_limit_release), pg_sys::Datum::null());
+            server::before_shmem_exit(Some(session_limit_leave_queue), pg_sys::Datum::null());
+            server::on_proc_exit(Some(session_limit_release), pg_sys::Datum::null());
         }
         compat::my_slot()
     })

@@ -9,7 +9,7 @@
 use crate::login::{self, Decision};
 use crate::tally::{self, Counters, How, Login, MAX_BYTES, Pair, Tally};
 use crate::views::Viewer;
-use crate::{error, shmem};
+use crate::{error, server, shmem};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys::{self, DBState};
 use pgrx::prelude::*;
@@ -55,7 +55,7 @@ pub fn decided(decision: &Decision) {
 /// Microseconds since 2000-01-01, as in a `timestamptz`.
 pub fn now() -> i64 {
     // SAFETY: only reads the clock.
-    unsafe { pg_sys::GetCurrentTimestamp() }
+    unsafe { server::GetCurrentTimestamp() }
 }
 
 /// One row a role and database that the caller may see, and one for those that there was no room for.

@@ -4,16 +4,18 @@
 //! machine for a while slows all. A turn is some logins, one after the other, over a Unix-domain socket with
 //! `trust` or over TCP with SCRAM. The figures are those of a round of many turns: the time by the client's clock,
 //! and the CPU time of the server's processes that have ended, which the kernel shows in hundredths of a second.
+//! For each round all servers are started anew: where the kernel maps a server's code makes as much of a difference
+//! from one start to the next as some variants do.
 //! The server with a library whose hook does nothing says how much of a difference is noise.
 
 use pg_test::bench::{self, Best, Figures, Shuffle, Table};
 use pg_test::client::Target;
-use pg_test::cluster::Cluster;
+use pg_test::cluster::{Cluster, Stop};
 use pg_test::server::{self, Server};
 use pg_test::{say, wait_for};
 use std::time::{Duration, Instant};
 
-const TURNS: usize = 50;
+const TURNS: usize = 100;
 const LOGINS: usize = 10;
 
 struct Variant {
@@ -39,6 +41,7 @@ fn main() {
         ));
         let mut shuffle = Shuffle::new();
         for round in 1..=rounds {
+            variants.iter_mut().for_each(Variant::start_again);
             for way in 0..WAYS.len() {
                 let before: Vec<f64> = variants.iter().map(Variant::cpu).collect();
                 for _ in 0..TURNS {
@@ -120,6 +123,15 @@ fn variants(server: &Server) -> Vec<Variant> {
 }
 
 impl Variant {
+    fn start_again(&mut self) {
+        self.cluster.stop(Stop::Fast);
+        self.cluster.start_again();
+        for way in 0..WAYS.len() {
+            self.take_a_turn(way);
+        }
+        self.busy = Duration::ZERO;
+    }
+
     fn take_a_turn(&mut self, way: usize) {
         let target = match way {
             0 => self.cluster.login_of("alice"),

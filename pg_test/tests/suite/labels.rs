@@ -23,6 +23,7 @@ tests![
     what_a_login_does_not_know_is_passed_over,
     the_first_label_holds_from_its_commit_on,
     the_first_label_holds_on_a_standby,
+    while_labels_cannot_be_read_logins_fail,
 ];
 
 pub fn set_label(object: &str, json: &str) -> String {
@@ -786,4 +787,29 @@ fn the_first_label_holds_on_a_standby(server: &Server) {
         (labels == "1").then_some(())
     });
     assert_eq!(refused(&there).sqlstate(), "53300");
+}
+
+/// Nothing else that a login reads is locked, so the error is one that the hook meets.
+fn while_labels_cannot_be_read_logins_fail(server: &Server) {
+    let cluster = Cluster::start(server, &[("lock_timeout", "100ms")]);
+    cluster.sql(&[
+        "CREATE EXTENSION session_limit",
+        "CREATE ROLE alice LOGIN",
+        &set_label("ROLE alice", r#"{"max": 1}"#),
+    ]);
+    let alice = cluster.login_of("alice");
+    let (mut superuser, mut other) = (cluster.superuser(), cluster.superuser());
+    superuser.query("BEGIN; LOCK pg_shseclabel");
+    for _ in 0..3 {
+        assert_eq!(refused(&alice).sqlstate(), "55P03");
+        let error = other.try_query("SELECT * FROM session_limit.limits");
+        assert_eq!(error.expect_err("locked").sqlstate(), "55P03");
+    }
+    superuser.query("COMMIT");
+    let only = alice.login().expect("nobody is in");
+    assert_eq!(refused(&alice).sqlstate(), "53300");
+    only.end();
+    cluster.wait_until_gone("alice");
+    alice.login().expect("nobody is in").end();
+    assert!(other.is_alive(), "the server has not restarted");
 }
