@@ -8,40 +8,43 @@ use pgrx::pg_sys::{
 };
 use std::mem::MaybeUninit;
 
-// As in `src/include` of each supported version.
-unsafe extern "C-unwind" {
-    // These raise nothing, called as they are to be; those for the exit end the process when there is no room.
-    pub fn GetCurrentTimestamp() -> i64;
-    pub fn LWLockAcquire(lock: *mut LWLock, mode: LWLockMode::Type) -> bool;
-    pub fn LWLockRelease(lock: *mut LWLock);
-    pub fn RecoveryInProgress() -> bool;
-    pub fn ReleaseSysCache(tuple: HeapTuple);
-    pub fn UnlockReleaseBuffer(buffer: Buffer);
-    pub fn UnregisterSnapshot(snapshot: Snapshot);
-    pub fn before_shmem_exit(callback: pg_on_exit_callback, argument: Datum);
-    pub fn heap_deform_tuple(
-        tuple: HeapTuple,
-        shape: TupleDesc,
-        values: *mut Datum,
-        nulls: *mut bool,
-    );
-    pub fn on_proc_exit(callback: pg_on_exit_callback, argument: Datum);
-    pub fn table_close(relation: Relation, lock: i32);
+macro_rules! functions {
+    ($(fn $name:ident($($argument:ident: $of:ty),*) $(-> $result:ty)?;)*) => {
+        unsafe extern "C-unwind" {
+            $(pub fn $name($($argument: $of),*) $(-> $result)?;)*
+        }
 
-    // These only under `guarded`.
-    pub fn AcceptInvalidationMessages();
-    pub fn GetCatalogSnapshot(relation: Oid) -> Snapshot;
-    pub fn HeapTupleSatisfiesVisibility(
-        tuple: HeapTuple,
-        snapshot: Snapshot,
-        buffer: Buffer,
-    ) -> bool;
-    pub fn LockBuffer(buffer: Buffer, mode: i32);
-    pub fn ReadBuffer(relation: Relation, block: u32) -> Buffer;
-    pub fn RegisterSnapshot(snapshot: Snapshot) -> Snapshot;
-    pub fn RelationGetNumberOfBlocksInFork(relation: Relation, fork: ForkNumber::Type) -> u32;
-    pub fn SearchSysCache1(cache: i32, key: Datum) -> HeapTuple;
-    pub fn table_open(relation: Oid, lock: i32) -> Relation;
+        // What pgrx makes of the server's headers is of the same type.
+        $(const _: unsafe fn($($of),*) $(-> $result)? = pgrx::pg_sys::$name;)*
+    };
+}
+
+// These raise nothing, called as they are to be; those for the exit end the process when there is no room.
+functions! {
+    fn GetCurrentTimestamp() -> i64;
+    fn LWLockAcquire(lock: *mut LWLock, mode: LWLockMode::Type) -> bool;
+    fn LWLockRelease(lock: *mut LWLock);
+    fn RecoveryInProgress() -> bool;
+    fn ReleaseSysCache(tuple: HeapTuple);
+    fn UnlockReleaseBuffer(buffer: Buffer);
+    fn UnregisterSnapshot(snapshot: Snapshot);
+    fn before_shmem_exit(callback: pg_on_exit_callback, argument: Datum);
+    fn heap_deform_tuple(tuple: HeapTuple, shape: TupleDesc, values: *mut Datum, nulls: *mut bool);
+    fn on_proc_exit(callback: pg_on_exit_callback, argument: Datum);
+    fn table_close(relation: Relation, lock: i32);
+}
+
+// These only under `guarded`.
+functions! {
+    fn AcceptInvalidationMessages();
+    fn GetCatalogSnapshot(relation: Oid) -> Snapshot;
+    fn HeapTupleSatisfiesVisibility(tuple: HeapTuple, snapshot: Snapshot, buffer: Buffer) -> bool;
+    fn LockBuffer(buffer: Buffer, mode: i32);
+    fn ReadBuffer(relation: Relation, block: u32) -> Buffer;
+    fn RegisterSnapshot(snapshot: Snapshot) -> Snapshot;
+    fn RelationGetNumberOfBlocksInFork(relation: Relation, fork: ForkNumber::Type) -> u32;
+    fn SearchSysCache1(cache: i32, key: Datum) -> HeapTuple;
+    fn table_open(relation: Oid, lock: i32) -> Relation;
 }
 
 /// Passes on what a call raises.
