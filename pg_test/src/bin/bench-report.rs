@@ -28,9 +28,9 @@ const TEXTS: &[(&str, &str, &str)] = &[
     (
         "login",
         "What a login costs",
-        "Logins one after the other. CPU is that of the server's processes, in kernel and user mode, over their whole life; time is that of the
-client, from connecting to being let in, and closing. The last `session_limit` row has every kind of label that a login can meet at once; the
-trigger, for servers that have login triggers, counts the role's sessions in `pg_stat_activity`.",
+        "Logins one after the other; for each round all servers are started anew. CPU is that of the server's processes, in
+kernel and user mode, over their whole life; time is that of the client, from connecting to being let in, and closing. The last
+`session_limit` row has every kind of label that a login can meet at once; the trigger, for servers that have login triggers, counts the role's sessions in `pg_stat_activity`.",
     ),
     (
         "hook",
