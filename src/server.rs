@@ -1,4 +1,4 @@
-//! The functions of the server that every login calls. pgrx guards each call of each function by code of its own,
+//! The functions of the server that logins call most. pgrx guards each call of each function by code of its own,
 //! a tenth of all that the hook runs: here what can raise goes through one piece of code, `guarded`, and what cannot
 //! is called as it is.
 
@@ -19,7 +19,8 @@ macro_rules! functions {
     };
 }
 
-// These raise nothing, called as they are to be; those for the exit end the process when there is no room.
+// These raise nothing: what is given back is held, by the resource owner that was current when it was taken, few locks
+// are, and a row has all of its catalog's columns. Those for the exit end the process when there is no room.
 functions! {
     fn GetCurrentTimestamp() -> i64;
     fn LWLockAcquire(lock: *mut LWLock, mode: LWLockMode::Type) -> bool;
@@ -50,8 +51,8 @@ functions! {
 /// Passes on what a call raises.
 ///
 /// # Safety
-/// `call` only calls functions of the server, and owns nothing that must be dropped: what they raise leaves it where
-/// it is.
+/// `call` only calls functions of the server, does not panic, and has made nothing that must be dropped: what they raise
+/// leaves it where it is. What it captures is dropped as usual.
 pub unsafe fn guarded<T: Copy>(call: impl Fn() -> T) -> T {
     let mut result = MaybeUninit::uninit();
     // SAFETY: as the caller says. It returns only when the result is there.

@@ -23,7 +23,7 @@ trap '' INT HUP QUIT
 read -r answer
 kill -TERM $server 2>/dev/null
 kill -INT $server 2>/dev/null
-(sleep 20; kill -QUIT $server 2>/dev/null) & late=$!
+(sleep 20 & nap=$!; trap 'kill $nap; exit' TERM; wait $nap; kill -QUIT $server 2>/dev/null) & late=$!
 wait $server
 kill $late
 [ "$answer" = keep ] || rm -rf "$2"
