@@ -17,7 +17,8 @@ const BEFORE_TIMEOUT: Duration = Duration::from_millis(200);
 /// How long it takes to replace a session that goes at once, with plenty to spare.
 const FOR_REPLACING: Duration = Duration::from_secs(1);
 
-/// Nothing wakes a waiter when a limit is raised or a database is dropped: it looks.
+/// The worker wakes waiters when it hears of a changed limit. It does not hear of all, nor of a dropped database, and
+/// on a standby of none: they look.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A session that was told to end takes a moment, unless it is stopped, or in a system call that
