@@ -6,8 +6,8 @@
 //! for all processes; `label` takes labels in, `catalog` and `facts` read what a login depends on; `login` is
 //! the hook, `excess` what happens to a login that finds no room, `error` what its client is told, and
 //! `notice` what that of a session is told that ends; `events` says what was decided, and `stats` counts it;
-//! `worker` and `views` look after the table and show it, and `edit` writes labels; `server` and `compat` are what they
-//! share of PostgreSQL.
+//! `worker` and `views` look after the table and show it, and `edit` writes labels; `rows`, `server` and `compat`
+//! are what they share of PostgreSQL.
 
 #![deny(
     clippy::unwrap_used,
@@ -40,6 +40,7 @@ mod facts;
 mod label;
 mod login;
 mod notice;
+mod rows;
 mod server;
 mod settings;
 mod shmem;
