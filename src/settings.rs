@@ -1,9 +1,11 @@
 //! The settings. Defined by the postmaster; every one but `max_events` can be changed by reload.
 
-use crate::apply::Defaults;
-use crate::grammar::{Carrier, Label, MAX_SESSIONS, MAX_WAIT as LONGEST_WAIT};
-use crate::limit::OnExcess as Policy;
-use crate::{error, shmem};
+use crate::error;
+use crate::pg::backend;
+use model::label::{Label, MAX_SESSIONS, MAX_WAIT as LONGEST_WAIT};
+use model::label_target::LabelTarget;
+use model::limit::OnExcess;
+use model::precedence::Defaults;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum, pg_sys};
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::net::IpAddr;
@@ -36,7 +38,7 @@ pub enum ExemptSuperusers {
 
 /// What happens to a login over a limit, once it has waited.
 #[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
-pub enum OnExcess {
+pub enum OnExcessSetting {
     #[name = c"refuse"]
     Refuse,
     #[name = c"replace_oldest"]
@@ -50,7 +52,7 @@ pub enum OnExcess {
 pub enum LogEvents {
     #[name = c"none"]
     None,
-    /// Those that a server has on which not everybody finds room.
+    /// Everything that happens because of a limit.
     #[name = c"excess"]
     Excess,
     #[name = c"all"]
@@ -59,7 +61,7 @@ pub enum LogEvents {
 
 /// What happens to sessions that are over a limit which was lowered, or set, after they came.
 #[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
-pub enum Sweep {
+pub enum SweepSetting {
     #[name = c"off"]
     Off,
     /// Say so.
@@ -72,16 +74,17 @@ pub enum Sweep {
 static ENFORCEMENT: GucSetting<Enforcement> = GucSetting::<Enforcement>::new(Enforcement::On);
 static MAX_SESSIONS_PER_ROLE: GucSetting<i32> = GucSetting::<i32>::new(-1);
 static CLUSTER_LIMITS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
-static MAX_WAIT: GucSetting<i32> = GucSetting::<i32>::new(100);
+static MAX_WAIT_MS: GucSetting<i32> = GucSetting::<i32>::new(100);
 static MAX_WAITERS: GucSetting<i32> = GucSetting::<i32>::new(20);
-static ON_EXCESS: GucSetting<OnExcess> = GucSetting::<OnExcess>::new(OnExcess::Refuse);
-static REPLACE_MIN_AGE: GucSetting<i32> = GucSetting::<i32>::new(1000);
-static REPLACE_IDLE_AFTER: GucSetting<i32> = GucSetting::<i32>::new(300_000);
+static ON_EXCESS: GucSetting<OnExcessSetting> =
+    GucSetting::<OnExcessSetting>::new(OnExcessSetting::Refuse);
+static REPLACE_MIN_AGE_MS: GucSetting<i32> = GucSetting::<i32>::new(1000);
+static REPLACE_IDLE_AFTER_MS: GucSetting<i32> = GucSetting::<i32>::new(300_000);
 static EXEMPT_SUPERUSERS: GucSetting<ExemptSuperusers> =
     GucSetting::<ExemptSuperusers>::new(ExemptSuperusers::On);
 static EXEMPT_REPLICATION: GucSetting<bool> = GucSetting::<bool>::new(true);
-static SWEEP: GucSetting<Sweep> = GucSetting::<Sweep>::new(Sweep::Log);
-static SWEEP_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(10_000);
+static SWEEP: GucSetting<SweepSetting> = GucSetting::<SweepSetting>::new(SweepSetting::Log);
+static SWEEP_INTERVAL_MS: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 static REFUSAL_HINT: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static LOG_EVENTS: GucSetting<LogEvents> = GucSetting::<LogEvents>::new(LogEvents::Excess);
 static MAX_EVENTS: GucSetting<i32> = GucSetting::<i32>::new(1000);
@@ -95,7 +98,7 @@ pub struct Settings {
     pub replace_idle_after: Duration,
     pub exempt_superusers: ExemptSuperusers,
     pub exempt_replication: bool,
-    pub sweep: Sweep,
+    pub sweep: SweepSetting,
     pub sweep_interval: Duration,
 }
 
@@ -115,12 +118,12 @@ pub fn current() -> Settings {
     Settings {
         enforcement: ENFORCEMENT.get(),
         max_waiters: MAX_WAITERS.get() as u32,
-        replace_min_age: milliseconds(&REPLACE_MIN_AGE),
-        replace_idle_after: milliseconds(&REPLACE_IDLE_AFTER),
+        replace_min_age: milliseconds(&REPLACE_MIN_AGE_MS),
+        replace_idle_after: milliseconds(&REPLACE_IDLE_AFTER_MS),
         exempt_superusers: EXEMPT_SUPERUSERS.get(),
         exempt_replication: EXEMPT_REPLICATION.get(),
         sweep: SWEEP.get(),
-        sweep_interval: milliseconds(&SWEEP_INTERVAL),
+        sweep_interval: milliseconds(&SWEEP_INTERVAL_MS),
     }
 }
 
@@ -131,11 +134,11 @@ pub fn defaults() -> Defaults {
         cluster_limits: cluster_label(&cluster_limits).unwrap_or_default(),
         max_sessions_per_role: MAX_SESSIONS_PER_ROLE.get(),
         on_excess: match ON_EXCESS.get() {
-            OnExcess::Refuse => Policy::Refuse,
-            OnExcess::ReplaceOldest => Policy::ReplaceOldest,
-            OnExcess::ReplaceIdle => Policy::ReplaceIdle,
+            OnExcessSetting::Refuse => OnExcess::Refuse,
+            OnExcessSetting::ReplaceOldest => OnExcess::ReplaceOldest,
+            OnExcessSetting::ReplaceIdle => OnExcess::ReplaceIdle,
         },
-        max_wait: milliseconds(&MAX_WAIT),
+        max_wait: milliseconds(&MAX_WAIT_MS),
         dry_run: ENFORCEMENT.get() != Enforcement::On,
     }
 }
@@ -149,7 +152,7 @@ fn milliseconds(setting: &GucSetting<i32>) -> Duration {
 fn cluster_label(json: &CStr) -> Result<Label, String> {
     match json.to_bytes() {
         b"" => Ok(Label::default()),
-        json => Label::check(json, Carrier::Cluster),
+        json => Label::check(json, LabelTarget::Cluster),
     }
 }
 
@@ -164,9 +167,11 @@ unsafe extern "C-unwind" fn session_limit_check_cluster_limits(
     let json = unsafe { CStr::from_ptr(*value) };
     match cluster_label(json) {
         Ok(_) => true,
-        Err(why) if shmem::can_preload() => error::cannot_start(json, &why, Carrier::Cluster),
+        Err(why) if backend::is_preloading() => {
+            error::cannot_start(json, &why, LabelTarget::Cluster)
+        }
         Err(why) => {
-            error::bad_setting(&why, Carrier::Cluster);
+            error::bad_setting(&why, LabelTarget::Cluster);
             false
         }
     }
@@ -189,14 +194,24 @@ pub fn max_events() -> usize {
 /// Defines the settings, and reserves their prefix, so that a misspelt name is an error and not a
 /// placeholder.
 pub fn define() {
-    let plain = GucFlags::default();
+    define_limits();
+    define_waiting();
+    define_replacing();
+    define_sweep();
+    define_events();
+    // SAFETY: called by the postmaster while it preloads, as the function asks; the name is static.
+    unsafe { pg_sys::MarkGUCPrefixReserved(c"session_limit".as_ptr()) };
+}
+
+/// Which limits there are, and whom they do not hold.
+fn define_limits() {
     GucRegistry::define_enum_guc(
         c"session_limit.enforcement",
         c"Whether logins over a limit are refused.",
         c"\"log\" decides and logs, but admits all the same; \"off\" only counts.",
         &ENFORCEMENT,
         GucContext::Sighup,
-        plain,
+        GucFlags::default(),
     );
     GucRegistry::define_int_guc(
         c"session_limit.max_sessions_per_role",
@@ -206,7 +221,7 @@ pub fn define() {
         -1,
         MAX_SESSIONS,
         GucContext::Sighup,
-        plain,
+        GucFlags::default(),
     );
     // SAFETY: the hook raises nothing, and does not panic.
     unsafe {
@@ -216,17 +231,37 @@ pub fn define() {
             c"JSON, as in a security label.",
             &CLUSTER_LIMITS,
             GucContext::Sighup,
-            plain,
+            GucFlags::default(),
             Some(session_limit_check_cluster_limits),
             None,
             None,
         );
     }
+    GucRegistry::define_enum_guc(
+        c"session_limit.exempt_superusers",
+        c"Whether superusers are counted, but never refused.",
+        c"\"local\" exempts only those who connect over a Unix-domain socket.",
+        &EXEMPT_SUPERUSERS,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"session_limit.exempt_replication",
+        c"Whether WAL senders are neither counted nor refused.",
+        c"If off, they are sessions like others.",
+        &EXEMPT_REPLICATION,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+}
+
+/// How a login over a limit waits.
+fn define_waiting() {
     GucRegistry::define_int_guc(
         c"session_limit.max_wait",
         c"Sets how long a login over a limit waits for room before on_excess happens.",
         c"0 is at once. No login waits beyond authentication_timeout.",
-        &MAX_WAIT,
+        &MAX_WAIT_MS,
         0,
         LONGEST_WAIT.as_millis() as i32,
         GucContext::Sighup,
@@ -240,21 +275,25 @@ pub fn define() {
         0,
         MAX_SESSIONS,
         GucContext::Sighup,
-        plain,
+        GucFlags::default(),
     );
+}
+
+/// What happens to a login over a limit then.
+fn define_replacing() {
     GucRegistry::define_enum_guc(
         c"session_limit.on_excess",
         c"Sets what happens to a login over a limit.",
         c"\"replace_oldest\" and \"replace_idle\" end a session of the same role, and admit the login when it is gone.",
         &ON_EXCESS,
         GucContext::Sighup,
-        plain,
+        GucFlags::default(),
     );
     GucRegistry::define_int_guc(
         c"session_limit.replace_min_age",
         c"Sets how old a session must be to be replaced.",
         c"So that two clients that connect again whenever they are replaced cannot end each other in a circle.",
-        &REPLACE_MIN_AGE,
+        &REPLACE_MIN_AGE_MS,
         0,
         i32::MAX,
         GucContext::Sighup,
@@ -264,42 +303,8 @@ pub fn define() {
         c"session_limit.replace_idle_after",
         c"Sets how long a session must have been idle to be replaced by \"replace_idle\".",
         c"A session in a transaction is not idle.",
-        &REPLACE_IDLE_AFTER,
+        &REPLACE_IDLE_AFTER_MS,
         0,
-        i32::MAX,
-        GucContext::Sighup,
-        GucFlags::UNIT_MS,
-    );
-    GucRegistry::define_enum_guc(
-        c"session_limit.exempt_superusers",
-        c"Whether superusers are counted, but never refused.",
-        c"\"local\" exempts only those who connect over a Unix-domain socket.",
-        &EXEMPT_SUPERUSERS,
-        GucContext::Sighup,
-        plain,
-    );
-    GucRegistry::define_bool_guc(
-        c"session_limit.exempt_replication",
-        c"Whether WAL senders are neither counted nor refused.",
-        c"If off, they are sessions like others.",
-        &EXEMPT_REPLICATION,
-        GucContext::Sighup,
-        plain,
-    );
-    GucRegistry::define_enum_guc(
-        c"session_limit.sweep",
-        c"Sets what happens to sessions over a limit that was lowered, or set, after they came.",
-        c"\"log\" says which limits are exceeded; \"terminate\" ends the excess.",
-        &SWEEP,
-        GucContext::Sighup,
-        plain,
-    );
-    GucRegistry::define_int_guc(
-        c"session_limit.sweep_interval",
-        c"Sets how often the sessions are compared with the limits.",
-        c"Besides, that is done whenever a limit is changed.",
-        &SWEEP_INTERVAL,
-        1000,
         i32::MAX,
         GucContext::Sighup,
         GucFlags::UNIT_MS,
@@ -310,15 +315,41 @@ pub fn define() {
         c"If empty, the hint says what to do.",
         &REFUSAL_HINT,
         GucContext::Sighup,
-        plain,
+        GucFlags::default(),
     );
+}
+
+/// What the worker does.
+fn define_sweep() {
+    GucRegistry::define_enum_guc(
+        c"session_limit.sweep",
+        c"Sets what happens to sessions over a limit that was lowered, or set, after they came.",
+        c"\"log\" says which limits are exceeded; \"terminate\" ends the excess.",
+        &SWEEP,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"session_limit.sweep_interval",
+        c"Sets how often the sessions are compared with the limits.",
+        c"Besides, that is done whenever a limit is changed.",
+        &SWEEP_INTERVAL_MS,
+        1000,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+}
+
+/// What is logged and kept.
+fn define_events() {
     GucRegistry::define_enum_guc(
         c"session_limit.log_events",
         c"Sets which events are logged.",
         c"\"excess\" logs what happens for the sake of a limit; \"all\" logs every admission, too.",
         &LOG_EVENTS,
         GucContext::Sighup,
-        plain,
+        GucFlags::default(),
     );
     GucRegistry::define_int_guc(
         c"session_limit.max_events",
@@ -328,8 +359,6 @@ pub fn define() {
         0,
         1_000_000,
         GucContext::Postmaster,
-        plain,
+        GucFlags::default(),
     );
-    // SAFETY: called by the postmaster while it preloads, as the function asks; the name is static.
-    unsafe { pg_sys::MarkGUCPrefixReserved(c"session_limit".as_ptr()) };
 }

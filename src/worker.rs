@@ -6,11 +6,13 @@
 //! it ends with that error, and the postmaster starts the next one after a second: no more often
 //! does it fail.
 
-use crate::limit::{Limit, Per, Scope, Source};
-use crate::sessions::{Claim, Session};
-use crate::settings::{self, Enforcement, Settings};
-use crate::sweep::{Over, Sweep};
-use crate::{compat, events, facts, shmem};
+use crate::pg::{backend, compat};
+use crate::record::events;
+use crate::settings::{self, Enforcement, Settings, SweepSetting};
+use crate::{lookup, shmem, slot};
+use model::limit::{Limit, Per, Scope, Source};
+use model::session::{Claim, Session};
+use model::sweep::{Exceeded, Sweep};
 use pgrx::bgworkers::{
     BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, SignalWakeFlags,
 };
@@ -38,9 +40,9 @@ pub fn register() {
 pub extern "C-unwind" fn session_limit_worker_main(_arg: pg_sys::Datum) {
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
     BackgroundWorker::connect_worker_to_spi_by_oid(None, None);
-    shmem::become_worker();
+    shmem::memory().mailbox.become_reader();
     // Before it could hear of one, there may have been a reload.
-    reload();
+    backend::reload_settings();
     let (mut suspects, mut said) = (Vec::new(), Vec::new());
     let (mut reclaimed, mut swept) = (Instant::now(), Instant::now());
     // What changed before there was a worker.
@@ -51,17 +53,18 @@ pub extern "C-unwind" fn session_limit_worker_main(_arg: pg_sys::Datum) {
             swept = Instant::now();
             sweep(&settings, &mut said);
         }
-        // There may be room for them now. A moment after the commit that woke this worker, they read it, too.
+        // There may be room for them now. The sweep comes first, so that the invalidations of the commit that woke this
+        // worker have been sent when the waiters read again.
         if changed {
-            shmem::wake_all_waiters();
+            slot::wake_all_waiters();
         }
         // It is woken for other reasons, too.
         if reclaimed.elapsed() >= RECLAIM_EVERY {
             reclaimed = Instant::now();
             suspects = reclaim(&suspects);
-            shmem::look_for_labels_again();
+            shmem::label_changes().look_again();
         }
-        events::say_what_was_left_out(false);
+        events::flush_suppressed(false);
         let left = RECLAIM_EVERY
             .saturating_sub(reclaimed.elapsed())
             .min(settings.sweep_interval.saturating_sub(swept.elapsed()))
@@ -70,24 +73,16 @@ pub extern "C-unwind" fn session_limit_worker_main(_arg: pg_sys::Datum) {
         if !BackgroundWorker::wait_latch(Some(left + Duration::from_millis(1))) {
             break;
         }
-        changed = shmem::have_limits_changed();
+        changed = shmem::memory().mailbox.take_changed();
         if BackgroundWorker::sighup_received() {
-            reload();
+            backend::reload_settings();
             changed = true;
         }
     }
-    events::say_what_was_left_out(true);
+    events::flush_suppressed(true);
     // Told to stop. Unless the server is stopping, the postmaster starts a worker again that did
     // not end with 0. SAFETY: ends the process as the server's own do; nothing is held.
     unsafe { pg_sys::proc_exit(1) };
-}
-
-fn reload() {
-    // SAFETY: as in the main loops of the server's own workers.
-    unsafe {
-        pg_sys::ConfigReloadPending = 0;
-        pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
-    }
 }
 
 /// A limit that was said to be exceeded.
@@ -95,7 +90,7 @@ type Said = (Source, Scope, Per, u32, u32);
 
 /// Does to the sessions over a limit what the setting says. What was said last time is not said again.
 fn sweep(settings: &Settings, said: &mut Vec<Said>) {
-    if settings.sweep == settings::Sweep::Off || settings.enforcement == Enforcement::Off {
+    if settings.sweep == SweepSetting::Off || settings.enforcement == Enforcement::Off {
         said.clear();
         return;
     }
@@ -115,8 +110,8 @@ fn in_transaction(settings: &Settings, said: &mut Vec<Said>) {
     let mut copy = shmem::snapshot();
     let table = copy.table();
     let sessions: Vec<Session> = table.sessions().map(|(_, session)| session).collect();
-    let (applying, members) = facts::applying(sessions.iter(), settings);
-    let ends = settings.sweep == settings::Sweep::Terminate;
+    let (applying, members) = lookup::applying(sessions.iter(), settings);
+    let ends = settings.sweep == SweepSetting::Terminate;
     let idle = if ends {
         compat::idle_sessions()
     } else {
@@ -128,21 +123,29 @@ fn in_transaction(settings: &Settings, said: &mut Vec<Said>) {
         idle: &idle,
         count_walsenders: !settings.exempt_replication,
     };
-    let limit_of = |over: &Over| applying.limits.get(over.limit);
-    let ends = |over: &Over| ends && limit_of(over).is_some_and(|limit| limit.enforced);
-    let (end, say): (Vec<Over>, Vec<Over>) = sweep.over(&table).into_iter().partition(ends);
+    let is_enforced = |over: &Exceeded| {
+        let limit = applying.limits.get(over.limit);
+        limit.is_some_and(|limit| limit.enforced)
+    };
+    let exceeded = sweep.over(&table).into_iter();
+    let (end, say): (Vec<_>, Vec<_>) = exceeded.partition(|over| ends && is_enforced(over));
     // A limit that changes just now may have been raised: the next sweep knows.
-    if !end.is_empty() && !shmem::are_limits_changing() {
-        for ending in shmem::end_excess(&sweep, &end) {
-            if let Some(limit) = limit_of(&ending.over) {
+    if !end.is_empty() && !shmem::memory().mailbox.has_changed() {
+        for ending in slot::end_excess(&sweep, &end) {
+            if let Some(limit) = applying.limits.get(ending.over.limit) {
                 let ended = Some((ending.pid, &ending.session));
                 events::swept(limit, ending.over.in_use, ended);
             }
         }
     }
+    *said = say_exceeded(&applying.limits, &say, said);
+}
+
+/// Says which limits are exceeded, but for what was said last time; and returns what is exceeded now.
+fn say_exceeded(limits: &[Limit], exceeded: &[Exceeded], said: &[Said]) -> Vec<Said> {
     let mut now = Vec::new();
-    for over in &say {
-        if let Some(limit) = limit_of(over) {
+    for over in exceeded {
+        if let Some(limit) = limits.get(over.limit) {
             let saying = to_say(limit, over);
             if !said.contains(&saying) {
                 events::swept(limit, over.in_use, None);
@@ -150,29 +153,25 @@ fn in_transaction(settings: &Settings, said: &mut Vec<Said>) {
             now.push(saying);
         }
     }
-    *said = now;
+    now
 }
 
-fn to_say(limit: &Limit, over: &Over) -> Said {
+fn to_say(limit: &Limit, over: &Exceeded) -> Said {
     (limit.source, limit.scope, limit.per, limit.max, over.in_use)
 }
 
 /// Frees the slots of `suspects` whose process is still gone, and returns those whose process is
 /// gone now: one that has just left the process array is about to free its slot itself.
 fn reclaim(suspects: &[(usize, Claim)]) -> Vec<(usize, Claim)> {
-    let gone: Vec<_> = shmem::claims()
-        .filter(|(_, claim)| is_gone(*claim))
+    let gone: Vec<_> = shmem::memory()
+        .shared
+        .claims()
+        .filter(|(_, claim)| backend::is_gone(claim.pid()))
         .collect();
     for (slot, claim) in gone.iter().filter(|orphan| suspects.contains(orphan)) {
-        if shmem::release(*slot, *claim) {
+        if slot::release(*slot, *claim) {
             events::reclaimed(claim.pid(), claim.role());
         }
     }
     gone
-}
-
-fn is_gone(claim: Claim) -> bool {
-    // SAFETY: the worker has a PGPROC, so it may take the lock that this takes; the result is only
-    // compared.
-    unsafe { pg_sys::BackendPidGetProc(claim.pid() as i32).is_null() }
 }

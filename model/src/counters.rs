@@ -1,0 +1,524 @@
+//! What has become of logins since the statistics were last reset: a table of counters, and the bytes
+//! that keep it over a restart. Pure: shared memory, its lock and the file are `shmem`'s and
+//! `stats`'s.
+
+use std::time::Duration;
+
+/// How many pairs of a role and a database have counters of their own: more than most servers have,
+/// while a login that finds its pair last still reads only 8 kB of them.
+pub const ROOM: usize = 1000;
+
+/// The longest that the bytes can be.
+pub const MAX_BYTES: usize = 8 * (HEADER + Counters::WORDS + ROOM * ENTRY + 1);
+
+/// Magic number, version, and since when the counters count.
+const HEADER: usize = 3;
+
+/// A pair and its counters.
+const ENTRY: usize = 1 + Counters::WORDS;
+
+const MAGIC: u64 = u64::from_be_bytes(*b"sl_stats");
+
+/// To be raised when a counter comes, goes or means something else.
+const VERSION: u64 = 1;
+
+/// Whom counters are about.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Pair {
+    pub role: u32,
+    /// 0 for a walsender without a database.
+    pub database: u32,
+}
+
+impl Pair {
+    fn word(self) -> u64 {
+        (u64::from(self.role) << 32) | u64::from(self.database)
+    }
+
+    fn of(word: u64) -> Pair {
+        Pair {
+            role: (word >> 32) as u32,
+            database: word as u32,
+        }
+    }
+}
+
+/// A login that has been decided.
+#[derive(Debug)]
+pub struct CountedLogin {
+    /// Microseconds since 2000-01-01, as in a `timestamptz`.
+    pub at: i64,
+    pub outcome: CountedOutcome,
+    /// None if it did not wait.
+    pub waited: Option<Duration>,
+    /// How long it took besides.
+    pub deciding: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub enum CountedOutcome {
+    /// With so many sessions of its pair, itself among them.
+    Admitted {
+        sessions: u32,
+        how: How,
+    },
+    Refused,
+}
+
+/// Why a login was admitted.
+#[derive(Clone, Copy, Debug)]
+pub enum How {
+    Room,
+    /// Older sessions were ended for it.
+    Replaced,
+    /// The limit that it is over is only tried out.
+    WouldRefuse,
+    /// And older sessions would be ended for it.
+    WouldReplace,
+}
+
+/// A word of the file that keeps it.
+trait Word: Copy {
+    fn to_word(self) -> u64;
+    fn of(word: u64) -> Self;
+}
+
+impl Word for u64 {
+    fn to_word(self) -> u64 {
+        self
+    }
+
+    fn of(word: u64) -> u64 {
+        word
+    }
+}
+
+impl Word for i64 {
+    fn to_word(self) -> u64 {
+        self.cast_unsigned()
+    }
+
+    fn of(word: u64) -> i64 {
+        word.cast_signed()
+    }
+}
+
+/// The counters, each named once: a field, and a word of the file in the same order.
+macro_rules! counters {
+    ($($(#[$about:meta])* $name:ident: $of:ty,)*) => {
+        /// What is counted of a pair.
+        #[derive(Clone, Copy, Debug, Default, PartialEq)]
+        pub struct Counters {
+            $($(#[$about])* pub $name: $of,)*
+        }
+
+        impl Counters {
+            const WORDS: usize = [$(stringify!($name)),*].len();
+
+            fn words(&self) -> [u64; Counters::WORDS] {
+                [$(self.$name.to_word()),*]
+            }
+
+            fn of([$($name),*]: [u64; Counters::WORDS]) -> Counters {
+                Counters { $($name: Word::of($name)),* }
+            }
+        }
+    };
+}
+
+counters! {
+    admitted: u64,
+    /// Logins that waited, whatever came of it.
+    waited: u64,
+    /// How long all of them waited.
+    wait_us: u64,
+    refused: u64,
+    /// When a login last was; meaningless if none ever was.
+    last_refused: i64,
+    /// Admitted after older sessions were ended.
+    replaced: u64,
+    /// Admitted over a limit that is only tried out.
+    would_refuse: u64,
+    would_replace: u64,
+    /// The most sessions at once.
+    peak: u64,
+    /// When there first were so many; meaningless if there were none.
+    peak_at: i64,
+    decisions: u64,
+    /// How long all of them took.
+    decision_us: u64,
+}
+
+impl Counters {
+    fn count(&mut self, login: &CountedLogin) {
+        add(&mut self.decisions, 1);
+        add(&mut self.decision_us, micros(login.deciding));
+        if let Some(waited) = login.waited {
+            add(&mut self.waited, 1);
+            add(&mut self.wait_us, micros(waited));
+        }
+        match login.outcome {
+            CountedOutcome::Admitted { sessions, how } => {
+                add(&mut self.admitted, 1);
+                match how {
+                    How::Room => {}
+                    How::Replaced => add(&mut self.replaced, 1),
+                    How::WouldRefuse => add(&mut self.would_refuse, 1),
+                    How::WouldReplace => add(&mut self.would_replace, 1),
+                }
+                if u64::from(sessions) > self.peak {
+                    (self.peak, self.peak_at) = (sessions.into(), login.at);
+                }
+            }
+            CountedOutcome::Refused => {
+                add(&mut self.refused, 1);
+                self.last_refused = login.at;
+            }
+        }
+    }
+}
+
+fn add(counter: &mut u64, number: u64) {
+    *counter = counter.saturating_add(number);
+}
+
+fn micros(duration: Duration) -> u64 {
+    duration.as_micros().try_into().unwrap_or(u64::MAX)
+}
+
+/// The counters of each pair, in order of its first login.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Statistics {
+    since: i64,
+    used: usize,
+    /// By themselves, so that few pages are read to find one.
+    pairs: [Pair; ROOM],
+    counters: [Counters; ROOM],
+    /// Of all pairs for which there was no room.
+    others: Counters,
+}
+
+impl Statistics {
+    pub fn new(since: i64) -> Statistics {
+        Statistics {
+            since,
+            used: 0,
+            pairs: [Pair::default(); ROOM],
+            counters: [Counters::default(); ROOM],
+            others: Counters::default(),
+        }
+    }
+
+    /// All counters begin anew.
+    pub fn reset(&mut self, since: i64) {
+        (self.since, self.used, self.others) = (since, 0, Counters::default());
+    }
+
+    pub fn count(&mut self, pair: Pair, login: &CountedLogin) {
+        self.counters_of(pair).count(login);
+    }
+
+    /// The pair's counters, or the others' if it has none and there is no room left.
+    fn counters_of(&mut self, pair: Pair) -> &mut Counters {
+        let mut known = self.pairs.iter().take(self.used);
+        let position = known.position(|known| *known == pair);
+        let position = position.unwrap_or_else(|| self.add(pair));
+        self.counters.get_mut(position).unwrap_or(&mut self.others)
+    }
+
+    /// Where its counters are: nowhere, if there is no room.
+    fn add(&mut self, pair: Pair) -> usize {
+        let position = self.used;
+        let mut free = self.pairs.iter_mut().zip(&mut self.counters).skip(position);
+        if let Some(free) = free.next() {
+            *free.0 = pair;
+            *free.1 = Counters::default();
+            self.used += 1;
+        }
+        position
+    }
+
+    /// When it was last reset.
+    pub fn since(&self) -> i64 {
+        self.since
+    }
+
+    fn pairs(&self) -> impl Iterator<Item = (&Pair, &Counters)> {
+        self.pairs.iter().zip(&self.counters).take(self.used)
+    }
+
+    /// Each pair with its counters; last, without a pair, those of all others, if there are any.
+    pub fn rows(&self) -> impl Iterator<Item = (Option<Pair>, &Counters)> {
+        let others = (self.others != Counters::default()).then_some((None, &self.others));
+        let pairs = self.pairs().map(|(pair, counters)| (Some(*pair), counters));
+        pairs.chain(others)
+    }
+
+    /// Words of 8 bytes: the header, the others' counters, each pair and its counters, and a checksum
+    /// of all that.
+    pub fn encode(&self) -> Vec<u8> {
+        let header = [MAGIC, VERSION, self.since.cast_unsigned()];
+        let pairs = self
+            .pairs()
+            .flat_map(|(pair, counters)| std::iter::once(pair.word()).chain(counters.words()));
+        let words = header.into_iter().chain(self.others.words()).chain(pairs);
+        let mut bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+        bytes.extend(checksum(&bytes).to_le_bytes());
+        bytes
+    }
+
+    /// Becomes the statistics that was encoded; or says why the bytes are none, and stays as it is.
+    pub fn decode(&mut self, bytes: &[u8]) -> Result<(), &'static str> {
+        let (content, sum) = bytes.split_last_chunk().ok_or("it is too short")?;
+        let (words, rest) = content.as_chunks();
+        let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+        let [MAGIC, version, since, body @ ..] = words.as_slice() else {
+            return Err("it has no statistics of session_limit");
+        };
+        if *version != VERSION {
+            return Err("another version wrote it");
+        }
+        if checksum(content) != u64::from_le_bytes(*sum) {
+            return Err("its checksum is wrong");
+        }
+        let (others, pairs) = body.split_first_chunk().ok_or("it is too short")?;
+        let (pairs, more) = pairs.as_chunks::<ENTRY>();
+        if !rest.is_empty() || !more.is_empty() || pairs.len() > ROOM {
+            return Err("its length is wrong");
+        }
+        self.since = since.cast_signed();
+        self.others = Counters::of(*others);
+        self.used = pairs.len();
+        let places = self.pairs.iter_mut().zip(&mut self.counters);
+        for ((pair, counters), [key, words @ ..]) in places.zip(pairs) {
+            *pair = Pair::of(*key);
+            *counters = Counters::of(*words);
+        }
+        Ok(())
+    }
+}
+
+/// FNV-1a. No two contents of one length that differ in one byte have the same: each step is a bijection.
+fn checksum(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    const ALICE: Pair = Pair {
+        role: 10,
+        database: 5,
+    };
+    const BOB: Pair = Pair {
+        role: 11,
+        database: 5,
+    };
+
+    fn login(at: i64, outcome: CountedOutcome) -> CountedLogin {
+        CountedLogin {
+            at,
+            outcome,
+            waited: None,
+            deciding: Duration::from_micros(100),
+        }
+    }
+
+    pub fn admitted(at: i64, sessions: u32) -> CountedLogin {
+        login(
+            at,
+            CountedOutcome::Admitted {
+                sessions,
+                how: How::Room,
+            },
+        )
+    }
+
+    fn counters(statistics: &Statistics, pair: Option<Pair>) -> Counters {
+        let mut rows = statistics.rows();
+        let row = rows.find(|(found, _)| *found == pair);
+        *row.expect("a row").1
+    }
+
+    #[test]
+    fn each_outcome_counts_for_its_pair() {
+        let mut statistics = Statistics::new(1);
+        statistics.count(ALICE, &admitted(7, 1));
+        statistics.count(
+            ALICE,
+            &login(
+                8,
+                CountedOutcome::Admitted {
+                    sessions: 2,
+                    how: How::WouldRefuse,
+                },
+            ),
+        );
+        for how in [How::Replaced, How::WouldReplace] {
+            statistics.count(
+                ALICE,
+                &login(9, CountedOutcome::Admitted { sessions: 2, how }),
+            );
+        }
+        statistics.count(BOB, &login(9, CountedOutcome::Refused));
+        let waited = Some(Duration::from_millis(3));
+        statistics.count(
+            BOB,
+            &CountedLogin {
+                waited,
+                ..login(10, CountedOutcome::Refused)
+            },
+        );
+        assert_eq!(
+            counters(&statistics, Some(ALICE)),
+            Counters {
+                admitted: 4,
+                replaced: 1,
+                would_refuse: 1,
+                would_replace: 1,
+                peak: 2,
+                peak_at: 8,
+                decisions: 4,
+                decision_us: 400,
+                ..Counters::default()
+            }
+        );
+        assert_eq!(
+            counters(&statistics, Some(BOB)),
+            Counters {
+                waited: 1,
+                wait_us: 3000,
+                refused: 2,
+                last_refused: 10,
+                decisions: 2,
+                decision_us: 200,
+                ..Counters::default()
+            }
+        );
+        assert_eq!(statistics.rows().count(), 2);
+    }
+
+    #[test]
+    fn the_peak_stays_at_the_first_time_it_was_reached() {
+        let mut statistics = Statistics::new(1);
+        for (at, sessions) in [(7, 1), (8, 3), (9, 3), (10, 2)] {
+            statistics.count(ALICE, &admitted(at, sessions));
+        }
+        let counters = counters(&statistics, Some(ALICE));
+        assert_eq!((counters.peak, counters.peak_at), (3, 8));
+    }
+
+    #[test]
+    fn a_counter_stays_at_its_end() {
+        let mut statistics = Statistics::new(1);
+        let deciding = Duration::MAX;
+        for at in 0..3 {
+            statistics.count(
+                ALICE,
+                &CountedLogin {
+                    deciding,
+                    ..admitted(at, 1)
+                },
+            );
+        }
+        assert_eq!(counters(&statistics, Some(ALICE)).decision_us, u64::MAX);
+    }
+
+    #[test]
+    fn whoever_comes_when_it_is_full_is_one_of_the_others() {
+        let mut statistics = Statistics::new(1);
+        for role in 1..=ROOM as u32 + 5 {
+            statistics.count(Pair { role, database: 1 }, &admitted(7, role));
+        }
+        assert_eq!(statistics.rows().count(), ROOM + 1);
+        let others = counters(&statistics, None);
+        assert_eq!((others.admitted, others.peak), (5, 1005));
+        let last = Pair {
+            role: ROOM as u32,
+            database: 1,
+        };
+        statistics.count(last, &admitted(8, 1));
+        statistics.count(
+            Pair {
+                role: 1,
+                database: 1,
+            },
+            &admitted(8, 1),
+        );
+        assert_eq!(counters(&statistics, Some(last)).admitted, 2);
+        assert_eq!(counters(&statistics, None), others);
+        assert_eq!(statistics.encode().len(), MAX_BYTES);
+        let mut read = Statistics::new(0);
+        assert_eq!(read.decode(&statistics.encode()), Ok(()));
+        assert!(read == statistics);
+    }
+
+    #[test]
+    fn after_a_reset_all_counters_begin_anew() {
+        let mut statistics = Statistics::new(1);
+        for role in 0..ROOM as u32 + 5 {
+            statistics.count(Pair { role, database: 1 }, &admitted(7, 3));
+        }
+        statistics.reset(8);
+        assert_eq!((statistics.since(), statistics.rows().count()), (8, 0));
+        statistics.count(ALICE, &admitted(9, 1));
+        let alice = counters(&statistics, Some(ALICE));
+        assert_eq!((alice.admitted, alice.peak, alice.peak_at), (1, 1, 9));
+        assert_eq!(statistics.rows().count(), 1);
+    }
+
+    #[test]
+    fn every_counter_is_kept() {
+        let words: [u64; Counters::WORDS] = std::array::from_fn(|index| index as u64 + 1);
+        assert_eq!(Counters::of(words).words(), words);
+        assert!(size_of::<Counters>() == 8 * Counters::WORDS);
+    }
+
+    #[test]
+    fn bytes_that_are_none_say_why() {
+        let mut statistics = Statistics::new(1);
+        statistics.count(ALICE, &admitted(7, 1));
+        let before = statistics;
+        let good = statistics.encode();
+        let signed = |words: &[u64]| {
+            let bytes = words.iter().flat_map(|word| word.to_le_bytes());
+            let mut bytes: Vec<u8> = bytes.collect();
+            bytes.extend(checksum(&bytes).to_le_bytes());
+            bytes
+        };
+        let mut other_version = good.clone();
+        other_version[8] += 1;
+        let mut flipped = good.clone();
+        flipped[100] ^= 1;
+        let mut longer = vec![0; ENTRY * (ROOM + 1)];
+        longer.splice(
+            0..0,
+            [MAGIC, VERSION, 1].into_iter().chain([0; Counters::WORDS]),
+        );
+        let cases = [
+            (vec![], "it is too short"),
+            (vec![0; 7], "it is too short"),
+            (
+                b"{\"not\": \"ours\"}".to_vec(),
+                "it has no statistics of session_limit",
+            ),
+            (other_version, "another version wrote it"),
+            (flipped, "its checksum is wrong"),
+            (good[..good.len() - 8].to_vec(), "its checksum is wrong"),
+            (good[..good.len() - 3].to_vec(), "its checksum is wrong"),
+            (signed(&[MAGIC, VERSION, 1]), "it is too short"),
+            (signed(&longer), "its length is wrong"),
+            (
+                signed(&longer[..3 + Counters::WORDS + 1]),
+                "its length is wrong",
+            ),
+        ];
+        for (bytes, why) in cases {
+            assert_eq!(statistics.decode(&bytes), Err(why));
+            assert!(statistics == before, "{why}");
+        }
+    }
+}

@@ -1,0 +1,707 @@
+//! The decision: count, decide and claim in one go, on a table that nobody else changes meanwhile.
+//! Pure.
+
+use crate::attempt::{Attempt, FullLimit, ahead};
+use crate::count::SessionCounter;
+use crate::limit::{Limit, Scope, Who};
+use crate::members::{Missing, SessionFilter};
+use crate::order::{find_admissible, find_exceeded, find_first};
+use crate::replace::make_room;
+use crate::session::Session;
+use crate::table::Table;
+use crate::verdict::{Admission, Ended, Excess, ShownSession, Standing, Verdict};
+
+/// Admits the login, queues it, or finds what it exceeds. If an input is missing, the login is where it was: no
+/// session, and in the queue or not. Afterwards the caller wakes whom `counter.wake` names.
+///
+/// Who is woken: when a session ends, its process wakes the first waiter, and knows nothing of limits. The first waiter
+/// goes in, or finds those who may go in before it and wakes them. When a waiter leaves the queue, or waits for
+/// something else from now on, there may be room for those behind it: then the first waiter is to look again.
+pub fn attempt(
+    table: &mut Table,
+    counter: &mut SessionCounter,
+    login: &Attempt,
+) -> Result<Verdict, Missing> {
+    counter.wake.clear();
+    // None: it has not waited. Else whether it waits for the same as before.
+    let before = table.waiter(login.slot).map(|waiter| login.is(&waiter));
+    let verdict = decide(table, counter, login)?;
+    let first = table.shared.first_waiter();
+    match (&verdict, before) {
+        (_, None) => {}
+        (Verdict::Waiting, _) if first == Some(login.slot) => {
+            find_admissible(table, counter, login);
+        }
+        (Verdict::Waiting, Some(true)) => {}
+        _ => counter.wake.extend(first),
+    }
+    Ok(verdict)
+}
+
+fn decide(
+    table: &mut Table,
+    counter: &mut SessionCounter,
+    login: &Attempt,
+) -> Result<Verdict, Missing> {
+    table.vacate(login.slot);
+    counter.refresh(table);
+    let mut exceeded = find_exceeded(table, counter, login)?;
+    if exceeded.is_some() && login.must_know_whether_to_wait() {
+        return Err(Missing::Patience);
+    }
+    if exceeded.is_some_and(|(limit, _)| may_wait(table, login, limit)) && enqueue(table, login) {
+        // Whoever left before it saw this login in the queue did not wake it: count again.
+        counter.refresh(table);
+        exceeded = find_exceeded(table, counter, login)?;
+        if exceeded.is_some_and(|(limit, _)| login.lets_wait(limit)) {
+            return Ok(Verdict::Waiting);
+        }
+    }
+    let over = tried_out(table, counter, login)?;
+    let verdict = match exceeded {
+        Some(full) => match replace(table, counter, login, full, |limit| limit.enforced)? {
+            // Someone has just left: there is room after all.
+            Ok((_, Ended { number: 0, .. })) => {
+                table.complete(login.slot);
+                Verdict::Admitted(admission(table, counter, login, over)?)
+            }
+            Ok((excess, ended)) => {
+                Verdict::Replacing(admission(table, counter, login, over)?, ended, excess)
+            }
+            Err(excess) => Verdict::Refused(excess),
+        },
+        None => {
+            claim(table, counter, login);
+            Verdict::Admitted(admission(table, counter, login, over)?)
+        }
+    };
+    table.dequeue(login.slot);
+    Ok(verdict)
+}
+
+fn claim(table: &mut Table, counter: &mut SessionCounter, login: &Attempt) {
+    table.claim(login.slot, login.pid, login.session);
+    counter.set(login.slot, login.session.role);
+}
+
+fn roll_back(table: &mut Table, counter: &mut SessionCounter, login: &Attempt) {
+    table.roll_back(login.slot);
+    counter.set(login.slot, 0);
+}
+
+/// What would become of the login if the limits that are only tried out were enforced.
+fn tried_out(
+    table: &mut Table,
+    counter: &mut SessionCounter,
+    login: &Attempt,
+) -> Result<Option<(Excess, Ended)>, Missing> {
+    let Some(limit) = login.first_full(table, counter, |limit| !limit.enforced, |_| true)? else {
+        return Ok(None);
+    };
+    let replaced = replace(table, counter, login, (limit, 0), |limit| !limit.enforced)?;
+    roll_back(table, counter, login);
+    Ok(match replaced {
+        Ok((_, Ended { number: 0, .. })) => None,
+        Ok(would) => Some(would),
+        Err(excess) => Some((excess, Ended::default())),
+    })
+}
+
+/// Makes room for the login under the chosen limits, of which one is full: it has claimed its slot then,
+/// and says which sessions end. Or the limit that refuses it.
+fn replace(
+    table: &mut Table,
+    counter: &mut SessionCounter,
+    login: &Attempt,
+    (limit, ahead): FullLimit,
+    chosen: impl Fn(&Limit) -> bool,
+) -> Result<Result<(Excess, Ended), Excess>, Missing> {
+    let without = excess(table, counter, login, limit, ahead)?;
+    if !login.rules.replacing.lets_end(limit) {
+        return Ok(Err(without));
+    }
+    find_first(table, counter, login)?;
+    claim(table, counter, login);
+    let refuses = make_room(table, counter, login, chosen);
+    if !matches!(refuses, Ok(None)) {
+        roll_back(table, counter, login);
+    }
+    Ok(match refuses? {
+        Some((limit, ahead)) => Err(excess(table, counter, login, limit, ahead)?),
+        None => Ok((without, ended(table, login))),
+    })
+}
+
+fn ended(table: &Table, login: &Attempt) -> Ended {
+    let mut ended = Ended::default();
+    for pid in table.victims(login.slot) {
+        if let Some(free) = ended.shown.get_mut(ended.number as usize) {
+            *free = Some(pid);
+        }
+        ended.number += 1;
+    }
+    ended
+}
+
+fn admission(
+    table: &Table,
+    counter: &SessionCounter,
+    login: &Attempt,
+    over: Option<(Excess, Ended)>,
+) -> Result<Admission, Missing> {
+    let alike = Scope {
+        who: Who::Role(login.session.role),
+        database: Some(login.session.database),
+        network: None,
+    };
+    let alike = SessionFilter::new(alike, true, login.members)?;
+    let sessions = counter.count_when_complete(table, login.slot, alike);
+    let elsewhere = match login.rules.audit {
+        true => elsewhere(table, login)?,
+        false => None,
+    };
+    Ok(Admission {
+        over,
+        sessions,
+        elsewhere,
+    })
+}
+
+/// A session over a Unix-domain socket has no address that another could differ from.
+fn elsewhere(table: &Table, login: &Attempt) -> Result<Option<ShownSession>, Missing> {
+    let own = Scope {
+        who: Who::Role(login.session.role),
+        database: None,
+        network: None,
+    };
+    let differs = |(_, _, other): &(usize, u32, Session)| {
+        let addresses = login.session.address.zip(other.address);
+        addresses.is_some_and(|(one, another)| one != another)
+    };
+    let mut own = table.staying(SessionFilter::new(own, true, login.members)?);
+    Ok(own
+        .find(differs)
+        .map(|(_, pid, session)| ShownSession::new(pid, &session)))
+}
+
+/// How each limit stands for a login that is not made: it would be admitted at once if all that are
+/// enforced fit.
+pub fn explain(table: &Table, login: &Attempt) -> Result<Vec<Standing>, Missing> {
+    let mut counter = SessionCounter::new(table.shared, login.members, false);
+    counter.refresh(table);
+    find_first(table, &mut counter, login)?;
+    let standing = |limit: &Limit| {
+        let in_use = counter.count(table, login.counted(limit.condition())?);
+        let ahead = ahead(table, &counter, login, limit.condition())?;
+        Ok(Standing {
+            limit: *limit,
+            in_use,
+            fits: limit.max.saturating_sub(in_use) > ahead,
+        })
+    };
+    login.limits.iter().map(standing).collect()
+}
+
+fn may_wait(table: &Table, login: &Attempt, limit: &Limit) -> bool {
+    let (mut all, mut own, mut queued) = (0, 0, false);
+    for waiter in table.waiters() {
+        queued |= waiter.slot == login.slot;
+        all += 1;
+        own += u32::from(waiter.session.role == login.session.role);
+    }
+    let max = login.rules.max_waiters;
+    login.lets_wait(limit) && (queued || (all < max && own < max.div_ceil(4)))
+}
+
+fn enqueue(table: &mut Table, login: &Attempt) -> bool {
+    table.enqueue(login.slot, login.session, login.conditions())
+}
+
+fn excess(
+    table: &Table,
+    counter: &SessionCounter,
+    login: &Attempt,
+    limit: &Limit,
+    ahead: u32,
+) -> Result<Excess, Missing> {
+    let counted = login.counted(limit.condition())?;
+    let own = counted.of(login.session.role);
+    let mut shown = [None; 5];
+    let sessions = counter.counted(table, own);
+    for (place, (pid, session)) in shown.iter_mut().zip(sessions) {
+        *place = Some(ShownSession::new(pid, &session));
+    }
+    Ok(Excess {
+        limit: *limit,
+        in_use: counter.count(table, counted),
+        ahead,
+        own: counter.count(table, own),
+        shown,
+    })
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use crate::attempt::{Replacing, Rules};
+    use crate::limit::tests::{at_most, in_database, of_role};
+    use crate::members::Members;
+    use crate::own_table::OwnTable;
+    use crate::session::Claim;
+    use crate::table::tests::session;
+    use std::time::Duration;
+
+    const ALICE: u32 = 10;
+    const BOB: u32 = 11;
+    const CAROL: u32 = 12;
+    const TEAM: u32 = 20;
+    const APP: u32 = 5;
+    const WEB: u32 = 6;
+
+    /// A login of `role` to `APP` from the process at `slot`, that may wait.
+    fn login(slot: usize, role: u32, limits: impl Into<Vec<Limit>>) -> Attempt<'static> {
+        let rules = Rules {
+            count_walsenders: false,
+            may_wait: Some(true),
+            tried: Duration::ZERO,
+            max_waiters: 20,
+            replacing: Replacing {
+                allowed: true,
+                now: 1_000_000,
+                min_age: Duration::from_secs(1),
+                idle_after: Duration::from_millis(500),
+            },
+            audit: false,
+        };
+        Attempt {
+            slot,
+            pid: 100 + slot as u32,
+            session: session(role, APP),
+            limits: limits.into().leak(),
+            members: Box::leak(Box::default()),
+            idle: None,
+            rules,
+        }
+    }
+
+    fn at_once(mut login: Attempt) -> Attempt {
+        login.rules.may_wait = Some(false);
+        login
+    }
+
+    fn alice(slot: usize, max: u32) -> Attempt<'static> {
+        login(slot, ALICE, [at_most(max, of_role(ALICE))])
+    }
+
+    pub fn decided(table: &mut Table, login: &Attempt) -> Result<Verdict, Missing> {
+        let may_replace = login.rules.replacing.allowed;
+        let mut counter = SessionCounter::new(table.shared, login.members, may_replace);
+        super::attempt(table, &mut counter, login)
+    }
+
+    /// Who is admitted has its own test for how many sessions are like it.
+    fn attempt(table: &mut Table, login: &Attempt) -> Verdict {
+        match decided(table, login).expect("every group is known") {
+            Verdict::Admitted(admission) => Verdict::Admitted(Admission {
+                sessions: 0,
+                ..admission
+            }),
+            other => other,
+        }
+    }
+
+    fn leave(table: &Table, slot: usize, role: u32) {
+        assert!(
+            table
+                .shared
+                .release(slot, Claim::new(100 + slot as u32, role))
+        );
+    }
+
+    const IN: Verdict = Verdict::Admitted(Admission {
+        over: None,
+        sessions: 0,
+        elsewhere: None,
+    });
+
+    fn refused(verdict: Verdict) -> Excess {
+        match verdict {
+            Verdict::Refused(excess) => excess,
+            other => panic!("not refused but {other:?}"),
+        }
+    }
+
+    fn pids(excess: &Excess) -> Vec<u32> {
+        excess
+            .shown
+            .iter()
+            .flatten()
+            .map(|shown| shown.pid)
+            .collect()
+    }
+
+    #[test]
+    fn exactly_max_are_admitted() {
+        let mut memory = OwnTable::new(8, 32);
+        let mut table = memory.table();
+        for slot in 0..3 {
+            assert_eq!(attempt(&mut table, &at_once(alice(slot, 3))), IN);
+        }
+        let excess = refused(attempt(&mut table, &at_once(alice(3, 3))));
+        assert_eq!((excess.in_use, excess.own, excess.ahead), (3, 3, 0));
+        assert_eq!(pids(&excess), [100, 101, 102]);
+        leave(&table, 1, ALICE);
+        assert_eq!(attempt(&mut table, &at_once(alice(3, 3))), IN);
+    }
+
+    #[test]
+    fn a_limit_of_zero_admits_nobody() {
+        let mut memory = OwnTable::new(1, 4);
+        assert_eq!(
+            refused(attempt(&mut memory.table(), &at_once(alice(0, 0)))).in_use,
+            0
+        );
+    }
+
+    #[test]
+    fn a_refusal_shows_only_sessions_of_the_same_role() {
+        let mut memory = OwnTable::new(8, 32);
+        let mut table = memory.table();
+        let limits = [at_most(2, in_database(APP))];
+        assert_eq!(attempt(&mut table, &login(0, BOB, limits)), IN);
+        assert_eq!(attempt(&mut table, &login(1, ALICE, limits)), IN);
+        let excess = refused(attempt(&mut table, &at_once(login(2, ALICE, limits))));
+        assert_eq!((excess.in_use, excess.own), (2, 1));
+        assert_eq!(pids(&excess), [101]);
+    }
+
+    #[test]
+    fn without_a_limit_or_one_that_is_enforced_all_are_admitted() {
+        let mut memory = OwnTable::new(8, 32);
+        let mut table = memory.table();
+        assert_eq!(attempt(&mut table, &alice(0, 1)), IN);
+        assert_eq!(attempt(&mut table, &login(1, ALICE, [])), IN);
+        let tried_out = Limit {
+            enforced: false,
+            ..at_most(1, of_role(ALICE))
+        };
+        let dry = login(2, ALICE, [tried_out]);
+        let Verdict::Admitted(Admission {
+            over: Some((excess, _)),
+            ..
+        }) = attempt(&mut table, &dry)
+        else {
+            panic!("a dry run admits and says what is exceeded");
+        };
+        assert_eq!(excess.in_use, 2);
+        assert_eq!(
+            refused(attempt(&mut table, &at_once(alice(3, 1)))).in_use,
+            3,
+            "all are counted"
+        );
+    }
+
+    #[test]
+    fn waiters_go_in_by_arrival_and_nobody_barges() {
+        let mut memory = OwnTable::new(8, 32);
+        let mut table = memory.table();
+        assert_eq!(attempt(&mut table, &alice(0, 1)), IN);
+        assert_eq!(attempt(&mut table, &alice(5, 1)), Verdict::Waiting);
+        assert_eq!(attempt(&mut table, &alice(4, 1)), Verdict::Waiting);
+        leave(&table, 0, ALICE);
+        let excess = refused(attempt(&mut table, &at_once(alice(3, 1))));
+        assert_eq!(
+            (excess.in_use, excess.ahead),
+            (0, 1),
+            "a place is free, and not for us"
+        );
+        assert_eq!(attempt(&mut table, &alice(4, 1)), Verdict::Waiting);
+        assert_eq!(attempt(&mut table, &alice(5, 1)), IN);
+        assert_eq!(attempt(&mut table, &alice(4, 1)), Verdict::Waiting);
+        leave(&table, 5, ALICE);
+        assert_eq!(attempt(&mut table, &alice(4, 1)), IN);
+        assert_eq!(table.waiters().count(), 0);
+    }
+
+    #[test]
+    fn a_waiter_that_cannot_go_in_is_overtaken() {
+        let mut memory = OwnTable::new(8, 32);
+        let mut table = memory.table();
+        let app = at_most(2, in_database(APP));
+        let of = |role| [at_most(1, of_role(role)), app];
+        assert_eq!(attempt(&mut table, &login(0, ALICE, of(ALICE))), IN);
+        assert_eq!(attempt(&mut table, &login(1, BOB, of(BOB))), IN);
+        assert_eq!(
+            attempt(&mut table, &login(2, ALICE, of(ALICE))),
+            Verdict::Waiting
+        );
+        assert_eq!(
+            attempt(&mut table, &login(3, BOB, of(BOB))),
+            Verdict::Waiting
+        );
+        leave(&table, 1, BOB);
+        // Room in the database, but alice, who came first, still has her session.
+        assert_eq!(
+            attempt(&mut table, &login(2, ALICE, of(ALICE))),
+            Verdict::Waiting
+        );
+        assert_eq!(attempt(&mut table, &login(3, BOB, of(BOB))), IN);
+    }
+
+    #[test]
+    fn room_is_kept_only_for_waiters_that_fit_together() {
+        let mut memory = OwnTable::new(8, 32);
+        let mut table = memory.table();
+        let app = at_most(2, in_database(APP));
+        let alice = || login(0, ALICE, [at_most(1, of_role(ALICE)), app]);
+        let at = |slot, login: Attempt<'static>| Attempt {
+            slot,
+            pid: 100 + slot as u32,
+            ..login
+        };
+        assert_eq!(attempt(&mut table, &alice()), IN);
+        assert_eq!(attempt(&mut table, &at(1, alice())), Verdict::Waiting);
+        assert_eq!(attempt(&mut table, &at(2, alice())), Verdict::Waiting);
+        leave(&table, 0, ALICE);
+        // Two of alice wait, of whom one can go in: the second place in the database is bob's.
+        let bob = login(3, BOB, [app]);
+        assert_eq!(attempt(&mut table, &at_once(bob)), IN);
+        assert_eq!(attempt(&mut table, &at(2, alice())), Verdict::Waiting);
+        assert_eq!(attempt(&mut table, &at(1, alice())), IN);
+    }
+
+    #[test]
+    fn a_waiter_for_something_else_holds_up_nobody() {
+        let mut memory = OwnTable::new(8, 32);
+        let mut table = memory.table();
+        assert_eq!(attempt(&mut table, &alice(0, 1)), IN);
+        assert_eq!(attempt(&mut table, &alice(1, 1)), Verdict::Waiting);
+        leave(&table, 0, ALICE);
+        let bob = login(
+            2,
+            BOB,
+            [at_most(1, of_role(BOB)), at_most(1, in_database(WEB))],
+        );
+        assert_eq!(attempt(&mut table, &at_once(bob)), IN);
+    }
+
+    #[test]
+    fn the_queue_is_bounded_and_one_role_has_a_quarter_of_it() {
+        let mut memory = OwnTable::new(16, 64);
+        let mut table = memory.table();
+        let full = [at_most(0, in_database(APP))];
+        let queued = |table: &mut Table, slot, role| {
+            let mut login = login(slot, role, full);
+            login.rules.max_waiters = 6;
+            attempt(table, &login) == Verdict::Waiting
+        };
+        assert!(queued(&mut table, 0, ALICE) && queued(&mut table, 1, ALICE));
+        assert!(
+            !queued(&mut table, 2, ALICE),
+            "a quarter of six, rounded up"
+        );
+        assert!(queued(&mut table, 1, ALICE), "who waits may go on");
+        assert!((3..7).all(|slot| queued(&mut table, slot, slot as u32)));
+        assert!(!queued(&mut table, 8, BOB), "six in all");
+    }
+
+    #[test]
+    fn a_refused_waiter_leaves_the_queue() {
+        let mut memory = OwnTable::new(4, 16);
+        let mut table = memory.table();
+        assert_eq!(attempt(&mut table, &alice(0, 0)), Verdict::Waiting);
+        refused(attempt(&mut table, &at_once(alice(0, 0))));
+        assert_eq!(table.waiters().count(), 0);
+    }
+
+    #[test]
+    fn the_next_owner_of_a_slot_does_not_count_the_last_one() {
+        let mut memory = OwnTable::new(1, 4);
+        let mut table = memory.table();
+        assert_eq!(attempt(&mut table, &alice(0, 1)), IN);
+        assert_eq!(attempt(&mut table, &alice(0, 1)), IN);
+    }
+
+    #[test]
+    fn each_limit_lets_wait_for_its_own_time_and_the_strictest_decides() {
+        let mut memory = OwnTable::new(8, 32);
+        let mut table = memory.table();
+        let patient = at_most(1, of_role(ALICE));
+        let strict = Limit {
+            max_wait: Duration::from_millis(10),
+            ..at_most(1, in_database(APP))
+        };
+        let both = [patient, strict];
+        assert_eq!(attempt(&mut table, &login(0, ALICE, both)), IN);
+        let mut second = login(1, ALICE, both);
+        assert_eq!(attempt(&mut table, &second), Verdict::Waiting);
+        second.rules.tried = Duration::from_millis(10);
+        assert_eq!(refused(attempt(&mut table, &second)).limit, strict);
+        let mut third = login(2, ALICE, [patient]);
+        third.rules.tried = Duration::from_millis(999);
+        assert_eq!(attempt(&mut table, &third), Verdict::Waiting);
+        third.rules.tried = Duration::from_millis(1000);
+        assert_eq!(refused(attempt(&mut table, &third)).limit, patient);
+    }
+
+    fn members(of_team: &[u32]) -> &'static Members {
+        let mut members = Members::default();
+        members.insert(TEAM, of_team.to_vec());
+        Box::leak(Box::new(members))
+    }
+
+    fn of_team() -> Scope {
+        Scope {
+            who: Who::MembersOf(TEAM),
+            database: None,
+            network: None,
+        }
+    }
+
+    #[test]
+    fn a_groups_total_counts_whoever_is_a_member_now() {
+        let mut memory = OwnTable::new(8, 32);
+        let mut table = memory.table();
+        // Bob logged in before he was a member.
+        assert_eq!(attempt(&mut table, &login(0, BOB, [])), IN);
+        let alice = |slot, team: &[u32]| Attempt {
+            members: members(team),
+            ..login(slot, ALICE, [at_most(1, of_team())])
+        };
+        let excess = refused(attempt(&mut table, &at_once(alice(1, &[ALICE, BOB]))));
+        assert_eq!((excess.in_use, excess.own), (1, 0));
+        assert_eq!(attempt(&mut table, &at_once(alice(1, &[ALICE]))), IN);
+    }
+
+    #[test]
+    fn a_waiters_group_must_be_known_only_when_it_matters() {
+        let mut memory = OwnTable::new(8, 32);
+        let mut table = memory.table();
+        let app = at_most(2, in_database(APP));
+        let team = at_most(1, of_team());
+        let known = |login: Attempt<'static>| Attempt {
+            members: members(&[ALICE, BOB]),
+            ..login
+        };
+        assert_eq!(attempt(&mut table, &known(login(0, BOB, [team, app]))), IN);
+        assert_eq!(
+            attempt(&mut table, &known(login(1, ALICE, [team, app]))),
+            Verdict::Waiting
+        );
+        // Carol has nothing to do with the group, but alice, who waits for it, with the database.
+        let mut elsewhere = login(2, CAROL, [at_most(1, in_database(WEB))]);
+        elsewhere.session.database = WEB;
+        assert_eq!(attempt(&mut table, &elsewhere), IN);
+        let carol = login(3, CAROL, [app]);
+        assert_eq!(decided(&mut table, &carol), Err(Missing::Members(TEAM)));
+        assert_eq!(
+            attempt(&mut table, &known(carol)),
+            IN,
+            "alice does not fit: she is overtaken"
+        );
+        leave(&table, 3, CAROL);
+        leave(&table, 0, BOB);
+        let carol = known(login(3, CAROL, [at_most(1, in_database(APP))]));
+        assert_eq!(
+            attempt(&mut table, &carol),
+            Verdict::Waiting,
+            "now she does"
+        );
+    }
+
+    #[test]
+    fn an_admission_says_how_many_sessions_are_like_it() {
+        let mut memory = OwnTable::new(8, 32);
+        let mut table = memory.table();
+        let mut alike = |slot, role, database| {
+            let mut login = login(slot, role, []);
+            login.session.database = database;
+            match decided(&mut table, &login) {
+                Ok(Verdict::Admitted(admission)) => admission.sessions,
+                other => panic!("not admitted but {other:?}"),
+            }
+        };
+        assert_eq!(alike(0, ALICE, APP), 1);
+        assert_eq!(alike(1, ALICE, WEB), 1);
+        assert_eq!(alike(2, BOB, APP), 1);
+        assert_eq!(alike(3, ALICE, APP), 2);
+    }
+
+    #[test]
+    fn an_audit_says_whether_the_role_is_in_from_another_address() {
+        let mut memory = OwnTable::new(8, 32);
+        let mut table = memory.table();
+        let mut from = |slot, role, address: Option<&str>, audit| {
+            let mut login = login(slot, role, []);
+            login.session.address = address.map(|text| text.parse().expect(text));
+            login.rules.audit = audit;
+            match attempt(&mut table, &login) {
+                Verdict::Admitted(admission) => admission.elsewhere.map(|other| other.pid),
+                other => panic!("not admitted but {other:?}"),
+            }
+        };
+        let (here, there) = (Some("10.0.0.5"), Some("10.0.0.6"));
+        assert_eq!(from(0, ALICE, None, true), None);
+        assert_eq!(from(1, ALICE, here, true), None, "a socket is no address");
+        assert_eq!(from(2, ALICE, here, true), None, "the same");
+        assert_eq!(from(3, BOB, there, true), None, "another role");
+        assert_eq!(from(4, ALICE, None, true), None);
+        assert_eq!(from(5, ALICE, there, false), None, "not asked for");
+        assert_eq!(from(5, ALICE, there, true), Some(101), "not its own slot");
+        assert_eq!(from(6, ALICE, here, true), Some(105));
+    }
+
+    #[test]
+    fn whether_a_login_may_wait_is_asked_only_where_it_matters() {
+        let mut memory = OwnTable::new(3, 8);
+        let mut table = memory.table();
+        let unasked = |slot, limit: Limit| {
+            let mut login = login(slot, ALICE, [limit]);
+            login.rules.may_wait = None;
+            login
+        };
+        let one = at_most(1, of_role(ALICE));
+        let first = decided(&mut table, &unasked(0, one));
+        assert!(matches!(first, Ok(Verdict::Admitted(_))), "{first:?}");
+        let second = decided(&mut table, &unasked(1, one));
+        assert_eq!(second, Err(Missing::Patience));
+        let impatient = Limit {
+            max_wait: Duration::ZERO,
+            ..one
+        };
+        let third = decided(&mut table, &unasked(2, impatient));
+        assert!(matches!(third, Ok(Verdict::Refused(_))), "{third:?}");
+    }
+
+    #[test]
+    fn explained_is_what_a_login_would_meet() {
+        let mut memory = OwnTable::new(8, 32);
+        let mut table = memory.table();
+        let app = at_most(2, in_database(APP));
+        assert_eq!(attempt(&mut table, &login(0, ALICE, [app])), IN);
+        let bob = login(9, BOB, [app, at_most(0, of_role(BOB))]);
+        let standings = |table: &Table, login: &Attempt| {
+            let explained = explain(table, login).expect("every group is known");
+            explained
+                .iter()
+                .map(|it| (it.in_use, it.fits))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(standings(&table, &bob), [(1, true), (0, false)]);
+        assert_eq!(attempt(&mut table, &login(1, ALICE, [app])), IN);
+        assert_eq!(
+            attempt(&mut table, &login(2, ALICE, [app])),
+            Verdict::Waiting
+        );
+        leave(&table, 0, ALICE);
+        assert_eq!(
+            standings(&table, &bob),
+            [(1, false), (0, false)],
+            "the room is alice's"
+        );
+        assert_eq!(
+            refused(attempt(&mut table, &at_once(login(3, BOB, [app])))).ahead,
+            1
+        );
+    }
+}

@@ -1,0 +1,624 @@
+//! The JSON of a label and of the setting `cluster_limits`. Pure.
+
+use crate::label_target::LabelTarget;
+use crate::limit::{Names, Object, OnExcess, Per, Source};
+use crate::network::Network;
+use serde::Deserialize;
+use serde::de::{self, Deserializer, IgnoredAny, Visitor};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+/// A longer label might be toasted, and then no login could read it.
+pub const MAX_LABEL_BYTES: usize = 1000;
+
+/// What a name is shorter than, in bytes.
+const NAMEDATALEN: usize = 64;
+
+/// The largest `max_connections`.
+pub const MAX_SESSIONS: i32 = 262_143;
+
+/// The longest `authentication_timeout`: no login can wait longer.
+pub const MAX_WAIT: Duration = Duration::from_secs(600);
+
+/// What a label says.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Label {
+    pub limits: Vec<LabelLimit>,
+    pub on_excess: Option<OnExcess>,
+    pub max_wait: Option<Duration>,
+    pub exempt: bool,
+    /// Fields that this version does not know, such as `limits[0].color`.
+    pub unknown: Vec<String>,
+}
+
+/// One of a label's limits.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(expecting = "a limit: {\"max\": ...}")]
+pub struct LabelLimit {
+    /// -1: no limit.
+    #[serde(deserialize_with = "max")]
+    pub max: i32,
+    /// None: what the label's object has as its default.
+    pub per: Option<Per>,
+    /// The name of the database, which need not exist.
+    pub database: Option<String>,
+    pub network: Option<Network>,
+    pub on_excess: Option<OnExcess>,
+    #[serde(default, deserialize_with = "interval")]
+    pub max_wait: Option<Duration>,
+    pub enforcement: Option<LimitEnforcement>,
+    #[serde(flatten)]
+    unknown: UnknownFields,
+}
+
+type UnknownFields = BTreeMap<String, IgnoredAny>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitEnforcement {
+    On,
+    Log,
+}
+
+/// The label as it is written: `max` beside the fields of a limit is short for `limits` with this
+/// one.
+#[derive(Deserialize)]
+#[serde(expecting = "a label: {\"limits\": [...]}")]
+struct Written {
+    limits: Option<Vec<LabelLimit>>,
+    #[serde(default, deserialize_with = "optional_max")]
+    max: Option<i32>,
+    per: Option<Per>,
+    database: Option<String>,
+    network: Option<Network>,
+    enforcement: Option<LimitEnforcement>,
+    on_excess: Option<OnExcess>,
+    #[serde(default, deserialize_with = "interval")]
+    max_wait: Option<Duration>,
+    #[serde(default)]
+    exempt: bool,
+    #[serde(flatten)]
+    unknown: UnknownFields,
+}
+
+impl Label {
+    /// Reads a label as a login does: fields that this version does not know are not its business.
+    pub fn read(json: &[u8]) -> Result<Label, String> {
+        Written::read(json)?.label()
+    }
+
+    /// Whether it would say anything as the label of a group.
+    pub fn is_about_members(&self) -> bool {
+        let policy = self.on_excess.is_some() || self.max_wait.is_some();
+        self.exempt || policy || self.limits.iter().any(|limit| limit.per.is_some())
+    }
+
+    /// Reads what is to be the label of such an object: nothing in it is unknown or without effect.
+    pub fn check(json: &[u8], target: LabelTarget) -> Result<Label, String> {
+        let written = Written::read(json)?;
+        let is_list = written.limits.is_some();
+        let label = written.label()?;
+        if let Some(field) = label.unknown.first() {
+            return Err(format!("unknown field \"{field}\""));
+        }
+        if label.exempt && matches!(target, LabelTarget::Database | LabelTarget::Cluster) {
+            return Err(format!("field \"exempt\": not for {}", target.words()));
+        }
+        for (index, limit) in label.limits.iter().enumerate() {
+            let path = if is_list {
+                format!("limits[{index}].")
+            } else {
+                String::new()
+            };
+            limit
+                .check(target)
+                .map_err(|(field, why)| format!("field \"{path}{field}\": {why}"))?;
+            let same = |other: &LabelLimit| other.key(target) == limit.key(target);
+            if let Some(first) = label.limits.iter().take(index).position(same) {
+                return Err(format!(
+                    "field \"limits[{index}]\": same \"per\", \"database\" and \"network\" as limits[{first}]"
+                ));
+            }
+        }
+        Ok(label)
+    }
+}
+
+impl LabelLimit {
+    /// A limit that is only a number.
+    pub fn new(max: i32) -> LabelLimit {
+        LabelLimit {
+            max,
+            per: None,
+            database: None,
+            network: None,
+            on_excess: None,
+            max_wait: None,
+            enforcement: None,
+            unknown: UnknownFields::new(),
+        }
+    }
+
+    /// What tells it from the other limits of its label.
+    pub fn key(&self, target: LabelTarget) -> (Option<Per>, Option<&str>, Option<Network>) {
+        (
+            self.per.or(target.default_per()),
+            self.database.as_deref(),
+            self.network,
+        )
+    }
+
+    fn check(&self, target: LabelTarget) -> Result<(), (&'static str, String)> {
+        let pers = target
+            .pers()
+            .iter()
+            .map(|per| format!("\"{}\"", per.word()));
+        let choices = pers.collect::<Vec<_>>().join(", ");
+        match self.per.or(target.default_per()) {
+            None => {
+                return Err((
+                    "per",
+                    format!("must be given for {}: one of {choices}", target.words()),
+                ));
+            }
+            Some(per) if !target.pers().contains(&per) => {
+                return Err((
+                    "per",
+                    format!(
+                        "\"{}\" is none of {choices}, which {} has",
+                        per.word(),
+                        target.words()
+                    ),
+                ));
+            }
+            Some(_) => {}
+        }
+        let is_name =
+            |name: &String| (1..NAMEDATALEN).contains(&name.len()) && !name.contains('\0');
+        if !self.database.as_ref().is_none_or(is_name) {
+            return Err(("database", "not the name of a database".to_string()));
+        }
+        if target == LabelTarget::Database && self.database.is_some() {
+            return Err((
+                "database",
+                "a database's limits are about itself".to_string(),
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Written {
+    fn read(json: &[u8]) -> Result<Written, String> {
+        serde_json::from_slice(json).map_err(|error| {
+            // Followed only once something is wrong: a login reads labels, and has no time to lose.
+            let mut track = serde_path_to_error::Track::new();
+            let mut reader = serde_json::Deserializer::from_slice(json);
+            let tracked = serde_path_to_error::Deserializer::new(&mut reader, &mut track);
+            let _ = Written::deserialize(tracked);
+            let path = track.path().to_string();
+            // Where the JSON itself is wrong, the last part may not be known.
+            match path.trim_end_matches(['.', '?']) {
+                "" => error.to_string(),
+                path => format!("field \"{path}\": {error}"),
+            }
+        })
+    }
+
+    fn label(self) -> Result<Label, String> {
+        let mut unknown: Vec<String> = self.unknown.into_keys().collect();
+        let limits = match (self.limits, self.max) {
+            (Some(_), Some(_)) => return Err("field \"max\": \"limits\" is given, too".to_string()),
+            (limits, None) => {
+                let strays = [
+                    ("per", self.per.is_some()),
+                    ("database", self.database.is_some()),
+                    ("network", self.network.is_some()),
+                    ("enforcement", self.enforcement.is_some()),
+                ];
+                if let Some((field, _)) = strays.iter().find(|(_, given)| *given) {
+                    return Err(format!(
+                        "field \"{field}\": belongs to a limit, with \"max\""
+                    ));
+                }
+                limits.unwrap_or_default()
+            }
+            (None, Some(max)) => vec![LabelLimit {
+                per: self.per,
+                database: self.database,
+                network: self.network,
+                enforcement: self.enforcement,
+                ..LabelLimit::new(max)
+            }],
+        };
+        for (index, limit) in limits.iter().enumerate() {
+            let name = |field| format!("limits[{index}].{field}");
+            unknown.extend(limit.unknown.keys().map(name));
+        }
+        Ok(Label {
+            limits,
+            on_excess: self.on_excess,
+            max_wait: self.max_wait,
+            exempt: self.exempt,
+            unknown,
+        })
+    }
+}
+
+fn max<'de, D: Deserializer<'de>>(value: D) -> Result<i32, D::Error> {
+    struct Max;
+
+    impl Visitor<'_> for Max {
+        type Value = i32;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "an integer from -1 to {MAX_SESSIONS}")
+        }
+
+        fn visit_i64<E: de::Error>(self, max: i64) -> Result<i32, E> {
+            let max_or_none = i32::try_from(max).ok();
+            let allowed = max_or_none.filter(|max| (-1..=MAX_SESSIONS).contains(max));
+            allowed.ok_or_else(|| E::invalid_value(de::Unexpected::Signed(max), &self))
+        }
+
+        fn visit_u64<E: de::Error>(self, max: u64) -> Result<i32, E> {
+            let refused = |_| E::invalid_value(de::Unexpected::Unsigned(max), &self);
+            i64::try_from(max)
+                .map_err(refused)
+                .and_then(|max| Max.visit_i64(max))
+        }
+    }
+
+    value.deserialize_any(Max)
+}
+
+fn optional_max<'de, D: Deserializer<'de>>(value: D) -> Result<Option<i32>, D::Error> {
+    max(value).map(Some)
+}
+
+/// An interval as a setting in milliseconds has it: `"5s"`, `"100ms"`, `"1min"`, `250`.
+fn interval<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {
+    struct Interval;
+
+    impl Visitor<'_> for Interval {
+        type Value = Duration;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an interval from 0 to 10min such as \"5s\" or \"100ms\"")
+        }
+
+        fn visit_u64<E: de::Error>(self, milliseconds: u64) -> Result<Duration, E> {
+            let interval = Duration::from_millis(milliseconds);
+            let refused = || E::invalid_value(de::Unexpected::Unsigned(milliseconds), &self);
+            (interval <= MAX_WAIT)
+                .then_some(interval)
+                .ok_or_else(refused)
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Duration, E> {
+            let refused = || E::invalid_value(de::Unexpected::Str(text), &self);
+            milliseconds(text)
+                .ok_or_else(refused)
+                .and_then(|ms| self.visit_u64(ms))
+        }
+    }
+
+    value.deserialize_any(Interval).map(Some)
+}
+
+fn milliseconds(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let unit_at = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at_checked(unit_at)?;
+    let factor = match unit.trim_start() {
+        "" | "ms" => 1,
+        "s" => 1000,
+        "min" => 60_000,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+/// Something wrong with a label that a login met.
+pub enum LabelProblem {
+    /// It cannot be read, and why.
+    Invalid(Object, String),
+    /// It has fields that this version does not know.
+    Unknown(Object, Vec<String>),
+}
+
+impl LabelProblem {
+    pub fn text(&self, names: Names) -> String {
+        let (object, what) = match self {
+            LabelProblem::Invalid(object, why) => (object, format!("is invalid: {why}")),
+            LabelProblem::Unknown(object, fields) => {
+                (object, format!("has unknown fields: {}", fields.join(", ")))
+            }
+        };
+        let label = Source::Label(*object).words(names);
+        format!("session_limit: {} {what}", String::from_utf8_lossy(&label))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn on(target: LabelTarget, json: &str) -> Result<Label, String> {
+        Label::check(json.as_bytes(), target)
+    }
+
+    fn good(target: LabelTarget, json: &str) -> Label {
+        on(target, json).expect(json)
+    }
+
+    #[test]
+    fn the_examples_are_right() {
+        for target in [
+            LabelTarget::Role,
+            LabelTarget::Group,
+            LabelTarget::Database,
+            LabelTarget::Cluster,
+        ] {
+            good(target, target.example());
+        }
+        let label = good(LabelTarget::Role, LabelTarget::Role.example());
+        assert_eq!(
+            label
+                .limits
+                .iter()
+                .map(|limit| limit.max)
+                .collect::<Vec<_>>(),
+            [3, 1, 2, 1]
+        );
+        assert_eq!(label.max_wait, Some(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn one_limit_needs_no_list() {
+        let short = good(
+            LabelTarget::Role,
+            r#"{"max": 1, "per": "address", "on_excess": "refuse"}"#,
+        );
+        let long = good(
+            LabelTarget::Role,
+            r#"{"limits": [{"max": 1, "per": "address"}], "on_excess": "refuse"}"#,
+        );
+        assert_eq!(short, long);
+        assert_eq!(good(LabelTarget::Role, "{}"), Label::default());
+        assert_eq!(
+            good(LabelTarget::Role, r#"{"on_excess": "replace_idle"}"#).on_excess,
+            Some(OnExcess::ReplaceIdle)
+        );
+    }
+
+    #[test]
+    fn intervals_are_like_a_settings() {
+        let table = [
+            ("\"5s\"", 5000),
+            ("\"100ms\"", 100),
+            ("\" 1 min\"", 60_000),
+            ("250", 250),
+            ("\"0\"", 0),
+            ("\"10min\"", 600_000),
+        ];
+        for (written, ms) in table {
+            let label = good(
+                LabelTarget::Role,
+                &format!(r#"{{"max": 1, "max_wait": {written}}}"#),
+            );
+            assert_eq!(label.max_wait, Some(Duration::from_millis(ms)), "{written}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let (role, group, database, cluster) = (
+            LabelTarget::Role,
+            LabelTarget::Group,
+            LabelTarget::Database,
+            LabelTarget::Cluster,
+        );
+        let table = [
+            (role, "", "EOF"),
+            (role, "[]", "expected a label"),
+            (role, "{} x", "trailing characters"),
+            (role, r#"{"max": 1"#, "EOF while parsing an object"),
+            (
+                role,
+                r#"{"limits": [{"max": 1"#,
+                r#"field "limits[0]": EOF while parsing an object"#,
+            ),
+            (
+                role,
+                r#"{"limits": [[1, null, null, null, null, 5, null]]}"#,
+                r#"field "limits[0]": "#,
+            ),
+            (role, r#"{"maximum": 1}"#, r#"unknown field "maximum""#),
+            (
+                role,
+                r#"{"limits": [{"max": 1}, {"max": 2, "per": "address", "color": 3}]}"#,
+                r#"unknown field "limits[1].color""#,
+            ),
+            (
+                role,
+                r#"{"max": "1"}"#,
+                r#"field "max": invalid type: string "1""#,
+            ),
+            (
+                role,
+                r#"{"max": 1.5}"#,
+                r#"field "max": invalid type: floating point"#,
+            ),
+            (
+                role,
+                r#"{"max": -2}"#,
+                r#"field "max": invalid value: integer `-2`, expected an integer from -1 to 262143"#,
+            ),
+            (
+                role,
+                r#"{"max": 262144}"#,
+                r#"field "max": invalid value: integer `262144`"#,
+            ),
+            (role, r#"{"max": 1, "max": 2}"#, "duplicate field `max`"),
+            (
+                role,
+                r#"{"max": null}"#,
+                r#"field "max": invalid type: null"#,
+            ),
+            (
+                role,
+                r#"{"limits": [{"per": "role"}]}"#,
+                r#"field "limits[0]": missing field `max`"#,
+            ),
+            (
+                role,
+                r#"{"limits": {"max": 1}}"#,
+                r#"field "limits": invalid type: map"#,
+            ),
+            (
+                role,
+                r#"{"limits": [], "max": 1}"#,
+                r#"field "max": "limits" is given, too"#,
+            ),
+            (
+                role,
+                r#"{"network": "10.0.0.0/8"}"#,
+                r#"field "network": belongs to a limit"#,
+            ),
+            (
+                role,
+                r#"{"max": 1, "per": "week"}"#,
+                r#"field "per": unknown variant `week`"#,
+            ),
+            (
+                role,
+                r#"{"max": 1, "per": "group"}"#,
+                r#"field "per": "group" is none of "role", "address""#,
+            ),
+            (role, r#"{"max": 1, "per": "database"}"#, r#"field "per""#),
+            (
+                role,
+                r#"{"max": 1, "network": "10.0.0.1/8"}"#,
+                r#"field "network": "10.0.0.1/8" has bits set"#,
+            ),
+            (
+                role,
+                r#"{"limits": [{"max": 1, "network": "ten"}]}"#,
+                r#"field "limits[0].network": "ten" is not a network"#,
+            ),
+            (
+                role,
+                r#"{"max": 1, "database": 5}"#,
+                r#"field "database": invalid type: integer `5`"#,
+            ),
+            (
+                role,
+                r#"{"max": 1, "max_wait": "5 weeks"}"#,
+                r#"field "max_wait": invalid value: string "5 weeks", expected an interval"#,
+            ),
+            (
+                role,
+                r#"{"max": 1, "max_wait": "11min"}"#,
+                r#"field "max_wait": invalid value"#,
+            ),
+            (
+                role,
+                r#"{"max": 1, "max_wait": -5}"#,
+                r#"field "max_wait": invalid"#,
+            ),
+            (
+                role,
+                r#"{"on_excess": "replace"}"#,
+                r#"field "on_excess": unknown variant `replace`"#,
+            ),
+            (
+                role,
+                r#"{"max": 1, "enforcement": "off"}"#,
+                r#"field "enforcement": unknown variant `off`"#,
+            ),
+            (
+                role,
+                r#"{"exempt": "yes"}"#,
+                r#"field "exempt": invalid type: string "yes""#,
+            ),
+            (
+                role,
+                r#"{"limits": [{"max": 1}, {"max": 2, "per": "role"}]}"#,
+                r#"field "limits[1]": same "per", "database" and "network" as limits[0]"#,
+            ),
+            (
+                role,
+                r#"{"limits": [{"max": 1, "network": "10.0.0.0/8"}, {"max": 2, "network": "::ffff:10.0.0.0/104"}]}"#,
+                r#"field "limits[1]": same"#,
+            ),
+            (
+                role,
+                r#"{"limits": [{"max": 1}, {"max": 1, "per": "group"}]}"#,
+                r#"field "limits[1].per": "group" is none of"#,
+            ),
+            (
+                role,
+                r#"{"max": 1, "database": ""}"#,
+                r#"field "database": not the name"#,
+            ),
+            (
+                role,
+                r#"{"max": 1, "database": "a\u0000b"}"#,
+                r#"field "database": not the name of a database"#,
+            ),
+            (
+                group,
+                r#"{"max": 1}"#,
+                r#"field "per": must be given for a group: one of "role", "address", "group""#,
+            ),
+            (
+                group,
+                r#"{"max": 1, "per": "cluster"}"#,
+                r#"field "per": "cluster" is none of"#,
+            ),
+            (
+                database,
+                r#"{"max": 1, "per": "group"}"#,
+                r#"field "per": "group" is none of"#,
+            ),
+            (
+                database,
+                r#"{"max": 1, "database": "app"}"#,
+                r#"field "database": a database's limits"#,
+            ),
+            (
+                database,
+                r#"{"exempt": true}"#,
+                r#"field "exempt": not for a database"#,
+            ),
+            (
+                cluster,
+                r#"{"max": 1}"#,
+                r#"field "per": must be given for the cluster"#,
+            ),
+            (
+                cluster,
+                r#"{"exempt": true}"#,
+                r#"field "exempt": not for the cluster"#,
+            ),
+        ];
+        for (target, json, named) in table {
+            let error = on(target, json).expect_err(json);
+            assert!(error.contains(named), "{json}: {error}");
+            assert!(!error.contains("?"), "{json}: {error}");
+        }
+        assert!(Label::check(b"{\"max\": 1, \"database\": \"\xff\"}", role).is_err());
+    }
+
+    #[test]
+    fn a_login_passes_over_what_it_does_not_know() {
+        let json = br#"{"limits": [{"max": 1, "color": "red"}], "sound": [1, {"a": 2}]}"#;
+        let label = Label::read(json).expect("a label of a later version");
+        assert_eq!(label.unknown, ["sound", "limits[0].color"]);
+        assert_eq!(label.limits.first().map(|limit| limit.max), Some(1));
+    }
+}

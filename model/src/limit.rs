@@ -1,0 +1,392 @@
+//! What a limit is: which sessions it counts, how many it allows, where it is set, and how all that
+//! is said. Pure.
+
+use crate::network::Network;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// What a limit can be set on, by OID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Object {
+    Role(u32),
+    Database(u32),
+}
+
+/// Where a limit is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// `CONNECTION LIMIT` of a role or a database.
+    ConnectionLimit(Object),
+    Label(Object),
+    /// The setting `session_limit.cluster_limits`.
+    ClusterLimits,
+    /// The setting `session_limit.max_sessions_per_role`.
+    MaxSessionsPerRole,
+}
+
+/// What one count is kept for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Per {
+    Role,
+    /// Each client address.
+    Address,
+    /// All members together.
+    Group,
+    Database,
+    Cluster,
+}
+
+/// What happens to a login over a limit, once it has waited; the mildest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnExcess {
+    Refuse,
+    ReplaceIdle,
+    ReplaceOldest,
+}
+
+/// Whose sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Who {
+    Anyone,
+    /// Those of the role with this OID.
+    Role(u32),
+    /// Those of the members of the group with this OID.
+    MembersOf(u32),
+}
+
+/// The sessions that one count of a limit is about: those to which all three apply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Scope {
+    pub who: Who,
+    /// In the database with this OID.
+    pub database: Option<u32>,
+    /// From these addresses; a session over a Unix-domain socket comes from none.
+    pub network: Option<Network>,
+}
+
+/// At most `max` sessions in `scope`, as far as one login is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    pub scope: Scope,
+    pub per: Per,
+    pub max: u32,
+    pub source: Source,
+    pub on_excess: OnExcess,
+    pub max_wait: Duration,
+    /// If not, a login over the limit is logged and admitted.
+    pub enforced: bool,
+}
+
+/// What a waiting login has to meet: less than `max` sessions in `scope`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Condition {
+    pub scope: Scope,
+    pub max: u32,
+}
+
+impl Condition {
+    pub const FREE: Condition = Condition {
+        scope: Scope {
+            who: Who::Anyone,
+            database: None,
+            network: None,
+        },
+        max: 0,
+    };
+}
+
+/// The name of a role or database, in whatever encoding it has.
+pub type Names<'a> = &'a dyn Fn(Object) -> Vec<u8>;
+
+impl Source {
+    /// Where the limit is set, in words.
+    pub fn words(self, names: Names) -> Vec<u8> {
+        let (setting, object) = match self {
+            Source::ClusterLimits => return b"session_limit.cluster_limits".to_vec(),
+            Source::MaxSessionsPerRole => return b"session_limit.max_sessions_per_role".to_vec(),
+            Source::ConnectionLimit(object) => ("CONNECTION LIMIT of", object),
+            Source::Label(object) => ("label on", object),
+        };
+        [
+            format!("{setting} {} ", object.kind()).into_bytes(),
+            names(object),
+        ]
+        .concat()
+    }
+}
+
+impl Object {
+    fn kind(self) -> &'static str {
+        match self {
+            Object::Role(_) => "role",
+            Object::Database(_) => "database",
+        }
+    }
+}
+
+impl Per {
+    pub fn word(self) -> &'static str {
+        match self {
+            Per::Role => "role",
+            Per::Address => "address",
+            Per::Group => "group",
+            Per::Database => "database",
+            Per::Cluster => "cluster",
+        }
+    }
+}
+
+impl OnExcess {
+    pub fn word(self) -> &'static str {
+        match self {
+            OnExcess::Refuse => "refuse",
+            OnExcess::ReplaceIdle => "replace_idle",
+            OnExcess::ReplaceOldest => "replace_oldest",
+        }
+    }
+}
+
+impl Scope {
+    fn whose(self) -> Option<u32> {
+        match self.who {
+            Who::Anyone => None,
+            Who::Role(oid) | Who::MembersOf(oid) => Some(oid),
+        }
+    }
+}
+
+impl Limit {
+    /// What a login that waits for room under it has to meet.
+    pub fn condition(&self) -> Condition {
+        Condition {
+            scope: self.scope,
+            max: self.max,
+        }
+    }
+
+    /// Whether sessions may end so that there is room under it.
+    pub fn replaces(&self) -> bool {
+        self.on_excess != OnExcess::Refuse
+    }
+
+    /// What the count is kept for, such as `alice`, `alice in app`, `team from 10.0.0.0/8`; None for
+    /// the cluster.
+    pub fn subject(&self, names: Names) -> Option<Vec<u8>> {
+        let whose = self.scope.whose().map(|oid| names(Object::Role(oid)));
+        let database = self.scope.database.map(|oid| names(Object::Database(oid)));
+        let from = self
+            .scope
+            .network
+            .map(|network| self.from(network).into_bytes());
+        let parts = [(" in ", whose), (" in ", database), (" from ", from)];
+        parts
+            .into_iter()
+            .fold(None, |subject, (link, part)| match (subject, part) {
+                (Some(subject), Some(part)) => Some([subject, link.into(), part].concat()),
+                (subject, part) => subject.or(part),
+            })
+    }
+
+    /// The message of a refusal. For a role or a database it is the server's own.
+    pub fn message(&self, names: Names) -> Vec<u8> {
+        let quoted = |object| [b"\"", names(object).as_slice(), b"\""].concat();
+        let mut message = b"too many connections".to_vec();
+        let mut say = |words: &str, name: Vec<u8>| {
+            message.extend_from_slice(words.as_bytes());
+            message.extend(name);
+        };
+        match self.scope.who {
+            Who::Anyone => {}
+            Who::Role(oid) => say(" for role ", quoted(Object::Role(oid))),
+            Who::MembersOf(oid) => say(" for members of role ", quoted(Object::Role(oid))),
+        }
+        if let Some(oid) = self.scope.database {
+            let link = if self.scope.whose().is_some() {
+                "in"
+            } else {
+                "for"
+            };
+            say(&format!(" {link} database "), quoted(Object::Database(oid)));
+        }
+        match (self.scope.network, self.per) {
+            (Some(network), Per::Address) => say(" from address ", self.from(network).into_bytes()),
+            (Some(network), _) => say(" from network ", self.from(network).into_bytes()),
+            (None, Per::Cluster) => say(" for the cluster", Vec::new()),
+            (None, _) => {}
+        }
+        message
+    }
+
+    fn from(&self, network: Network) -> String {
+        match self.per {
+            Per::Address => network.first().to_string(),
+            _ => network.to_string(),
+        }
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// A limit of which only scope and `max` matter.
+    pub fn at_most(max: u32, scope: Scope) -> Limit {
+        Limit {
+            scope,
+            per: Per::Role,
+            max,
+            source: Source::MaxSessionsPerRole,
+            on_excess: OnExcess::Refuse,
+            max_wait: Duration::from_secs(1),
+            enforced: true,
+        }
+    }
+
+    pub fn of_role(oid: u32) -> Scope {
+        Scope {
+            who: Who::Role(oid),
+            database: None,
+            network: None,
+        }
+    }
+
+    pub fn in_database(oid: u32) -> Scope {
+        Scope {
+            who: Who::Anyone,
+            database: Some(oid),
+            network: None,
+        }
+    }
+
+    fn name(object: Object) -> Vec<u8> {
+        match object {
+            Object::Role(1) => b"alice".to_vec(),
+            Object::Role(_) => b"team".to_vec(),
+            Object::Database(_) => b"app".to_vec(),
+        }
+    }
+
+    fn said(per: Per, scope: Scope) -> (String, String) {
+        let limit = Limit {
+            per,
+            ..at_most(1, scope)
+        };
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+        (
+            text(limit.message(&name)),
+            text(limit.subject(&name).unwrap_or_default()),
+        )
+    }
+
+    #[test]
+    fn each_kind_of_limit_says_what_it_is_about() {
+        let scope = |who, database, network: Option<&str>| Scope {
+            who,
+            database,
+            network: network.map(|text| text.parse().expect(text)),
+        };
+        let (alice, team) = (Who::Role(1), Who::MembersOf(2));
+        let (net, here) = (Some("10.0.0.0/8"), Some("10.0.0.5"));
+        let table = [
+            (
+                Per::Role,
+                scope(alice, None, None),
+                r#"for role "alice""#,
+                "alice",
+            ),
+            (
+                Per::Role,
+                scope(alice, Some(5), None),
+                r#"for role "alice" in database "app""#,
+                "alice in app",
+            ),
+            (
+                Per::Role,
+                scope(alice, None, net),
+                r#"for role "alice" from network 10.0.0.0/8"#,
+                "alice from 10.0.0.0/8",
+            ),
+            (
+                Per::Address,
+                scope(alice, None, here),
+                r#"for role "alice" from address 10.0.0.5"#,
+                "alice from 10.0.0.5",
+            ),
+            (
+                Per::Group,
+                scope(team, None, None),
+                r#"for members of role "team""#,
+                "team",
+            ),
+            (
+                Per::Group,
+                scope(team, Some(5), net),
+                r#"for members of role "team" in database "app" from network 10.0.0.0/8"#,
+                "team in app from 10.0.0.0/8",
+            ),
+            (
+                Per::Database,
+                scope(Who::Anyone, Some(5), None),
+                r#"for database "app""#,
+                "app",
+            ),
+            (
+                Per::Address,
+                scope(Who::Anyone, Some(5), here),
+                r#"for database "app" from address 10.0.0.5"#,
+                "app from 10.0.0.5",
+            ),
+            (
+                Per::Address,
+                scope(Who::Anyone, None, here),
+                "from address 10.0.0.5",
+                "10.0.0.5",
+            ),
+            (
+                Per::Cluster,
+                scope(Who::Anyone, None, net),
+                "from network 10.0.0.0/8",
+                "10.0.0.0/8",
+            ),
+            (
+                Per::Cluster,
+                scope(Who::Anyone, None, None),
+                "for the cluster",
+                "",
+            ),
+        ];
+        for (per, scope, message, subject) in table {
+            let expected = (
+                format!("too many connections {message}"),
+                subject.to_string(),
+            );
+            assert_eq!(said(per, scope), expected);
+        }
+    }
+
+    #[test]
+    fn each_source_says_where_it_is() {
+        let table = [
+            (
+                Source::ConnectionLimit(Object::Role(1)),
+                "CONNECTION LIMIT of role alice",
+            ),
+            (
+                Source::ConnectionLimit(Object::Database(1)),
+                "CONNECTION LIMIT of database app",
+            ),
+            (Source::Label(Object::Role(2)), "label on role team"),
+            (Source::Label(Object::Database(1)), "label on database app"),
+            (Source::ClusterLimits, "session_limit.cluster_limits"),
+            (
+                Source::MaxSessionsPerRole,
+                "session_limit.max_sessions_per_role",
+            ),
+        ];
+        for (source, words) in table {
+            assert_eq!(source.words(&name), words.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! A slot table in a process's own memory: a copy, for a view, or a test's.
+
+use crate::atomics::Shared;
+use crate::limit::Condition;
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::table::{Columns, Slot, TILE, Table};
+
+pub struct OwnTable {
+    pub atomics: OwnAtomics,
+    pub rows: OwnRows,
+}
+
+/// What `Shared` refers to.
+pub struct OwnAtomics {
+    claims: Vec<AtomicU64>,
+    queue: Vec<AtomicU32>,
+    waiting: AtomicU32,
+    successors: Vec<AtomicU32>,
+}
+
+/// What the lock guards.
+pub struct OwnRows {
+    slots: Vec<Slot>,
+    databases: Vec<u32>,
+    hosts: Vec<u32>,
+    marks: Vec<u8>,
+    conditions: Vec<Condition>,
+}
+
+impl OwnTable {
+    /// With room for so many `conditions` of waiters.
+    pub fn new(slots: usize, conditions: usize) -> OwnTable {
+        OwnTable {
+            atomics: OwnAtomics {
+                claims: (0..slots).map(|_| AtomicU64::new(0)).collect(),
+                queue: (0..slots).map(|_| AtomicU32::new(0)).collect(),
+                waiting: AtomicU32::new(0),
+                successors: (0..slots).map(|_| AtomicU32::new(0)).collect(),
+            },
+            rows: OwnRows {
+                slots: vec![Slot::free(); slots],
+                databases: vec![0; slots.next_multiple_of(TILE)],
+                hosts: vec![0; slots.next_multiple_of(TILE)],
+                marks: vec![0; slots.next_multiple_of(TILE)],
+                conditions: vec![Condition::FREE; conditions],
+            },
+        }
+    }
+
+    pub fn table(&mut self) -> Table<'_> {
+        self.rows.table(self.atomics.shared())
+    }
+
+    /// Becomes a copy of a table of the same size. Allocates nothing.
+    pub fn copy(&mut self, table: &Table) {
+        self.atomics.copy(table.shared);
+        let rows = &mut self.rows;
+        rows.slots.clone_from_slice(table.slots);
+        rows.databases.copy_from_slice(table.columns.databases);
+        rows.hosts.copy_from_slice(table.columns.hosts);
+        rows.marks.copy_from_slice(table.columns.marks);
+        let used = table.waiters().map(|waiter| waiter.conditions.len()).sum();
+        let conditions = rows.conditions.iter_mut().zip(table.conditions.iter());
+        conditions
+            .take(used)
+            .for_each(|(own, condition)| *own = *condition);
+    }
+}
+
+impl OwnAtomics {
+    pub fn shared(&self) -> Shared<'_> {
+        Shared::new(&self.claims, &self.queue, &self.waiting, &self.successors)
+    }
+
+    fn copy(&mut self, shared: Shared) {
+        for (own, claim) in self.claims.iter().zip(shared.claims) {
+            own.store(claim.load(Ordering::Acquire), Ordering::Release);
+        }
+        let words = self.queue.iter().chain(&self.successors);
+        for (own, word) in words.zip(shared.queue.iter().chain(shared.successors)) {
+            own.store(word.load(Ordering::Acquire), Ordering::Release);
+        }
+        let waiting = shared.waiting.load(Ordering::Acquire);
+        self.waiting.store(waiting, Ordering::Release);
+    }
+}
+
+impl OwnRows {
+    pub fn table<'a>(&'a mut self, shared: Shared<'a>) -> Table<'a> {
+        let columns = Columns {
+            databases: &mut self.databases,
+            hosts: &mut self.hosts,
+            marks: &mut self.marks,
+        };
+        Table::new(shared, &mut self.slots, columns, &mut self.conditions)
+    }
+}

@@ -1,0 +1,145 @@
+//! What is wrong with a label, or with a setting that is written like one.
+
+use crate::error::report::{Report, composed, sentence};
+use crate::pg::catalog;
+use model::label::{LabelProblem, MAX_LABEL_BYTES};
+use model::label_target::LabelTarget;
+use model::limit::{Object, Source};
+use pgrx::pg_sys;
+use pgrx::{PgLogLevel, PgSqlErrorCode};
+use std::ffi::CStr;
+
+fn invalid(message: &'static CStr) -> Report {
+    Report::new(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message)
+}
+
+fn not_allowed(message: &'static CStr) -> Report {
+    Report::new(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, message)
+}
+
+/// A label that is to be set says what it may not.
+pub fn bad_label(why: &str, target: LabelTarget) -> ! {
+    invalid(c"invalid session_limit label")
+        .detail(sentence(why))
+        .hint(example(target))
+        .error()
+}
+
+pub fn label_too_long(bytes: usize, target: LabelTarget) -> ! {
+    invalid(c"invalid session_limit label")
+        .detail(format!(
+            "The label has {bytes} bytes; a login can read {MAX_LABEL_BYTES}."
+        ))
+        .hint(format!(
+            "Leave out blanks, or spread the limits over several groups. {}",
+            example(target)
+        ))
+        .error()
+}
+
+pub fn labels_are_for_roles_and_databases() -> ! {
+    invalid(c"session_limit labels are for roles and databases only")
+        .detail(c"No other object has sessions.")
+        .hint(format!(
+            "Use SECURITY LABEL FOR session_limit ON ROLE or ON DATABASE. {}",
+            example(LabelTarget::Database)
+        ))
+        .error()
+}
+
+pub fn only_superusers_label_groups() -> ! {
+    not_allowed(c"must be superuser to set the session_limit label of a role without LOGIN")
+        .detail(c"Such a label limits the role's members, and whoever administers the role can make anyone a member.")
+        .hint(format!(
+            "Ask a superuser, or label a role that can log in. {}",
+            example(LabelTarget::Role)
+        ))
+        .error()
+}
+
+pub fn only_superusers_turn_labels(can_login: bool) -> ! {
+    not_allowed(c"must be superuser to change LOGIN of a role with such a session_limit label")
+        .detail(c"Without LOGIN the label is about the role's members.")
+        .hint(match can_login {
+            true => c"Ask a superuser.",
+            false => c"Remove the label first, or ask a superuser.",
+        })
+        .error()
+}
+
+pub fn only_superusers_exempt() -> ! {
+    not_allowed(c"must be superuser to exempt a role from limits")
+        .detail(c"Field \"exempt\" is true.")
+        .hint(format!(
+            "Ask a superuser, or leave it out. {}",
+            example(LabelTarget::Role)
+        ))
+        .error()
+}
+
+/// A role gets, or loses, LOGIN, and keeps a label that it could not be given now.
+pub fn label_fits_no_more(why: &str, can_login: bool) {
+    let with = if can_login { "with" } else { "without" };
+    let message = format!("the role's session_limit label does not fit a role {with} LOGIN");
+    Report::new(PgSqlErrorCode::ERRCODE_WARNING, message)
+        .detail(sentence(why))
+        .hint(c"Until the role is altered back, such a limit has no effect, and a dump would be restored without this label.")
+        .send(PgLogLevel::WARNING);
+}
+
+/// A label that is set allows more than the server will.
+pub fn connection_limit_is_smaller(object: &str, connection_limit: i32) {
+    let message = format!(
+        "the {object}'s CONNECTION LIMIT, {connection_limit}, is smaller than the label's limit"
+    );
+    Report::new(PgSqlErrorCode::ERRCODE_WARNING, message)
+        .detail(c"The smaller one applies.")
+        .send(PgLogLevel::WARNING);
+}
+
+/// A query met a label that is wrong.
+pub fn warn_of(problem: &LabelProblem) {
+    let text = problem.text(&catalog::name_of);
+    Report::new(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, text).send(PgLogLevel::WARNING);
+}
+
+/// A query is about a label that cannot be read.
+pub fn label_is_invalid(object: Object, why: &str) -> ! {
+    let mut message = b"invalid session_limit ".to_vec();
+    message.extend(Source::Label(object).words(&catalog::name_of));
+    Report::new(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message)
+        .detail(sentence(why))
+        .error()
+}
+
+/// The value that a setting was to have is no good: the server says which, and keeps the old one.
+pub fn bad_setting(why: &str, target: LabelTarget) {
+    let say = |text: String| {
+        let text = composed(text.into_bytes());
+        // SAFETY: what the macros GUC_check_errdetail and GUC_check_errhint do; the text is copied.
+        unsafe {
+            pg_sys::pre_format_elog_string(0, std::ptr::null());
+            pg_sys::format_elog_string(c"%s".as_ptr(), text.as_ptr())
+        }
+    };
+    // SAFETY: variables of this process, for the check hook that calls this.
+    unsafe {
+        pg_sys::GUC_check_errdetail_string = say(sentence(why));
+        pg_sys::GUC_check_errhint_string = say(example(target));
+    }
+}
+
+/// The server is about to start with such a value of `cluster_limits`.
+pub fn cannot_start(value: &CStr, why: &str, target: LabelTarget) -> ! {
+    let mut message = b"invalid value for parameter \"session_limit.cluster_limits\": \"".to_vec();
+    message.extend(value.to_bytes());
+    message.push(b'"');
+    Report::new(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message)
+        .detail(sentence(why))
+        .hint(example(target))
+        .fatal()
+}
+
+fn example(target: LabelTarget) -> String {
+    format!("A right one is: {}", target.example())
+}

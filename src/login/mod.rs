@@ -1,0 +1,239 @@
+//! The hook: runs in a backend whose client has just been authenticated, before it is told so.
+//!
+//! Each way out is a decision:
+//! - authentication failed, or `pg_upgrade` runs: not a login; the server goes on.
+//! - the server is about to refuse (no such role or database, …): refused here with its words. To let the server do it
+//!   would let in, uncounted, whoever becomes admissible between our look and its own.
+//! - an exempt superuser: counted and admitted, whatever else is set.
+//! - exempt by a label: counted and admitted.
+//! - a label that cannot be read: whom it covers is refused, for it may have been meant to; in a dry run the label is
+//!   passed over, and the log says so.
+//! - everyone else: `slot::decide`; over a limit: `wait`.
+//! - could end other sessions, but has not the privilege CONNECT: refused here with the server's words, so that it
+//!   takes nobody's slot.
+//! - an error of ours, or of the catalogs: this one login fails with it. What was claimed or queued is given up on exit.
+
+mod wait;
+
+use crate::lookup::{self, Inputs};
+use crate::pg::backend::{self, Local};
+use crate::pg::catalog::{Database, Role};
+use crate::pg::client::Client;
+use crate::pg::connect_privilege::may_connect;
+use crate::record::decision::{Decision, Outcome};
+use crate::record::{self, events};
+use crate::settings::{self, LogEvents};
+use crate::{error, slot};
+use model::attempt::{Attempt, Replacing, Rules};
+use model::label::LabelProblem;
+use model::limit::Limit;
+use model::members::Members;
+use model::session::Session;
+use model::verdict::Verdict;
+use pgrx::pg_sys::{self, libpq};
+use pgrx::prelude::*;
+use std::cell::Cell;
+use std::ffi::CStr;
+use wait::Wait;
+
+type Hook = unsafe extern "C-unwind" fn(*mut libpq::be::Port, i32);
+
+static PREVIOUS: Local<Cell<Option<Hook>>> = Local::new(Cell::new(None));
+
+pub fn install_hook() {
+    // SAFETY: the postmaster is loading the library. The hook is a plain variable, and the previous one is called.
+    unsafe {
+        PREVIOUS.set(libpq::ClientAuthentication_hook);
+        libpq::ClientAuthentication_hook = Some(session_limit_client_authentication);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn session_limit_client_authentication(
+    port: *mut libpq::be::Port,
+    status: i32,
+) {
+    if let Some(previous) = PREVIOUS.get() {
+        // SAFETY: the arguments are the server's own, and what the previous hook raises is passed on.
+        unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| previous(port, status)) };
+    }
+    if status == pg_sys::STATUS_OK as i32 && !backend::is_upgrading() {
+        // SAFETY: the server's own Port.
+        admit(&unsafe { Client::of(port) });
+    }
+}
+
+/// What the catalogs and the settings said of a login.
+struct Asked {
+    session: Session,
+    limits: Vec<Limit>,
+    /// Of the groups that the limits count.
+    members: Members,
+    /// What was passed over in labels.
+    problems: Vec<LabelProblem>,
+    /// How many invalidations this process had received when it asked.
+    invalidations: u64,
+}
+
+/// Returns when the client is in; else this is the end of the process.
+fn admit(client: &Client) {
+    let wait = Wait::begin();
+    let mut asked = Asked::of(client, wait.arrival);
+    asked.problems.iter().for_each(events::label_problem);
+    loop {
+        let verdict = decide(client, &wait, &asked);
+        let decided = |outcome| {
+            record::decided(&Decision {
+                client,
+                session: asked.session,
+                outcome,
+                waited: wait.waited(),
+                deciding: wait.deciding(),
+            });
+        };
+        let refuse = |excess, stays| {
+            decided(Outcome::Refused(excess));
+            error::too_many(excess, wait.waited(), stays, settings::refusal_hint())
+        };
+        match verdict {
+            Verdict::Admitted(admission) => {
+                decided(Outcome::Admitted(&admission));
+                return let_in();
+            }
+            Verdict::Replacing(admission, ended, excess) => match wait.replace(client) {
+                Ok(()) => {
+                    decided(Outcome::Replaced(&admission, &ended, &excess));
+                    return let_in();
+                }
+                Err(stays) => refuse(&excess, stays),
+            },
+            Verdict::Refused(excess) => refuse(&excess, None),
+            Verdict::Waiting => wait.sleep(client, &asked.limits),
+        }
+        if wait.take_reloaded() || !asked.is_current() {
+            asked = Asked::of(client, wait.arrival);
+        }
+    }
+}
+
+fn decide(client: &Client, wait: &Wait, asked: &Asked) -> Verdict {
+    let Asked {
+        session, limits, ..
+    } = asked;
+    let settings = settings::current();
+    let rules = Rules {
+        count_walsenders: !settings.exempt_replication,
+        may_wait: None,
+        tried: wait.tried(),
+        max_waiters: settings.max_waiters,
+        replacing: Replacing {
+            allowed: limits.iter().any(Limit::replaces) && wait.may_replace(client),
+            now: backend::now(),
+            min_age: settings.replace_min_age,
+            idle_after: settings.replace_idle_after,
+        },
+        audit: settings::log_events() == LogEvents::All,
+    };
+    let may_wait = || wait.may_wait(client, limits);
+    let inputs = Inputs {
+        // Whoever has waited needs to know, and cheaply does.
+        may_wait: wait.waited().map(|_| may_wait()),
+        ..Inputs::new(asked.members.clone())
+    };
+    lookup::retry_with(inputs, may_wait, |inputs| {
+        slot::decide(&Attempt {
+            slot: slot::my_slot(),
+            pid: std::process::id(),
+            session: *session,
+            limits,
+            members: &inputs.members,
+            idle: inputs.idle.as_ref(),
+            rules: Rules {
+                may_wait: inputs.may_wait,
+                ..rules
+            },
+        })
+    })
+}
+
+/// A session can be told to end from its claim on, and its client is to hear why. While a client is being
+/// authenticated the server tells it nothing; it takes this one for authenticated a moment later.
+fn let_in() {
+    // SAFETY: plain variables of this process.
+    unsafe {
+        pg_sys::ClientAuthInProgress = false;
+        if pg_sys::ProcDiePending != 0 {
+            error::terminated();
+        }
+    }
+}
+
+impl Asked {
+    /// Reads what the catalogs say of the client's role and database now, and which limits apply. Raises what the
+    /// server would.
+    fn of(client: &Client, arrival: u64) -> Asked {
+        // Roles may have been made or changed while the client was authenticated.
+        let invalidations = backend::receive_invalidations();
+        let settings = settings::current();
+        let role = role(client);
+        let database = client.database.map(database);
+        let (applicable, members, problems) = lookup::ask(
+            &role,
+            database.as_ref(),
+            client.address,
+            client.walsender,
+            &settings,
+        );
+        if let Some((object, why)) = lookup::invalid_label(&applicable, &problems, &settings) {
+            error::invalid_label(object, why);
+        }
+        if applicable.limits.iter().any(Limit::replaces)
+            && let Some(database) = &database
+            && !may_connect(&role, database)
+        {
+            error::may_not_connect(&database.name);
+        }
+        Asked {
+            session: Session {
+                role: role.oid,
+                database: database.map_or(0, |database| database.oid),
+                address: client.address,
+                started: backend::started(),
+                walsender: client.walsender,
+                exempt: applicable.exempt,
+                arrival,
+            },
+            limits: applicable.limits,
+            members,
+            problems,
+            invalidations,
+        }
+    }
+
+    /// Whether no catalog has changed since.
+    fn is_current(&self) -> bool {
+        backend::receive_invalidations() == self.invalidations
+    }
+}
+
+fn role(client: &Client) -> Role {
+    let role = Role::by_name(client.role).unwrap_or_else(|| error::no_such_role(client.role));
+    if !role.can_login {
+        error::role_may_not_log_in(client.role);
+    }
+    if client.walsender && !role.superuser && !role.replication {
+        error::role_may_not_replicate();
+    }
+    role
+}
+
+fn database(name: &CStr) -> Database {
+    let database = Database::by_name(name).unwrap_or_else(|| error::no_such_database(name));
+    if database.invalid {
+        error::database_is_invalid(name);
+    }
+    if !database.allows_connections {
+        error::database_accepts_no_connections(name);
+    }
+    database
+}

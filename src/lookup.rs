@@ -1,0 +1,312 @@
+//! What decides which limits apply to a login, read from the catalogs: for the hook, and for the views, which ask the
+//! same of logins that are not made.
+
+use crate::pg::backend;
+use crate::pg::catalog::{Database, Role};
+use crate::pg::compat;
+use crate::pg::labels::{self, LabelText, with_labels};
+use crate::pg::memberships::{FEW_PAGES, Memberships};
+use crate::settings::{self, Enforcement, Settings};
+use crate::shmem;
+use model::attempt::Idle;
+use model::label::{Label, LabelProblem};
+use model::limit::{Limit, Object, Who};
+use model::members::{Members, Missing};
+use model::precedence::{self, Applicable, Defaults, InDatabase, LoginFacts};
+use model::session::Session;
+use model::sweep::Applying;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// The labels, and who is a member of what.
+pub struct Labels {
+    texts: Texts,
+    memberships: Memberships,
+    /// What was found of the roles that have a label and that others are members of.
+    may_log_in: RefCell<BTreeMap<u32, bool>>,
+}
+
+enum Texts {
+    /// All of them, as they were at one moment.
+    All(BTreeMap<Object, LabelText>),
+    /// Each is looked up when it is asked for.
+    Sought,
+}
+
+/// What a label says, or why it cannot be read.
+type ReadableText = Result<Vec<u8>, String>;
+
+/// What a login would have to meet now, nothing if it is exempt; the members of the groups that count for it; and what
+/// is wrong with the labels that it met.
+pub fn ask(
+    role: &Role,
+    database: Option<&Database>,
+    address: Option<IpAddr>,
+    walsender: bool,
+    settings: &Settings,
+) -> (Applicable, Members, Vec<LabelProblem>) {
+    let mut applicable = Applicable {
+        exempt: settings.exempts(role.superuser, address, walsender),
+        limits: Vec::new(),
+    };
+    let (mut members, mut problems) = (Members::default(), Vec::new());
+    if !applicable.exempt && settings.enforcement != Enforcement::Off {
+        let (labels, defaults) = (Labels::for_login(), settings::defaults());
+        let (facts, met) = labels.facts(role, database, address, &defaults);
+        (applicable, problems) = (precedence::applicable(&facts), met);
+        if applicable.exempt {
+            applicable.limits.clear();
+        }
+        members = labels.members(&applicable.limits);
+    }
+    (applicable, members, problems)
+}
+
+/// The label for whose sake such a login is refused, and why: the label may have been meant to refuse it.
+pub fn invalid_label<'a>(
+    applicable: &Applicable,
+    problems: &'a [LabelProblem],
+    settings: &Settings,
+) -> Option<(Object, &'a str)> {
+    let refuses = settings.enforcement == Enforcement::On && !applicable.exempt;
+    problems
+        .iter()
+        .filter(|_| refuses)
+        .find_map(|problem| match problem {
+            LabelProblem::Invalid(object, why) => Some((*object, why.as_str())),
+            LabelProblem::Unknown(..) => None,
+        })
+}
+
+impl Labels {
+    /// All labels, as they are now.
+    pub fn read() -> Labels {
+        Labels::of(Texts::All(with_labels(labels::LabelCatalog::read)))
+    }
+
+    /// For a question or two.
+    pub fn sought() -> Labels {
+        Labels::of(Texts::Sought)
+    }
+
+    /// For one login: the cheapest way.
+    fn for_login() -> Labels {
+        let changes = shmem::label_changes();
+        let at_rest = changes.at_rest();
+        if at_rest.is_some_and(|moment| changes.had_none(moment)) {
+            return Labels::of(Texts::All(BTreeMap::new()));
+        }
+        // On a standby labels arrive by replay, which counts no change, so "no labels" is never remembered there.
+        // Recovery is checked before the labels: a promotion in between then errs on the safe side.
+        let is_primary = !backend::is_standby();
+        let texts = with_labels(|labels| match labels.pages() {
+            0 => {
+                let moment = at_rest.filter(|_| is_primary);
+                moment
+                    .into_iter()
+                    .for_each(|moment| changes.saw_none(moment));
+                Texts::All(BTreeMap::new())
+            }
+            1..=FEW_PAGES => Texts::All(labels.read()),
+            _ => Texts::Sought,
+        });
+        Labels::of(texts)
+    }
+
+    fn of(texts: Texts) -> Labels {
+        Labels {
+            texts,
+            memberships: Memberships::default(),
+            may_log_in: RefCell::default(),
+        }
+    }
+
+    /// What decides about such a login, and what is wrong with the labels that it met.
+    pub fn facts<'a>(
+        &self,
+        role: &Role,
+        database: Option<&'a Database>,
+        address: Option<IpAddr>,
+        defaults: &'a Defaults,
+    ) -> (LoginFacts<'a>, Vec<LabelProblem>) {
+        let mut problems = Vec::new();
+        let groups = self.labelled_groups(role.oid).into_iter();
+        let groups = groups.map(|(group, text)| {
+            (
+                group,
+                parsed(Object::Role(group), Some(text), &mut problems),
+            )
+        });
+        let groups = groups.collect();
+        let mut label = |object| self.label(object, &mut problems);
+        let facts = LoginFacts {
+            role: role.oid,
+            connection_limit: role.connection_limit,
+            label: label(Object::Role(role.oid)),
+            groups,
+            database: database.map(|database| InDatabase {
+                oid: database.oid,
+                name: &database.name,
+                connection_limit: database.connection_limit,
+                label: label(Object::Database(database.oid)),
+            }),
+            address,
+            defaults,
+        };
+        (facts, problems)
+    }
+
+    /// What the object's label says; nothing if it has none, or one that is wrong.
+    pub fn label(&self, object: Object, problems: &mut Vec<LabelProblem>) -> Label {
+        parsed(object, self.text(object), problems)
+    }
+
+    /// The label as it was set, or why it cannot be read.
+    pub fn text(&self, object: Object) -> Option<ReadableText> {
+        let text = match &self.texts {
+            Texts::Sought => labels::label_of(object),
+            Texts::All(labels) => labels.get(&object).cloned(),
+        };
+        let too_long = || "it is too long to be read at login".to_string();
+        text.map(|text| text.ok_or_else(too_long))
+    }
+
+    /// The groups that the role is a member of and that have a label, with its text.
+    fn labelled_groups(&self, role: u32) -> Vec<(u32, ReadableText)> {
+        if let Texts::All(labels) = &self.texts {
+            let is_other_role =
+                |object: &Object| matches!(object, Object::Role(oid) if *oid != role);
+            if !labels.keys().any(is_other_role) {
+                return Vec::new();
+            }
+        }
+        let groups = self.memberships.groups_of(role).into_iter();
+        let labelled = groups.filter_map(|group| Some((group, self.text(Object::Role(group))?)));
+        // A role with LOGIN can be granted to others, too, but its label limits only its own sessions.
+        labelled
+            .filter(|(group, _)| !self.may_log_in(*group))
+            .collect()
+    }
+
+    /// Whether the role has LOGIN, or is no more.
+    fn may_log_in(&self, role: u32) -> bool {
+        let mut known = self.may_log_in.borrow_mut();
+        *known
+            .entry(role)
+            .or_insert_with(|| Role::by_oid(role).is_none_or(|role| role.can_login))
+    }
+
+    /// Who is a member of the groups that these limits count the members of.
+    fn members(&self, limits: &[Limit]) -> Members {
+        let mut members = Members::default();
+        for limit in limits {
+            if let Who::MembersOf(group) = limit.scope.who
+                && members.of(group).is_none()
+            {
+                members.insert(group, self.memberships.members_of(group));
+            }
+        }
+        members
+    }
+}
+
+fn parsed(object: Object, text: Option<ReadableText>, problems: &mut Vec<LabelProblem>) -> Label {
+    match text.map(|text| Label::read(&text?)) {
+        None => Label::default(),
+        Some(Ok(label)) => {
+            if !label.unknown.is_empty() {
+                problems.push(LabelProblem::Unknown(object, label.unknown.clone()));
+            }
+            label
+        }
+        Some(Err(why)) => {
+            problems.push(LabelProblem::Invalid(object, why));
+            Label::default()
+        }
+    }
+}
+
+/// The limits that count these sessions now, each once, and whom they hold; and the members of the groups that these
+/// limits count. A role or database that was dropped has no limits of its own. A session that is exempt is not held by
+/// any, and has no limits that count only its own role. A label that cannot be read is passed over.
+pub fn applying<'a>(
+    sessions: impl Iterator<Item = &'a Session>,
+    settings: &Settings,
+) -> (Applying, Members) {
+    let (labels, defaults) = (Labels::read(), settings::defaults());
+    let mut applying = Applying::default();
+    for session in sessions {
+        if applying.hold.contains_key(&session.kind()) {
+            continue;
+        }
+        let role = Role::by_oid(session.role).unwrap_or_else(|| Role::dropped(session.role));
+        let database = Database::by_oid(session.database);
+        let (facts, _) = labels.facts(&role, database.as_ref(), session.address, &defaults);
+        let applicable = precedence::applicable(&facts);
+        let exempt = applicable.exempt
+            || settings.exempts(role.superuser, session.address, session.walsender);
+        let mut hold = Vec::new();
+        for limit in applicable.limits {
+            if exempt && limit.scope.who == Who::Role(role.oid) {
+                continue;
+            }
+            let index = index_of(&mut applying.limits, limit);
+            hold.extend(Some(index).filter(|_| !exempt));
+        }
+        applying.hold.insert(session.kind(), hold);
+    }
+    let members = labels.members(&applying.limits);
+    (applying, members)
+}
+
+/// Where the limit is, from now on at the latest. Policies may differ.
+fn index_of(limits: &mut Vec<Limit>, limit: Limit) -> usize {
+    let key = |limit: &Limit| {
+        let (scope, enforced) = (limit.scope, limit.enforced);
+        (limit.source, scope, limit.per, limit.max, enforced)
+    };
+    let known = limits.iter().position(|known| key(known) == key(&limit));
+    known.unwrap_or_else(|| {
+        limits.push(limit);
+        limits.len() - 1
+    })
+}
+
+/// What is known that a decision may need.
+pub struct Inputs {
+    pub members: Members,
+    pub idle: Option<Idle>,
+    /// Whether the login may wait.
+    pub may_wait: Option<bool>,
+}
+
+impl Inputs {
+    pub fn new(members: Members) -> Inputs {
+        Inputs {
+            members,
+            idle: None,
+            may_wait: None,
+        }
+    }
+}
+
+/// Decides again and again, each time with one more input, until none is missing.
+pub fn retry_with<T>(
+    mut inputs: Inputs,
+    may_wait: impl Fn() -> bool,
+    mut decide: impl FnMut(&Inputs) -> Result<T, Missing>,
+) -> T {
+    let memberships = Memberships::default();
+    loop {
+        match decide(&inputs) {
+            Ok(answer) => return answer,
+            Err(Missing::Members(group)) => {
+                let members = memberships.members_of(group);
+                inputs.members.insert(group, members);
+            }
+            Err(Missing::Idle) => inputs.idle = Some(compat::idle_sessions()),
+            Err(Missing::Patience) => inputs.may_wait = Some(may_wait()),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! This process, and what it can do to others.
+
+use crate::pg::{compat, ffi};
+use pgrx::pg_sys;
+use std::ops::Deref;
+
+/// A variable of this process alone, for a `static`.
+pub struct Local<T>(T);
+
+// SAFETY: PostgreSQL runs this library in processes of one thread.
+unsafe impl<T> Sync for Local<T> {}
+
+impl<T> Local<T> {
+    pub const fn new(value: T) -> Local<T> {
+        Local(value)
+    }
+}
+
+impl<T> Deref for Local<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+/// Whether the postmaster is loading the library: the only time at which shared memory can be asked for, and at which
+/// settings of the postmaster can be defined.
+pub fn is_preloading() -> bool {
+    // SAFETY: reads a variable of this process.
+    unsafe { pg_sys::process_shared_preload_libraries_in_progress }
+}
+
+/// Whether the server was started by `pg_upgrade`.
+pub fn is_upgrading() -> bool {
+    // SAFETY: reads a variable of this process.
+    unsafe { pg_sys::IsBinaryUpgrade }
+}
+
+/// Whether the user of this transaction is a superuser.
+pub fn is_superuser() -> bool {
+    // SAFETY: label provider and object access hook run in a transaction.
+    unsafe { pg_sys::superuser() }
+}
+
+/// Microseconds since 2000-01-01, as in a `timestamptz`: the wall clock, which can be set back.
+pub fn now() -> i64 {
+    // SAFETY: only reads the clock.
+    unsafe { ffi::GetCurrentTimestamp() }
+}
+
+/// When this process started, by the same clock.
+pub fn started() -> i64 {
+    // SAFETY: reads a variable of this process.
+    unsafe { pg_sys::MyStartTimestamp }
+}
+
+/// Number of PGPROCs that a client, a worker or a walsender can have. A slot number is below it.
+pub fn max_backends() -> usize {
+    // SAFETY: set before the server asks for shared memory, and never changed.
+    unsafe { pg_sys::MaxBackends as usize }
+}
+
+/// Wakes the process that has the PGPROC with this number.
+pub fn wake(slot: usize) {
+    // SAFETY: the array of PGPROCs is never freed, and a slot number is an index of it. SetLatch needs nothing of the
+    // caller. A process that got the PGPROC meanwhile takes the wake-up for a spurious one.
+    unsafe { pg_sys::SetLatch(&raw mut (*(*pg_sys::ProcGlobal).allProcs.add(slot)).procLatch) };
+}
+
+/// Tells a session's process, and what it has started, to end.
+pub fn end_session(pid: u32) {
+    // SAFETY: only sends a signal. As with `pg_terminate_backend`, the process may be gone by now, and its ID is given
+    // to another only after all other IDs were.
+    unsafe { libc::kill(-(pid as i32), libc::SIGTERM) };
+}
+
+/// Whether no process with this ID has a PGPROC.
+pub fn is_gone(pid: u32) -> bool {
+    // SAFETY: the caller is a process with a PGPROC, as a lock is taken; the result is only compared.
+    unsafe { pg_sys::BackendPidGetProc(pid as i32).is_null() }
+}
+
+pub fn is_standby() -> bool {
+    // SAFETY: reads shared memory.
+    unsafe { pg_sys::RecoveryInProgress() }
+}
+
+/// Counts the invalidation messages that this process has received. What was read from the catalogs is current as long
+/// as the number stays.
+pub fn receive_invalidations() -> u64 {
+    // SAFETY: in a transaction, and in none of the places where caches are being built.
+    unsafe {
+        pg_sys::AcceptInvalidationMessages();
+        pg_sys::SharedInvalidMessageCounter
+    }
+}
+
+/// Reads the configuration file anew, as the server's own main loops do.
+pub fn reload_settings() {
+    // SAFETY: the flag is a variable of this process. The caller runs no statement.
+    unsafe {
+        pg_sys::ConfigReloadPending = 0;
+        pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+    }
+}
+
+/// Runs `act` while no signal ends this process: whoever is told to end meanwhile ends at the next interrupt.
+pub fn uninterrupted(act: impl FnOnce()) {
+    // SAFETY: HOLD_INTERRUPTS and RESUME_INTERRUPTS change this variable in the same way. If `act` raises, the server
+    // sets it to 0.
+    unsafe {
+        pg_sys::InterruptHoldoffCount += 1;
+        act();
+        pg_sys::InterruptHoldoffCount -= 1;
+    }
+}
+
+/// How long until the server's own timeouts end a login that is still in the hook; None without any. Microseconds.
+pub fn login_timeout() -> Option<i64> {
+    // SAFETY: both functions only read variables of this process.
+    let finish = |id: &u32| unsafe {
+        ffi::get_timeout_active(*id).then(|| ffi::get_timeout_finish_time(*id))
+    };
+    let finish = compat::LOGIN_TIMEOUTS.iter().filter_map(finish).min()?;
+    Some(finish - now())
+}

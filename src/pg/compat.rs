@@ -1,0 +1,161 @@
+//! Every difference between the supported versions of the server.
+
+use pgrx::pg_sys;
+use std::ffi::{CStr, c_char, c_int};
+
+/// The beginning of the server's `Port` (`src/include/libpq/libpq-be.h`). pgrx 0.18.1 has one too,
+/// but in 17 the server's has lost a field that pgrx's still has.
+#[repr(C)]
+pub struct Port {
+    pub sock: pg_sys::pgsocket,
+    _noblock: bool,
+    _proto: pg_sys::ProtocolVersion,
+    _laddr: pg_sys::SockAddr,
+    pub raddr: pg_sys::SockAddr,
+    _remote_host: *mut c_char,
+    _remote_hostname: *mut c_char,
+    _remote_hostname_resolv: c_int,
+    _remote_hostname_errcode: c_int,
+    _remote_port: *mut c_char,
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    _can_accept_connections: std::ffi::c_uint,
+    #[cfg(feature = "pg18")]
+    _local_host: [c_char; 64],
+    pub database_name: *mut c_char,
+    pub user_name: *mut c_char,
+}
+
+/// A row of `pg_auth_members`, which pgrx leaves out (`src/include/catalog/pg_auth_members.h`).
+#[repr(C)]
+#[allow(non_camel_case_types, reason = "named as in the server")]
+pub struct FormData_pg_auth_members {
+    #[cfg(not(feature = "pg15"))]
+    _oid: pg_sys::Oid,
+    pub roleid: pg_sys::Oid,
+    pub member: pg_sys::Oid,
+    _grantor: pg_sys::Oid,
+    _admin_option: bool,
+    #[cfg(not(feature = "pg15"))]
+    inherit_option: bool,
+    #[cfg(not(feature = "pg15"))]
+    set_option: bool,
+}
+
+impl FormData_pg_auth_members {
+    /// Whether the member has the role's privileges without SET ROLE: on 15 all grants are as the
+    /// member's attribute INHERIT says.
+    #[cfg(feature = "pg15")]
+    pub fn gives_privileges(&self, inherit: bool) -> bool {
+        inherit
+    }
+
+    /// Whether the member has the role's privileges without SET ROLE.
+    #[cfg(not(feature = "pg15"))]
+    pub fn gives_privileges(&self, _inherit: bool) -> bool {
+        self.inherit_option
+    }
+
+    /// Whether it makes a member that can use the role, and not only grant it on.
+    pub fn is_membership(&self) -> bool {
+        #[cfg(feature = "pg15")]
+        return true;
+        #[cfg(not(feature = "pg15"))]
+        return self.inherit_option || self.set_option;
+    }
+}
+
+/// Whether a database's owner has the privileges of `pg_database_owner`: on 15 as the owner's
+/// attribute INHERIT says.
+#[cfg(feature = "pg15")]
+pub fn ownership_gives_privileges(inherit: bool) -> bool {
+    inherit
+}
+
+/// Whether a database's owner has the privileges of `pg_database_owner`.
+#[cfg(not(feature = "pg15"))]
+pub fn ownership_gives_privileges(_inherit: bool) -> bool {
+    true
+}
+
+/// The number of this process's PGPROC, below `MaxBackends` for any process that a client can talk to.
+pub fn my_slot() -> usize {
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    // SAFETY: MyProc is set before a backend authenticates its client, and until it has left the
+    // process array. `slot` asks once, in between.
+    let index = unsafe { (*pg_sys::MyProc).pgprocno };
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    // SAFETY: a plain variable of this process.
+    let index = unsafe { pg_sys::MyProcNumber };
+    index as usize
+}
+
+/// Whether the connections reserved for superusers, and on 16+ for `pg_use_reserved_connections`,
+/// are free.
+pub fn reserved_connections_are_free() -> bool {
+    // SAFETY: settings that no backend changes.
+    #[cfg(feature = "pg15")]
+    let reserved = unsafe { pg_sys::ReservedBackends };
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: as above.
+    let reserved = unsafe { pg_sys::SuperuserReservedConnections + pg_sys::ReservedConnections };
+    // HaveNFreeProcs is not to be asked for none.
+    reserved == 0 || have_free_procs(reserved)
+}
+
+fn have_free_procs(number: i32) -> bool {
+    // SAFETY: takes and gives back a spinlock, and writes to a local variable.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        return pg_sys::HaveNFreeProcs(number);
+        #[cfg(not(feature = "pg15"))]
+        return pg_sys::HaveNFreeProcs(number, &mut 0);
+    }
+}
+
+/// Which sessions are idle, and not in a transaction, and since when. With `track_activities = off` a
+/// session is never known to be.
+pub fn idle_sessions() -> Vec<(u32, i64)> {
+    // SAFETY: the server's statistics are in shared memory, and attached before a client is
+    // authenticated. This backend keeps the copy of them that it makes until it is told to forget it.
+    unsafe {
+        let entry = |index| {
+            #[cfg(feature = "pg15")]
+            let entry = pg_sys::pgstat_fetch_stat_local_beentry(index);
+            #[cfg(not(feature = "pg15"))]
+            let entry = pg_sys::pgstat_get_local_beentry_by_index(index);
+            entry.as_ref().map(|entry| &entry.backendStatus)
+        };
+        let entries = (1..=pg_sys::pgstat_fetch_stat_numbackends()).filter_map(entry);
+        let mut idle: Vec<(u32, i64)> = entries
+            .filter(|entry| entry.st_state == pg_sys::BackendState::STATE_IDLE)
+            .map(|entry| (entry.st_procpid as u32, entry.st_state_start_timestamp))
+            .collect();
+        pg_sys::pgstat_clear_backend_activity_snapshot();
+        idle.sort_unstable();
+        idle
+    }
+}
+
+/// The timeouts that end a login while it is in the hook: `STATEMENT_TIMEOUT`, which stands for
+/// `authentication_timeout` until authentication is done, and `TRANSACTION_TIMEOUT`
+/// (`src/include/utils/timeout.h`).
+#[cfg(any(feature = "pg15", feature = "pg16"))]
+pub const LOGIN_TIMEOUTS: &[u32] = &[3];
+#[cfg(any(feature = "pg17", feature = "pg18"))]
+pub const LOGIN_TIMEOUTS: &[u32] = &[3, 8];
+
+/// The server's message, and DETAIL with its argument, for a walsender whose role may not be one
+/// (`InitPostgres`).
+#[cfg(feature = "pg15")]
+pub const NOT_A_WALSENDER: (&CStr, Option<(&CStr, &CStr)>) = (
+    c"must be superuser or replication role to start walsender",
+    None,
+);
+#[cfg(not(feature = "pg15"))]
+pub const NOT_A_WALSENDER: (&CStr, Option<(&CStr, &CStr)>) = (
+    c"permission denied to start WAL sender",
+    Some((
+        c"Only roles with the %s attribute may start a WAL sender process.",
+        c"REPLICATION",
+    )),
+);

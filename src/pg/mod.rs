@@ -1,0 +1,13 @@
+//! What is borrowed from the server. Nothing here knows limits. Whatever is unsafe and is neither a hook nor shared
+//! memory is here.
+
+pub mod backend;
+pub mod catalog;
+pub mod client;
+pub mod compat;
+pub mod connect_privilege;
+pub mod ffi;
+pub mod labels;
+pub mod lwlock;
+pub mod memberships;
+pub mod scan;

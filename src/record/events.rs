@@ -1,0 +1,342 @@
+//! The audit trail: each decision as one JSON object a line in the server log, and as a record for the
+//! view.
+//!
+//! JSON is Unicode, and names are bytes, usually UTF-8; the log and each database may have another
+//! encoding. So the JSON here is ASCII, and right in all of them.
+
+use crate::pg::backend::now;
+use crate::pg::{catalog, client};
+use crate::record::decision::{Decision, Outcome};
+use crate::settings::{self, LogEvents};
+use crate::shmem;
+use model::event::{EventKind, FixedText, Record};
+use model::label::LabelProblem;
+use model::limit::{Limit, Names, Object};
+use model::session::Session;
+use model::throttle::{LineKey, Suppressed};
+use model::verdict::{Admission, Ended, Excess};
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::{PgLogLevel, PgSqlErrorCode};
+use serde::{Serialize, Serializer};
+use serde_json::ser::{CompactFormatter, Formatter};
+use std::ffi::CStr;
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// What happened. Serialised, it is the line in the log.
+#[derive(Serialize)]
+struct Event {
+    #[serde(rename = "event")]
+    kind: EventKind,
+    #[serde(skip)]
+    role_oid: u32,
+    role: Option<Bytes>,
+    database: Option<Bytes>,
+    client_addr: Option<IpAddr>,
+    pid: Option<u32>,
+    #[serde(flatten)]
+    detail: Detail,
+}
+
+/// What an event says besides.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Detail {
+    Nothing {},
+    Waited {
+        waited_ms: u128,
+    },
+    Over(OverLimit),
+    Elsewhere {
+        other_addr: Option<IpAddr>,
+        other_pid: u32,
+    },
+    /// The worker has no catalogs to look the name up in.
+    Reclaimed {
+        role_oid: u32,
+    },
+}
+
+/// The limit that decided.
+#[derive(Serialize)]
+struct OverLimit {
+    /// Of a sweep.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    action: Option<&'static str>,
+    source: Bytes,
+    per: &'static str,
+    subject: Option<Bytes>,
+    in_use: u32,
+    max: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waited_ms: Option<u128>,
+    /// Whose sessions end for the login, the first few.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ended_pids: Vec<u32>,
+}
+
+/// How a login ended.
+pub fn decided(decision: &Decision) {
+    let (admission, kind, detail) = what_happened(decision);
+    // Admissions are recorded only with log_events = all: they would push everything else out of the ring.
+    if !kind.is_usual() || settings::log_events() == LogEvents::All {
+        tell(&of_login(decision, kind, detail));
+    }
+    if let Some(other) = admission.and_then(|admission| admission.elsewhere) {
+        let detail = Detail::Elsewhere {
+            other_addr: other.address,
+            other_pid: other.pid,
+        };
+        tell(&of_login(decision, EventKind::ConcurrentAddresses, detail));
+    }
+}
+
+fn what_happened<'a>(decision: &Decision<'a>) -> (Option<&'a Admission>, EventKind, Detail) {
+    let waited = decision.waited;
+    match decision.outcome {
+        Outcome::Admitted(admission) => match (&admission.over, waited) {
+            (Some((excess, ended)), _) => {
+                let kind = match ended.number {
+                    0 => EventKind::WouldRefuse,
+                    _ => EventKind::WouldReplace,
+                };
+                (Some(admission), kind, over_limit(excess, ended, waited))
+            }
+            (None, Some(waited)) => {
+                let waited_ms = waited.as_millis();
+                (
+                    Some(admission),
+                    EventKind::Waited,
+                    Detail::Waited { waited_ms },
+                )
+            }
+            (None, None) => (Some(admission), EventKind::Admitted, Detail::Nothing {}),
+        },
+        Outcome::Replaced(admission, ended, excess) => {
+            let detail = over_limit(excess, ended, waited);
+            (Some(admission), EventKind::Replaced, detail)
+        }
+        Outcome::Refused(excess) => {
+            let detail = over_limit(excess, &Ended::default(), waited);
+            (None, EventKind::Refused, detail)
+        }
+    }
+}
+
+fn of_login(decision: &Decision, kind: EventKind, detail: Detail) -> Event {
+    let name = |name: &CStr| Bytes(name.to_bytes().to_vec());
+    let client = decision.client;
+    Event {
+        kind,
+        role_oid: decision.session.role,
+        role: Some(name(client.role)),
+        database: client.database.map(name),
+        client_addr: client.address,
+        pid: Some(std::process::id()),
+        detail,
+    }
+}
+
+fn over_limit(excess: &Excess, ended: &Ended, waited: Option<Duration>) -> Detail {
+    Detail::Over(OverLimit {
+        waited_ms: waited.map(|waited| waited.as_millis()),
+        ended_pids: ended.shown.iter().flatten().copied().collect(),
+        ..of_limit(&excess.limit, excess.in_use, &client::name_of)
+    })
+}
+
+fn of_limit(limit: &Limit, in_use: u32, names: Names) -> OverLimit {
+    OverLimit {
+        action: None,
+        source: Bytes(limit.source.words(names)),
+        per: limit.per.word(),
+        subject: limit.subject(names).map(Bytes),
+        in_use,
+        max: limit.max,
+        waited_ms: None,
+        ended_pids: Vec::new(),
+    }
+}
+
+/// A slot was freed for a process that is gone and did not free it: never expected.
+pub fn reclaimed(pid: u32, role_oid: u32) {
+    tell(&Event {
+        kind: EventKind::Reclaimed,
+        role_oid,
+        role: None,
+        database: None,
+        client_addr: None,
+        pid: Some(pid),
+        detail: Detail::Reclaimed { role_oid },
+    });
+}
+
+/// So many sessions are over a limit that was lowered, or set, after they came: it is only said, or
+/// this one was told to end.
+pub fn swept(limit: &Limit, in_use: u32, ended: Option<(u32, &Session)>) {
+    let name = |object| Bytes(catalog::name_of(object));
+    let session = ended.map(|(_, session)| session);
+    let database = session.map(|session| session.database);
+    tell(&Event {
+        kind: EventKind::Swept,
+        role_oid: session.map_or(0, |session| session.role),
+        role: session.map(|session| name(Object::Role(session.role))),
+        database: database
+            .filter(|oid| *oid != 0)
+            .map(|oid| name(Object::Database(oid))),
+        client_addr: session.and_then(|session| session.address),
+        pid: ended.map(|(pid, _)| pid),
+        detail: Detail::Over(OverLimit {
+            action: Some(ended.map_or("log", |_| "terminate")),
+            ..of_limit(limit, in_use, &catalog::name_of)
+        }),
+    });
+}
+
+/// A label that a login had to pass over, in part or as a whole.
+pub fn label_problem(problem: &LabelProblem) {
+    let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
+    ErrorReport::new(code, problem.text(&catalog::name_of), "").report(PgLogLevel::LOG_SERVER_ONLY);
+}
+
+/// Records the event, and logs it, as far as it is wanted: whoever asks for what is usual wants all of it.
+fn tell(event: &Event) {
+    let usual = event.kind.is_usual();
+    let logged = settings::log_events() != LogEvents::None;
+    let (mut record, key) = (event.record(), event.key());
+    let (fits, suppressed) = shmem::event_log(|log| {
+        record.time = now();
+        log.ring.push(&record);
+        match logged && !usual {
+            true => log.throttle.admit(&key, second(record.time)),
+            false => (logged, None),
+        }
+    });
+    suppressed.iter().for_each(log_suppressed);
+    if fits {
+        log(event);
+    }
+}
+
+/// Says what was left out of the log and has not been said: of the seconds that are over, or, at the
+/// end, of this one, too.
+pub fn flush_suppressed(at_the_end: bool) {
+    let next = || {
+        shmem::event_log(|log| {
+            let except = (!at_the_end).then(|| second(now()));
+            log.throttle.take(except)
+        })
+    };
+    while let Some(suppressed) = next() {
+        log_suppressed(&suppressed);
+    }
+}
+
+#[derive(Serialize)]
+struct SuppressedLine {
+    event: &'static str,
+    of: EventKind,
+    role: Option<Bytes>,
+    source: Option<Bytes>,
+    number: u32,
+}
+
+fn log_suppressed(suppressed: &Suppressed) {
+    let key = suppressed.key;
+    let known = |text: &[u8]| (!text.is_empty()).then(|| Bytes(text.to_vec()));
+    log(&SuppressedLine {
+        event: "left_out",
+        of: key.kind,
+        role: known(key.role_name.bytes()),
+        source: known(key.source.bytes()),
+        number: suppressed.number,
+    });
+}
+
+impl Event {
+    fn record(&self) -> Record {
+        let detail = json(&self.detail);
+        let detail = detail.and_then(|detail| FixedText::new(detail.as_bytes()));
+        let truncated = || FixedText::new(br#"{"truncated":true}"#);
+        Record {
+            time: 0,
+            kind: self.kind,
+            role: self.role_oid,
+            role_name: fixed(self.role.as_ref()),
+            database: fixed(self.database.as_ref()),
+            address: self.client_addr,
+            pid: self.pid.unwrap_or(0),
+            detail: detail.or_else(truncated).unwrap_or(FixedText::EMPTY),
+        }
+    }
+
+    fn key(&self) -> LineKey {
+        let source = match &self.detail {
+            Detail::Over(over) => Some(&over.source),
+            _ => None,
+        };
+        LineKey {
+            kind: self.kind,
+            role: self.role_oid,
+            role_name: fixed(self.role.as_ref()),
+            source: fixed(source),
+        }
+    }
+}
+
+/// There is room for every name.
+fn fixed<const SIZE: usize>(bytes: Option<&Bytes>) -> FixedText<SIZE> {
+    let text = bytes.and_then(|bytes| FixedText::new(&bytes.0));
+    text.unwrap_or(FixedText::EMPTY)
+}
+
+fn second(time: i64) -> i64 {
+    time.div_euclid(1_000_000)
+}
+
+fn log(line: &impl Serialize) {
+    if let Some(json) = json(line) {
+        let code = PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION;
+        ErrorReport::new(code, format!("session_limit: {json}"), "")
+            .report(PgLogLevel::LOG_SERVER_ONLY);
+    }
+}
+
+/// In ASCII. None of what is serialised here can fail to be.
+fn json(value: &impl Serialize) -> Option<String> {
+    let mut json = Vec::new();
+    let mut serializer = serde_json::Serializer::with_formatter(&mut json, Ascii(CompactFormatter));
+    value.serialize(&mut serializer).ok()?;
+    String::from_utf8(json).ok()
+}
+
+/// FixedText in an unknown encoding. What is not UTF-8 has a replacement character in JSON.
+struct Bytes(Vec<u8>);
+
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&String::from_utf8_lossy(&self.0))
+    }
+}
+
+struct Ascii(CompactFormatter);
+
+impl Formatter for Ascii {
+    fn write_string_fragment<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        let is_other = |char: char| !matches!(char, ' '..='~');
+        for text in fragment.split_inclusive(is_other) {
+            let plain = text.trim_end_matches(is_other);
+            writer.write_all(plain.as_bytes())?;
+            let other = text.strip_prefix(plain).unwrap_or_default();
+            for unit in other.encode_utf16() {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+        }
+        Ok(())
+    }
+}

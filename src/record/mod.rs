@@ -1,0 +1,16 @@
+//! What is kept of a decision: counted (`stats`), remembered and logged (`events`).
+
+pub mod decision;
+pub mod events;
+mod stats;
+
+use crate::pg::backend;
+use decision::Decision;
+
+/// Keeps how a login ended. A session that is told to end meanwhile ends when nothing is left to record.
+pub fn decided(decision: &Decision) {
+    backend::uninterrupted(|| {
+        stats::decided(decision);
+        events::decided(decision);
+    });
+}

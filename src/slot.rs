@@ -1,0 +1,152 @@
+//! This backend's slot: claimed and queued by a decision, given back as the process exits.
+//!
+//! The undo comes before the do: `my_slot` registers both exit callbacks before the first decision.
+//! - Before the process leaves shared memory it may still take locks: it leaves the queue, and gives back a claim that
+//!   still waits for its victims to go.
+//! - After it has left the process array it frees its claim, by compare-and-swap of its own value. Not earlier: the
+//!   server's own CONNECTION LIMIT check, right after our hook, still counts it until then.
+
+use crate::pg::backend::{self, Local, max_backends};
+use crate::pg::{compat, ffi};
+use crate::shmem::memory;
+use model::attempt::Attempt;
+use model::count::SessionCounter;
+use model::decide;
+use model::members::Missing;
+use model::session::{Claim, EndReason};
+use model::sweep::{Ending, Exceeded, Found, Sweep};
+use model::table::Table;
+use model::verdict::Verdict;
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use std::cell::{Cell, OnceCell};
+
+/// The number of this backend's slot, once its release is registered.
+static SLOT: Local<OnceCell<usize>> = Local::new(OnceCell::new());
+static CLAIM: Local<Cell<Option<Claim>>> = Local::new(Cell::new(None));
+/// The claim is that of a login whose victims are not all gone.
+static PENDING: Local<Cell<bool>> = Local::new(Cell::new(false));
+
+/// This backend's slot. Whatever it will hold is given up when the process ends.
+pub fn my_slot() -> usize {
+    *SLOT.get_or_init(|| {
+        // SAFETY: both callbacks are functions of this library, which is never unloaded.
+        unsafe {
+            ffi::before_shmem_exit(Some(session_limit_leave_queue), pg_sys::Datum::null());
+            ffi::on_proc_exit(Some(session_limit_release), pg_sys::Datum::null());
+        }
+        compat::my_slot()
+    })
+}
+
+/// Decides on this backend's login: counts, decides and claims in one hold of the lock.
+pub fn decide(attempt: &Attempt) -> Result<Verdict, Missing> {
+    let memory = memory();
+    CLAIM.set(Some(Claim::new(attempt.pid, attempt.session.role)));
+    let may_replace = attempt.rules.replacing.allowed;
+    // All that the decision needs is allocated here, before the lock.
+    let mut counter = SessionCounter::new(memory.shared, attempt.members, may_replace);
+    let verdict = memory
+        .table
+        .exclusively(|table| decide::attempt(table, &mut counter, attempt));
+    match verdict {
+        Ok(Verdict::Admitted(_)) => {}
+        Ok(Verdict::Replacing(..)) => PENDING.set(true),
+        Ok(Verdict::Waiting | Verdict::Refused(_)) | Err(_) => CLAIM.set(None),
+    }
+    counter.wake.iter().copied().for_each(backend::wake);
+    verdict
+}
+
+/// Notes that this backend's victims are told to end, and returns their process IDs.
+pub fn mark_victims() -> Vec<u32> {
+    victims(|table, slot| table.tell_victims(slot))
+}
+
+/// The process IDs of this backend's victims that are still there. When none is, this backend is a session.
+pub fn remaining_victims() -> Vec<u32> {
+    let remaining = victims(|table, slot| {
+        table.complete(slot);
+    });
+    PENDING.set(!remaining.is_empty());
+    remaining
+}
+
+fn victims(change: impl FnOnce(&mut Table, usize)) -> Vec<u32> {
+    let slot = my_slot();
+    let mut pids = Vec::with_capacity(max_backends());
+    memory().table.exclusively(|table| {
+        change(table, slot);
+        pids.extend(table.victims(slot));
+    });
+    pids
+}
+
+/// Why this backend's session was told to end, if it was, and its role.
+pub fn my_end_reason() -> Option<(EndReason, u32)> {
+    let role = CLAIM.get()?.role();
+    let slot = *SLOT.get()?;
+    let reason = memory().table.shared(|table| table.end_reason(slot))?;
+    Some((reason, role))
+}
+
+/// Chooses and tells to end the sessions that exceed these limits.
+pub fn end_excess(sweep: &Sweep, exceeded: &[Exceeded]) -> Vec<Ending> {
+    let mut found = Found::with_room_for(max_backends());
+    memory()
+        .table
+        .exclusively(|table| sweep.end(table, exceeded, &mut found));
+    // Nothing may come in between: nobody tells them again.
+    for ending in &found.endings {
+        backend::end_session(ending.pid);
+    }
+    found.endings
+}
+
+/// Runs in a backend that exits, while it may still take locks.
+#[pg_guard]
+unsafe extern "C-unwind" fn session_limit_leave_queue(_code: i32, _arg: pg_sys::Datum) {
+    let Some(&slot) = SLOT.get() else {
+        return;
+    };
+    let memory = memory();
+    let queued = memory.shared.waiters().any(|waiter| waiter == slot);
+    if !queued && !PENDING.get() {
+        return;
+    }
+    let first = memory.table.exclusively(|table| {
+        if PENDING.get() {
+            table.roll_back(slot);
+        }
+        table.dequeue(slot);
+        table.shared.first_waiter()
+    });
+    first.into_iter().for_each(backend::wake);
+}
+
+/// Runs in a backend that has left the process array and given back its PGPROC.
+#[pg_guard]
+unsafe extern "C-unwind" fn session_limit_release(_code: i32, _arg: pg_sys::Datum) {
+    if let (Some(&slot), Some(claim)) = (SLOT.get(), CLAIM.get()) {
+        release(slot, claim);
+    }
+}
+
+/// Frees a slot whose process is gone; false if it does not hold this claim any more.
+pub fn release(slot: usize, claim: Claim) -> bool {
+    let memory = memory();
+    let successor = memory.shared.successor(slot);
+    let released = memory.shared.release(slot, claim);
+    memory
+        .shared
+        .first_waiter()
+        .into_iter()
+        .for_each(backend::wake);
+    successor.into_iter().for_each(backend::wake);
+    released
+}
+
+/// Every waiter looks again.
+pub fn wake_all_waiters() {
+    memory().shared.waiters().for_each(backend::wake);
+}

@@ -1,0 +1,174 @@
+//! The functions that say what would be: how each limit stands for a login that is not made, and
+//! which limit each role has.
+
+#![expect(
+    clippy::type_complexity,
+    reason = "pgrx wants a row's columns named in the signature"
+)]
+
+use crate::lookup::{self, Inputs, Labels};
+use crate::pg::catalog::{Database, Role, name_of};
+use crate::settings;
+use crate::sql::viewer::{SqlText, Viewer};
+use crate::{error, shmem};
+use model::attempt::{Attempt, Replacing, Rules};
+use model::decide;
+use model::limit::{Limit, Scope, Who};
+use model::precedence::{Applicable, Defaults, applicable};
+use model::session::Session;
+use model::verdict::Standing;
+use pgrx::Inet;
+use pgrx::prelude::*;
+use std::ffi::CStr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+/// One row a limit that such a login would have to meet now.
+#[pg_extern(sql = false)]
+fn explain_login(
+    role: Option<&CStr>,
+    database: Option<&CStr>,
+    address: Option<Inet>,
+) -> TableIterator<
+    'static,
+    (
+        name!(source, SqlText),
+        name!(per, &'static str),
+        name!(subject, Option<SqlText>),
+        name!(in_use, i64),
+        name!(max, i64),
+        name!(fits, bool),
+        name!(enforcement, &'static str),
+    ),
+> {
+    shmem::require();
+    let role = role.unwrap_or_else(|| error::must_not_be_null("role"));
+    let database = database.unwrap_or_else(|| error::must_not_be_null("database"));
+    let role = Role::by_name(role).unwrap_or_else(|| error::undefined_role(role));
+    if !Viewer::current().may_see(role.oid) {
+        error::may_not_explain(&role.name);
+    }
+    if !role.can_login {
+        error::cannot_log_in(&role.name);
+    }
+    let database =
+        Database::by_name(database).unwrap_or_else(|| error::undefined_database(database));
+    if database.invalid || !database.allows_connections {
+        error::cannot_connect_to(&database.name);
+    }
+    let rows = standings(&role, &database, address.map(host))
+        .into_iter()
+        .map(|standing| {
+            let limit = standing.limit;
+            (
+                limit.source.words(&name_of),
+                limit.per.word(),
+                limit.subject(&name_of),
+                i64::from(standing.in_use),
+                i64::from(limit.max),
+                standing.fits,
+                if limit.enforced { "on" } else { "log" },
+            )
+        });
+    TableIterator::new(rows.collect::<Vec<_>>())
+}
+
+fn host(inet: Inet) -> IpAddr {
+    let host = inet.0.split('/').next().and_then(|host| host.parse().ok());
+    host.map_or_else(
+        || error::not_an_address(&inet.0),
+        |host: IpAddr| host.to_canonical(),
+    )
+}
+
+fn standings(role: &Role, database: &Database, address: Option<IpAddr>) -> Vec<Standing> {
+    let settings = settings::current();
+    let (applicable, members, problems) =
+        lookup::ask(role, Some(database), address, false, &settings);
+    if let Some((object, why)) = lookup::invalid_label(&applicable, &problems, &settings) {
+        error::label_is_invalid(object, why);
+    }
+    problems.iter().for_each(error::warn_of);
+    let limits = applicable.limits;
+    let session = Session {
+        role: role.oid,
+        database: database.oid,
+        address,
+        started: 0,
+        walsender: false,
+        exempt: false,
+        arrival: 0,
+    };
+    let rules = Rules {
+        count_walsenders: !settings.exempt_replication,
+        may_wait: Some(false),
+        tried: Duration::ZERO,
+        max_waiters: 0,
+        replacing: Replacing::NONE,
+        audit: false,
+    };
+    let mut copy = shmem::snapshot();
+    let inputs = Inputs::new(members);
+    lookup::retry_with(
+        inputs,
+        || false,
+        |inputs| {
+            let login = Attempt {
+                // No process's slot: all who wait came before.
+                slot: usize::MAX,
+                pid: 0,
+                session,
+                limits: &limits,
+                members: &inputs.members,
+                idle: inputs.idle.as_ref(),
+                rules,
+            };
+            decide::explain(&copy.table(), &login)
+        },
+    )
+}
+
+/// One row a role that may log in and that the caller may see. No limit: -1.
+#[pg_extern(sql = false)]
+fn effective_limits() -> TableIterator<
+    'static,
+    (
+        name!(usename, SqlText),
+        name!(max, i64),
+        name!(source, Option<SqlText>),
+        name!(exempt, bool),
+        name!(connection_limit, i32),
+    ),
+> {
+    shmem::require();
+    let (settings, labels, viewer) = (settings::current(), Labels::read(), Viewer::current());
+    let defaults = Defaults {
+        dry_run: false,
+        ..settings::defaults()
+    };
+    let roles = Role::all().into_iter();
+    let rows = roles
+        .filter(|role| role.can_login && viewer.may_see(role.oid))
+        .map(|role| {
+            let (facts, _) = labels.facts(&role, None, None, &defaults);
+            let Applicable { exempt, limits } = applicable(&facts);
+            // Exempt wherever it comes from.
+            let over_tcp = Some(Ipv4Addr::UNSPECIFIED.into());
+            let exempt = exempt || settings.exempts(role.superuser, over_tcp, false);
+            let of_role = Scope {
+                who: Who::Role(role.oid),
+                database: None,
+                network: None,
+            };
+            let is_effective = |limit: &&Limit| limit.enforced && limit.scope == of_role && !exempt;
+            let limit = limits.iter().find(is_effective);
+            (
+                role.name,
+                limit.map_or(-1, |limit| i64::from(limit.max)),
+                limit.map(|limit| limit.source.words(&name_of)),
+                exempt,
+                role.connection_limit,
+            )
+        });
+    TableIterator::new(rows.collect::<Vec<_>>())
+}

@@ -1,0 +1,192 @@
+//! The label provider: run in a backend by `SECURITY LABEL FOR session_limit`, after the server has
+//! found that its user may label the object. What passes is stored to the letter.
+//!
+//! With LOGIN, a role's label is about itself; without, it is a group's, about others, and for
+//! superusers to set. So the second hook keeps others from turning the one into the other.
+
+use crate::lookup::Labels;
+use crate::pg::backend::{self, Local, is_superuser};
+use crate::pg::catalog::{Database, Role};
+use crate::pg::labels::PROVIDER;
+use crate::{error, shmem};
+use model::label::{Label, MAX_LABEL_BYTES};
+use model::label_target::LabelTarget;
+use model::limit::{Object, Per};
+use pgrx::prelude::*;
+use pgrx::{PgXactCallbackEvent, pg_sys};
+use std::cell::Cell;
+use std::ffi::{CStr, c_char, c_int, c_void};
+
+static PREVIOUS: Local<Cell<pg_sys::object_access_hook_type>> = Local::new(Cell::new(None));
+/// This transaction changes labels.
+static CHANGES_LABELS: Local<Cell<bool>> = Local::new(Cell::new(false));
+
+pub fn register_provider() {
+    // SAFETY: the name is static, the hooks are functions of this library, which is never unloaded,
+    // and the previous one is called.
+    unsafe {
+        pg_sys::register_label_provider(PROVIDER.as_ptr(), Some(session_limit_check_label));
+        PREVIOUS.set(pg_sys::object_access_hook);
+        pg_sys::object_access_hook = Some(session_limit_object_access);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn session_limit_object_access(
+    access: pg_sys::ObjectAccessType::Type,
+    class: pg_sys::Oid,
+    object: pg_sys::Oid,
+    sub: c_int,
+    argument: *mut c_void,
+) {
+    if let Some(previous) = PREVIOUS.get() {
+        // SAFETY: the arguments are the server's own, and what the previous hook raises is passed on.
+        unsafe {
+            pg_sys::ffi::pg_guard_ffi_boundary(|| previous(access, class, object, sub, argument));
+        }
+    }
+    if access != pg_sys::ObjectAccessType::OAT_POST_ALTER {
+        return;
+    }
+    match class {
+        // ALTER ROLE … [NO]LOGIN, CONNECTION LIMIT
+        pg_sys::AuthIdRelationId => {
+            check_altered(object.to_u32());
+            at_commit_limits_change();
+        }
+        // ALTER DATABASE … CONNECTION LIMIT, RENAME
+        pg_sys::DatabaseRelationId => at_commit_limits_change(),
+        _ => {}
+    }
+}
+
+/// Whoever is over a limit then is found at once. A transaction that is prepared first goes unnoticed
+/// until the next sweep.
+fn at_commit_limits_change() {
+    pgrx::register_xact_callback(PgXactCallbackEvent::Commit, || {
+        if let Some(memory) = shmem::existing_memory() {
+            memory.mailbox.limits_changed();
+        }
+    });
+}
+
+fn check_altered(oid: u32) {
+    let (Some(before), Some(after)) = (Role::by_oid(oid), Role::altered(oid)) else {
+        return;
+    };
+    if before.can_login == after.can_login {
+        return;
+    }
+    // As SECURITY LABEL does, so that none is being set meanwhile.
+    // SAFETY: in a transaction.
+    unsafe {
+        let lock = pg_sys::ShareUpdateExclusiveLock;
+        pg_sys::LockSharedObject(pg_sys::AuthIdRelationId, oid.into(), 0, lock as _);
+    }
+    let Some(text) = Labels::sought().text(Object::Role(oid)) else {
+        return;
+    };
+    let is_about_members = || {
+        let label = text.as_deref().map(Label::read);
+        label.is_ok_and(|label| label.is_ok_and(|label| label.is_about_members()))
+    };
+    if !is_superuser() && is_about_members() {
+        error::only_superusers_turn_labels(after.can_login);
+    }
+    let target = LabelTarget::of_role(after.can_login);
+    let fits = text
+        .as_deref()
+        .map_err(String::clone)
+        .and_then(|text| Label::check(text, target));
+    if let Err(why) = fits {
+        error::label_fits_no_more(&why, after.can_login);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn session_limit_check_label(
+    object: *const pg_sys::ObjectAddress,
+    label: *const c_char,
+) {
+    // SAFETY: the server passes the object that it has locked, and a text or, to remove the label,
+    // null.
+    let (object, label) = unsafe {
+        let label = (!label.is_null()).then(|| CStr::from_ptr(label).to_bytes());
+        (&*object, label)
+    };
+    labels_change();
+    at_commit_limits_change();
+    let oid = object.objectId.to_u32();
+    match object.classId {
+        // SECURITY LABEL FOR session_limit ON ROLE …
+        pg_sys::AuthIdRelationId => {
+            let Some(role) = Role::by_oid(oid) else {
+                return;
+            };
+            let target = LabelTarget::of_role(role.can_login);
+            if target == LabelTarget::Group && !is_superuser() {
+                error::only_superusers_label_groups();
+            }
+            check(label, target, "role", role.connection_limit);
+        }
+        // SECURITY LABEL FOR session_limit ON DATABASE …
+        pg_sys::DatabaseRelationId => {
+            let limit = Database::by_oid(oid).map_or(-1, |database| database.connection_limit);
+            check(label, LabelTarget::Database, "database", limit);
+        }
+        _ => error::labels_are_for_roles_and_databases(),
+    }
+}
+
+/// No login may go on to believe that there is no label.
+fn labels_change() {
+    let Some(changes) = shmem::existing_label_changes() else {
+        return;
+    };
+    if CHANGES_LABELS.replace(true) {
+        return;
+    }
+    changes.begin();
+    for end in [
+        PgXactCallbackEvent::Commit,
+        PgXactCallbackEvent::Abort,
+        PgXactCallbackEvent::Prepare,
+    ] {
+        pgrx::register_xact_callback(end, || {
+            if CHANGES_LABELS.replace(false) {
+                changes.end();
+            }
+        });
+    }
+}
+
+fn check(label: Option<&[u8]>, target: LabelTarget, object: &str, connection_limit: i32) {
+    let Some(json) = label else {
+        return;
+    };
+    if json.len() > MAX_LABEL_BYTES {
+        error::label_too_long(json.len(), target);
+    }
+    // What the old cluster has stays, also on a role that can, or cannot, log in any more.
+    if backend::is_upgrading() {
+        return;
+    }
+    let label = Label::check(json, target);
+    let label = label.unwrap_or_else(|why| error::bad_label(&why, target));
+    if label.exempt && !is_superuser() {
+        error::only_superusers_exempt();
+    }
+    let whole = match target {
+        LabelTarget::Database => Per::Database,
+        _ => Per::Role,
+    };
+    let key = (Some(whole), None, None);
+    let limit = label.limits.iter().find(|limit| limit.key(target) == key);
+    if let Some(limit) = limit
+        && target != LabelTarget::Group
+        && connection_limit >= 0
+        && !(0..=connection_limit).contains(&limit.max)
+    {
+        error::connection_limit_is_smaller(object, connection_limit);
+    }
+}

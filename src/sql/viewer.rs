@@ -1,0 +1,36 @@
+//! Whose rows a query shows: of other roles no more than `pg_stat_activity` does.
+
+use pgrx::pg_sys;
+
+/// A text in the database's encoding, which is stored as a `bytea` is.
+pub type SqlText = Vec<u8>;
+
+/// Whoever runs the query.
+pub struct Viewer {
+    role: pg_sys::Oid,
+    sees_all: bool,
+}
+
+impl Viewer {
+    pub fn current() -> Viewer {
+        // SAFETY: in a transaction, in a backend with a database.
+        unsafe {
+            let role = pg_sys::GetUserId();
+            let all_stats = pg_sys::Oid::from(pg_sys::ROLE_PG_READ_ALL_STATS);
+            Viewer {
+                role,
+                sees_all: pg_sys::has_privs_of_role(role, all_stats),
+            }
+        }
+    }
+
+    /// Including rows that belong to no role.
+    pub fn sees_all(&self) -> bool {
+        self.sees_all
+    }
+
+    pub fn may_see(&self, role: u32) -> bool {
+        // SAFETY: in a transaction, in a backend with a database.
+        self.sees_all || unsafe { pg_sys::has_privs_of_role(self.role, role.into()) }
+    }
+}
