@@ -16,10 +16,10 @@ use std::time::Duration;
 pub enum Enforcement {
     #[name = c"on"]
     On,
-    /// Decide, log the decision, admit.
+    /// A dry run: decide, log the decision, admit all the same.
     #[name = c"log"]
     Log,
-    /// Only count.
+    /// Count sessions, and decide nothing.
     #[name = c"off"]
     Off,
 }
@@ -59,7 +59,7 @@ pub enum LogEvents {
     All,
 }
 
-/// What happens to sessions that are over a limit which was lowered, or set, after they came.
+/// What the sweep does about sessions over a limit that was lowered, or set, after they came.
 #[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
 pub enum SweepSetting {
     #[name = c"off"]
@@ -103,7 +103,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Whether such a login is counted, or for a walsender not even that, but never refused.
+    /// Whether such a login is never refused. An exempt superuser is counted, an exempt walsender is not.
     pub fn exempts(&self, superuser: bool, address: Option<IpAddr>, walsender: bool) -> bool {
         let superusers = match self.exempt_superusers {
             ExemptSuperusers::On => true,
@@ -127,7 +127,7 @@ pub fn current() -> Settings {
     }
 }
 
-/// What they say about limits.
+/// The settings that are limits, or say what a limit does.
 pub fn defaults() -> Defaults {
     let cluster_limits = CLUSTER_LIMITS.get().unwrap_or_default();
     Defaults {
@@ -156,8 +156,9 @@ fn cluster_label(json: &CStr) -> Result<Label, String> {
     }
 }
 
-/// Run wherever the setting could change, in the postmaster, too, which an error would stop: it only
-/// says no. At start, however, that would be a warning, and a server without the limits.
+/// Runs wherever the setting could change, also in the postmaster, which an error would stop at a reload: so it returns
+/// false and raises nothing. At start, however, false would mean a warning and a server without the limits: there it
+/// stops the server.
 unsafe extern "C-unwind" fn session_limit_check_cluster_limits(
     value: *mut *mut c_char,
     _extra: *mut *mut c_void,
@@ -203,7 +204,7 @@ pub fn define() {
     unsafe { pg_sys::MarkGUCPrefixReserved(c"session_limit".as_ptr()) };
 }
 
-/// Which limits there are, and whom they do not hold.
+/// Limits of the whole server, and exemptions from limits.
 fn define_limits() {
     GucRegistry::define_enum_guc(
         c"session_limit.enforcement",
@@ -279,7 +280,7 @@ fn define_waiting() {
     );
 }
 
-/// What happens to a login over a limit then.
+/// What happens to a login that has waited and found no room.
 fn define_replacing() {
     GucRegistry::define_enum_guc(
         c"session_limit.on_excess",
@@ -341,7 +342,7 @@ fn define_sweep() {
     );
 }
 
-/// What is logged and kept.
+/// Which events are logged, and how many are kept.
 fn define_events() {
     GucRegistry::define_enum_guc(
         c"session_limit.log_events",

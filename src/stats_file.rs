@@ -30,13 +30,13 @@ pub fn load(statistics: &mut Statistics) {
     }
 }
 
-/// What the file holds, which is no more; nothing if there is none.
+/// Reads the file and removes it. None if there is none.
 fn take() -> io::Result<Option<Vec<u8>>> {
     let about = match fs::symlink_metadata(FILE) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         about => about?,
     };
-    // To open a pipe could take forever.
+    // Opening a pipe could take forever.
     if !about.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }
@@ -48,7 +48,7 @@ fn take() -> io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Run by the postmaster when all its children are gone, however that came.
+/// Run by the postmaster when all its children are gone: after a shutdown, a crash, or a start that failed.
 pub fn save(statistics: &Statistics) {
     if !has_shut_down() {
         return;
@@ -59,9 +59,9 @@ pub fn save(statistics: &Statistics) {
     }
 }
 
-/// Whether the server was shut down cleanly, or never got so far that anyone could log in. What the
-/// postmaster exits with does not tell: it is 0 after an immediate shutdown, too, which may have ended
-/// a backend in the middle of a change, and 1 when it cannot start.
+/// Whether the server was shut down cleanly, or stopped before anyone could log in. The postmaster's exit code does not
+/// tell: it is 0 also after an immediate shutdown, which may have ended a backend in the middle of a change, and 1 when
+/// the server cannot start.
 fn has_shut_down() -> bool {
     const STATE: usize = std::mem::offset_of!(pg_sys::ControlFileData, state);
     let mut start = [0; STATE + size_of::<DBState::Type>()];
@@ -76,9 +76,9 @@ fn has_shut_down() -> bool {
         )
 }
 
-/// All of it, or nothing.
+/// Writes the file whole, or not at all.
 fn put(bytes: &[u8]) -> io::Result<()> {
-    // What is left there by whomever: to open a pipe could take forever.
+    // Whatever is left there is removed: opening a pipe could take forever.
     let _ = fs::remove_file(NEW_FILE);
     let mut file = File::create_new(NEW_FILE)?;
     file.write_all(bytes)?;

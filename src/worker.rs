@@ -1,10 +1,10 @@
-//! The background worker: sweeps, that is finds the sessions over a limit that was lowered, or set,
-//! after they came; frees slots whose process is gone, of which it should never find one; and says
-//! what was left out of the log where no later line does. No decision about a login depends on it.
+//! The background worker. No decision about a login depends on it.
 //!
-//! It connects to no database, so that none is kept from being dropped. If the catalogs cannot be read,
-//! it ends with that error, and the postmaster starts the next one after a second: no more often
-//! does it fail.
+//! It sweeps: it finds the sessions over a limit that was lowered, or set, after they came. It frees slots whose process
+//! is gone; it should never find one. It logs how many lines were suppressed, where no later line does.
+//!
+//! It connects to no database, so that every database can be dropped. If the catalogs cannot be read, it ends with that
+//! error, and the postmaster starts the next one a second later.
 
 use crate::pg::{backend, compat};
 use crate::record::events;
@@ -20,8 +20,12 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::time::{Duration, Instant};
 
+/// As often as the log may say how many lines it was spared.
 const SAY_EVERY: Duration = Duration::from_secs(1);
+/// A slot is seen twice without its process before it is freed: a process is gone from the process array for
+/// microseconds before it frees its slot.
 const RECLAIM_EVERY: Duration = Duration::from_secs(10);
+/// So often a worker fails at most that cannot read the catalogs.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 
 pub fn register() {
@@ -41,11 +45,11 @@ pub extern "C-unwind" fn session_limit_worker_main(_arg: pg_sys::Datum) {
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
     BackgroundWorker::connect_worker_to_spi_by_oid(None, None);
     shmem::memory().mailbox.become_reader();
-    // Before it could hear of one, there may have been a reload.
+    // The configuration may have been reloaded before this process had a handler for that.
     backend::reload_settings();
     let (mut suspects, mut said) = (Vec::new(), Vec::new());
     let (mut reclaimed, mut swept) = (Instant::now(), Instant::now());
-    // What changed before there was a worker.
+    // Limits may have changed before there was a worker.
     let mut changed = true;
     loop {
         let settings = settings::current();
@@ -58,7 +62,7 @@ pub extern "C-unwind" fn session_limit_worker_main(_arg: pg_sys::Datum) {
         if changed {
             slot::wake_all_waiters();
         }
-        // It is woken for other reasons, too.
+        // Not at each wake-up: it is woken for other reasons, too.
         if reclaimed.elapsed() >= RECLAIM_EVERY {
             reclaimed = Instant::now();
             suspects = reclaim(&suspects);
@@ -69,7 +73,7 @@ pub extern "C-unwind" fn session_limit_worker_main(_arg: pg_sys::Datum) {
             .saturating_sub(reclaimed.elapsed())
             .min(settings.sweep_interval.saturating_sub(swept.elapsed()))
             .min(SAY_EVERY);
-        // It waits for whole milliseconds.
+        // The latch waits for whole milliseconds, rounded down.
         if !BackgroundWorker::wait_latch(Some(left + Duration::from_millis(1))) {
             break;
         }
@@ -80,29 +84,29 @@ pub extern "C-unwind" fn session_limit_worker_main(_arg: pg_sys::Datum) {
         }
     }
     events::flush_suppressed(true);
-    // Told to stop. Unless the server is stopping, the postmaster starts a worker again that did
-    // not end with 0. SAFETY: ends the process as the server's own do; nothing is held.
+    // It was told to stop. The postmaster starts a worker again that did not end with 0, unless the server is stopping.
+    // SAFETY: ends the process as the server's own workers do; nothing is held.
     unsafe { pg_sys::proc_exit(1) };
 }
 
-/// A limit that was said to be exceeded.
+/// A limit that the log says is exceeded, and by how many sessions.
 type Said = (Source, Scope, Per, u32, u32);
 
-/// Does to the sessions over a limit what the setting says. What was said last time is not said again.
+/// Does to the sessions over a limit what the setting says. What the log said last time is not said again.
 fn sweep(settings: &Settings, said: &mut Vec<Said>) {
     if settings.sweep == SweepSetting::Off || settings.enforcement == Enforcement::Off {
         said.clear();
         return;
     }
-    // SAFETY: the worker is connected and in no transaction. As it may be woken before the transaction
-    // that changed a limit has told others what they must read anew, it reads everything anew.
+    // SAFETY: the worker is connected and in no transaction. A commit wakes it before it sends its invalidations: so all
+    // caches are read anew.
     unsafe {
         pg_sys::SetCurrentStatementStartTimestamp();
         pg_sys::StartTransactionCommand();
         pg_sys::InvalidateSystemCaches();
     }
     in_transaction(settings, said);
-    // SAFETY: as above.
+    // SAFETY: the transaction that was started above.
     unsafe { pg_sys::CommitTransactionCommand() };
 }
 
@@ -129,7 +133,7 @@ fn in_transaction(settings: &Settings, said: &mut Vec<Said>) {
     };
     let exceeded = sweep.over(&table).into_iter();
     let (end, say): (Vec<_>, Vec<_>) = exceeded.partition(|over| ends && is_enforced(over));
-    // A limit that changes just now may have been raised: the next sweep knows.
+    // If a limit is changing just now, it may have been raised: nobody ends before the next sweep.
     if !end.is_empty() && !shmem::memory().mailbox.has_changed() {
         for ending in slot::end_excess(&sweep, &end) {
             if let Some(limit) = applying.limits.get(ending.over.limit) {
@@ -141,7 +145,7 @@ fn in_transaction(settings: &Settings, said: &mut Vec<Said>) {
     *said = say_exceeded(&applying.limits, &say, said);
 }
 
-/// Says which limits are exceeded, but for what was said last time; and returns what is exceeded now.
+/// Logs which limits are exceeded, unless the log said so last time, and returns all that are exceeded now.
 fn say_exceeded(limits: &[Limit], exceeded: &[Exceeded], said: &[Said]) -> Vec<Said> {
     let mut now = Vec::new();
     for over in exceeded {
@@ -160,8 +164,8 @@ fn to_say(limit: &Limit, over: &Exceeded) -> Said {
     (limit.source, limit.scope, limit.per, limit.max, over.in_use)
 }
 
-/// Frees the slots of `suspects` whose process is still gone, and returns those whose process is
-/// gone now: one that has just left the process array is about to free its slot itself.
+/// Frees the slots of `suspects` whose process is still gone, and returns the slots whose process is gone now. A process
+/// that has just left the process array is about to free its slot itself: so a slot must be seen twice.
 fn reclaim(suspects: &[(usize, Claim)]) -> Vec<(usize, Claim)> {
     let gone: Vec<_> = shmem::memory()
         .shared

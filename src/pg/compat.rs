@@ -98,7 +98,7 @@ pub fn reserved_connections_are_free() -> bool {
     #[cfg(not(feature = "pg15"))]
     // SAFETY: as above.
     let reserved = unsafe { pg_sys::SuperuserReservedConnections + pg_sys::ReservedConnections };
-    // HaveNFreeProcs is not to be asked for none.
+    // HaveNFreeProcs must not be called with 0.
     reserved == 0 || have_free_procs(reserved)
 }
 
@@ -112,11 +112,11 @@ fn have_free_procs(number: i32) -> bool {
     }
 }
 
-/// Which sessions are idle, and not in a transaction, and since when. With `track_activities = off` a
-/// session is never known to be.
+/// The process IDs of the sessions that are idle outside a transaction, and since when (as `now`), sorted. A session
+/// with `track_activities = off` is never among them.
 pub fn idle_sessions() -> Vec<(u32, i64)> {
     // SAFETY: the server's statistics are in shared memory, and attached before a client is
-    // authenticated. This backend keeps the copy of them that it makes until it is told to forget it.
+    // authenticated. This backend makes a copy of them, which it must be told to forget.
     unsafe {
         let entry = |index| {
             #[cfg(feature = "pg15")]
@@ -144,8 +144,7 @@ pub const LOGIN_TIMEOUTS: &[u32] = &[3];
 #[cfg(any(feature = "pg17", feature = "pg18"))]
 pub const LOGIN_TIMEOUTS: &[u32] = &[3, 8];
 
-/// The server's message, and DETAIL with its argument, for a walsender whose role may not be one
-/// (`InitPostgres`).
+/// The server's message, and its DETAIL with an argument, for a walsender whose role lacks REPLICATION (`InitPostgres`).
 #[cfg(feature = "pg15")]
 pub const NOT_A_WALSENDER: (&CStr, Option<(&CStr, &CStr)>) = (
     c"must be superuser or replication role to start walsender",

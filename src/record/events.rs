@@ -1,8 +1,7 @@
-//! The audit trail: each decision as one JSON object a line in the server log, and as a record for the
-//! view.
+//! The event log: each decision becomes a line of JSON in the server log, and a record for the view.
 //!
-//! JSON is Unicode, and names are bytes, usually UTF-8; the log and each database may have another
-//! encoding. So the JSON here is ASCII, and right in all of them.
+//! JSON is Unicode. Names are bytes, usually UTF-8, and the log and each database may have another encoding. So the
+//! JSON here is ASCII, which is right in all of them.
 
 use crate::pg::backend::now;
 use crate::pg::{catalog, client};
@@ -24,7 +23,7 @@ use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// What happened. Serialised, it is the line in the log.
+/// What happened. Its JSON is the line in the log.
 #[derive(Serialize)]
 struct Event {
     #[serde(rename = "event")]
@@ -61,7 +60,7 @@ enum Detail {
 /// The limit that decided.
 #[derive(Serialize)]
 struct OverLimit {
-    /// Of a sweep.
+    /// `log` or `terminate`, of a sweep.
     #[serde(skip_serializing_if = "Option::is_none")]
     action: Option<&'static str>,
     source: Bytes,
@@ -71,7 +70,7 @@ struct OverLimit {
     max: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     waited_ms: Option<u128>,
-    /// Whose sessions end for the login, the first few.
+    /// The process IDs of the first few sessions that end for the login.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     ended_pids: Vec<u32>,
 }
@@ -159,7 +158,7 @@ fn of_limit(limit: &Limit, in_use: u32, names: Names) -> OverLimit {
     }
 }
 
-/// A slot was freed for a process that is gone and did not free it: never expected.
+/// The worker has freed the slot of a process that is gone and did not free it. This should never happen.
 pub fn reclaimed(pid: u32, role_oid: u32) {
     tell(&Event {
         kind: EventKind::Reclaimed,
@@ -172,8 +171,8 @@ pub fn reclaimed(pid: u32, role_oid: u32) {
     });
 }
 
-/// So many sessions are over a limit that was lowered, or set, after they came: it is only said, or
-/// this one was told to end.
+/// The sweep found `in_use` sessions under a limit that allows fewer. It has told the session `ended` to end; None: it
+/// only says so.
 pub fn swept(limit: &Limit, in_use: u32, ended: Option<(u32, &Session)>) {
     let name = |object| Bytes(catalog::name_of(object));
     let session = ended.map(|(_, session)| session);
@@ -194,13 +193,14 @@ pub fn swept(limit: &Limit, in_use: u32, ended: Option<(u32, &Session)>) {
     });
 }
 
-/// A label that a login had to pass over, in part or as a whole.
+/// A login passed over a label, or a part of it.
 pub fn label_problem(problem: &LabelProblem) {
     let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
     ErrorReport::new(code, problem.text(&catalog::name_of), "").report(PgLogLevel::LOG_SERVER_ONLY);
 }
 
-/// Records the event, and logs it, as far as it is wanted: whoever asks for what is usual wants all of it.
+/// Keeps the event for the view, and logs it if the setting asks for it. The throttle spares the log no admissions:
+/// whoever asks for them wants all of them.
 fn tell(event: &Event) {
     let usual = event.kind.is_usual();
     let logged = settings::log_events() != LogEvents::None;
@@ -219,8 +219,7 @@ fn tell(event: &Event) {
     }
 }
 
-/// Says what was left out of the log and has not been said: of the seconds that are over, or, at the
-/// end, of this one, too.
+/// Logs how many lines were suppressed in the seconds that are over; at the end of the server, in this second, too.
 pub fn flush_suppressed(at_the_end: bool) {
     let next = || {
         shmem::event_log(|log| {
@@ -285,7 +284,7 @@ impl Event {
     }
 }
 
-/// There is room for every name.
+/// A name fits always: names have less than 64 bytes.
 fn fixed<const SIZE: usize>(bytes: Option<&Bytes>) -> FixedText<SIZE> {
     let text = bytes.and_then(|bytes| FixedText::new(&bytes.0));
     text.unwrap_or(FixedText::EMPTY)
@@ -303,7 +302,7 @@ fn log(line: &impl Serialize) {
     }
 }
 
-/// In ASCII. None of what is serialised here can fail to be.
+/// In ASCII. Nothing that is serialised here can fail.
 fn json(value: &impl Serialize) -> Option<String> {
     let mut json = Vec::new();
     let mut serializer = serde_json::Serializer::with_formatter(&mut json, Ascii(CompactFormatter));
@@ -311,7 +310,7 @@ fn json(value: &impl Serialize) -> Option<String> {
     String::from_utf8(json).ok()
 }
 
-/// FixedText in an unknown encoding. What is not UTF-8 has a replacement character in JSON.
+/// Text in an unknown encoding. Bytes that are not UTF-8 become replacement characters.
 struct Bytes(Vec<u8>);
 
 impl Serialize for Bytes {

@@ -1,5 +1,5 @@
-//! The function under `set_limit` and `clear_limit`: it says what a label is to be once one of its
-//! limits is set or removed.
+//! The function under `set_limit` and `clear_limit`: it returns what a label will be when one of its limits is set or
+//! removed.
 
 use crate::lookup::Labels;
 use crate::pg::catalog::{Database, Role};
@@ -12,11 +12,10 @@ use pgrx::prelude::*;
 use serde_json::{Map, Value};
 use std::ffi::CStr;
 
-/// The label of the role, or if there is none of the database, with this limit in place of that with
-/// the same key, or without it. None if nothing is left.
+/// The label of the role, or of the database if `role` is null. With `keep`, `limit` (JSON) replaces the limit with the
+/// same key or is added; without, that limit is removed. None if nothing is left of the label.
 ///
-/// The object stays locked as by `SECURITY LABEL`, which must follow: nobody changes the label in
-/// between.
+/// The object stays locked as by `SECURITY LABEL`, which must follow: nobody changes the label in between.
 #[pg_extern(sql = false)]
 fn edited_label(
     role: Option<&CStr>,
@@ -41,7 +40,7 @@ fn edited_label(
     }
 }
 
-/// The role, or if there is none the database: locked, and what its limits can be about.
+/// Locks the role, or the database if `role` is null, and says what its limits can be about.
 fn labelled(role: Option<&CStr>, database: Option<&CStr>) -> (Object, LabelTarget) {
     match (role, database) {
         (Some(name), _) => {
@@ -69,7 +68,7 @@ fn labelled(role: Option<&CStr>, database: Option<&CStr>) -> (Object, LabelTarge
     }
 }
 
-/// Refuses whoever may not label the object.
+/// Locks the object, as `SECURITY LABEL` does. Raises an error if the user may not label it.
 fn lock(class: pg_sys::Oid, oid: u32, kind: ObjectType::Type, name: &CStr) {
     let address = pg_sys::ObjectAddress {
         classId: class,
@@ -93,8 +92,8 @@ enum Wrong {
     Missing,
 }
 
-/// What the object can have is for `SECURITY LABEL` to check: a role that got, or lost, LOGIN since
-/// its label was set may have limits that it cannot have any more, and they must be removable.
+/// Does not check whether the object can have these limits: `SECURITY LABEL` does that. If a role got or lost LOGIN since
+/// its label was set, the label may have limits that it cannot have any more, and they must be removable.
 fn edited(
     label: &[u8],
     target: LabelTarget,

@@ -1,5 +1,4 @@
-//! The functions that say what would be: how each limit stands for a login that is not made, and
-//! which limit each role has.
+//! What would happen: how each limit stands for a login that is not made, and which limit each role has.
 
 #![expect(
     clippy::type_complexity,
@@ -23,7 +22,7 @@ use std::ffi::CStr;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-/// One row a limit that such a login would have to meet now.
+/// One row for each limit that such a login would have to meet now.
 #[pg_extern(sql = false)]
 fn explain_login(
     role: Option<&CStr>,
@@ -114,7 +113,7 @@ fn standings(role: &Role, database: &Database, address: Option<IpAddr>) -> Vec<S
         || false,
         |inputs| {
             let login = Attempt {
-                // No process's slot: all who wait came before.
+                // No process has this slot: all waiters came before.
                 slot: usize::MAX,
                 pid: 0,
                 session,
@@ -128,7 +127,7 @@ fn standings(role: &Role, database: &Database, address: Option<IpAddr>) -> Vec<S
     )
 }
 
-/// One row a role that may log in and that the caller may see. No limit: -1.
+/// One row for each role with LOGIN that the caller may see. A `max` of -1: no limit.
 #[pg_extern(sql = false)]
 fn effective_limits() -> TableIterator<
     'static,
@@ -152,7 +151,7 @@ fn effective_limits() -> TableIterator<
         .map(|role| {
             let (facts, _) = labels.facts(&role, None, None, &defaults);
             let Applicable { exempt, limits } = applicable(&facts);
-            // Exempt wherever it comes from.
+            // Exempt wherever the login comes from: an address is given, so `local` does not exempt.
             let over_tcp = Some(Ipv4Addr::UNSPECIFIED.into());
             let exempt = exempt || settings.exempts(role.superuser, over_tcp, false);
             let of_role = Scope {

@@ -1,8 +1,8 @@
-//! The label provider: run in a backend by `SECURITY LABEL FOR session_limit`, after the server has
-//! found that its user may label the object. What passes is stored to the letter.
+//! The label provider: runs in a backend, called by `SECURITY LABEL FOR session_limit`, after the server has checked that
+//! the user may label the object. A label that passes is stored to the letter.
 //!
-//! With LOGIN, a role's label is about itself; without, it is a group's, about others, and for
-//! superusers to set. So the second hook keeps others from turning the one into the other.
+//! The label of a role with LOGIN limits that role. The label of a role without LOGIN limits its members, and only
+//! superusers may set it. So a second hook, on ALTER ROLE, keeps others from turning the one into the other.
 
 use crate::lookup::Labels;
 use crate::pg::backend::{self, Local, is_superuser};
@@ -60,8 +60,8 @@ unsafe extern "C-unwind" fn session_limit_object_access(
     }
 }
 
-/// Whoever is over a limit then is found at once. A transaction that is prepared first goes unnoticed
-/// until the next sweep.
+/// At commit, the worker is woken: it sweeps, and wakes the waiters. A transaction that is prepared goes unnoticed until
+/// the next sweep.
 fn at_commit_limits_change() {
     pgrx::register_xact_callback(PgXactCallbackEvent::Commit, || {
         if let Some(memory) = shmem::existing_memory() {
@@ -77,7 +77,7 @@ fn check_altered(oid: u32) {
     if before.can_login == after.can_login {
         return;
     }
-    // As SECURITY LABEL does, so that none is being set meanwhile.
+    // The lock that SECURITY LABEL takes: no label is set meanwhile.
     // SAFETY: in a transaction.
     unsafe {
         let lock = pg_sys::ShareUpdateExclusiveLock;
@@ -167,7 +167,7 @@ fn check(label: Option<&[u8]>, target: LabelTarget, object: &str, connection_lim
     if json.len() > MAX_LABEL_BYTES {
         error::label_too_long(json.len(), target);
     }
-    // What the old cluster has stays, also on a role that can, or cannot, log in any more.
+    // pg_upgrade restores whatever the old cluster had.
     if backend::is_upgrading() {
         return;
     }

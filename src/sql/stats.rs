@@ -8,7 +8,7 @@ use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-/// One row a role and database that the caller may see, and one for those that there was no room for.
+/// One row for each role and database that the caller may see, and one for all pairs that there was no room for.
 #[pg_extern(sql = false)]
 #[expect(
     clippy::type_complexity,

@@ -22,7 +22,7 @@ use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use pgrx::{Inet, pg_sys};
 
-/// One row a session that the caller may see.
+/// One row for each session that the caller may see.
 #[pg_extern(sql = false)]
 fn active_sessions() -> TableIterator<
     'static,
@@ -53,7 +53,7 @@ fn active_sessions() -> TableIterator<
     TableIterator::new(rows.collect::<Vec<_>>())
 }
 
-/// One row for each count that a limit keeps, of those with a session or a waiter.
+/// One row for each count that a limit keeps, if it has a session or a waiter that the caller may see.
 #[pg_extern(sql = false)]
 fn current_usage() -> TableIterator<
     'static,
@@ -93,7 +93,7 @@ fn current_usage() -> TableIterator<
     TableIterator::new(rows.collect::<Vec<_>>())
 }
 
-/// Every limit that is set, of those on roles only what the caller may see.
+/// One row for each limit that is set; of limits on roles, those that the caller may see.
 #[pg_extern(sql = false)]
 fn defined_limits() -> TableIterator<
     'static,
@@ -246,10 +246,10 @@ impl Defined {
     }
 }
 
-/// How many records are copied in one hold of the lock.
+/// Events copied in one hold of the lock: 64 kB, so that no login waits for long.
 const BATCH: usize = 64;
 
-/// One row a recent event that the caller may see, the oldest first.
+/// One row for each recent event that the caller may see, the oldest first.
 #[pg_extern(sql = false)]
 fn recent_events() -> TableIterator<
     'static,
