@@ -37,6 +37,9 @@ enum Texts {
 /// What a label says, or why it cannot be read.
 type ReadableText = Result<Vec<u8>, String>;
 
+/// See `ask`.
+pub type Answer = (Applicable, Members, Vec<LabelProblem>);
+
 /// What a login would have to meet now, nothing if it is exempt; the members of the groups that count for it; and what
 /// is wrong with the labels that it met.
 pub fn ask(
@@ -45,7 +48,7 @@ pub fn ask(
     address: Option<IpAddr>,
     walsender: bool,
     settings: &Settings,
-) -> (Applicable, Members, Vec<LabelProblem>) {
+) -> Answer {
     let mut applicable = Applicable {
         exempt: settings.exempts(role.superuser, address, walsender),
         limits: Vec::new(),

@@ -1,20 +1,26 @@
-//! In shared memory: what others tell the background worker.
+//! In shared memory: what others tell the background worker, and all processes each other.
 
 use crate::pg::{backend, compat};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 
 pub struct Mailbox {
     /// 0, or one more than the worker's slot.
     reader: AtomicU32,
     /// A limit may have changed since the worker asked.
     changed: AtomicBool,
+    /// When some process last said that it cannot read limits, as `now`.
+    complained: AtomicI64,
 }
+
+/// Whatever is broken, the log says so once a minute, however many processes find it.
+const COMPLAIN_EVERY_US: i64 = 60_000_000;
 
 impl Mailbox {
     pub fn new() -> Mailbox {
         Mailbox {
             reader: AtomicU32::new(0),
             changed: AtomicBool::new(false),
+            complained: AtomicI64::new(0),
         }
     }
 
@@ -39,5 +45,17 @@ impl Mailbox {
     /// Whether they have, and the worker has not asked yet.
     pub fn has_changed(&self) -> bool {
         self.changed.load(Ordering::SeqCst)
+    }
+
+    /// Whether this process is the one to say that something is broken.
+    pub fn may_complain(&self, now: i64) -> bool {
+        let last = self.complained.load(Ordering::Relaxed);
+        // Also if the clock was set back.
+        let is_due = (now - last).unsigned_abs() >= COMPLAIN_EVERY_US.unsigned_abs();
+        is_due
+            && self
+                .complained
+                .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
     }
 }

@@ -3,8 +3,8 @@
 //! It sweeps: it finds the sessions over a limit that was lowered, or set, after they came. It frees slots whose process
 //! is gone; it should never find one. It logs how many lines were suppressed, where no later line does.
 //!
-//! It connects to no database, so that every database can be dropped. If the catalogs cannot be read, it ends with that
-//! error, and the postmaster starts the next one a second later.
+//! It connects to no database, so that every database can be dropped. If the catalogs cannot be read, it says so once in
+//! a while and goes on.
 
 use crate::pg::{backend, compat};
 use crate::record::events;
@@ -98,19 +98,18 @@ fn sweep(settings: &Settings, said: &mut Vec<Said>) {
         said.clear();
         return;
     }
-    // SAFETY: the worker is connected and in no transaction. A commit wakes it before it sends its invalidations: so all
-    // caches are read anew.
-    unsafe {
-        pg_sys::SetCurrentStatementStartTimestamp();
-        pg_sys::StartTransactionCommand();
-        pg_sys::InvalidateSystemCaches();
+    let swept = backend::in_transaction(|| {
+        // SAFETY: in a transaction. A commit wakes the worker before it sends its invalidations: so all caches are read
+        // anew.
+        unsafe { pg_sys::InvalidateSystemCaches() };
+        end_and_say(settings, said);
+    });
+    if let Err(why) = swept {
+        events::cannot_read_limits(&why);
     }
-    in_transaction(settings, said);
-    // SAFETY: the transaction that was started above.
-    unsafe { pg_sys::CommitTransactionCommand() };
 }
 
-fn in_transaction(settings: &Settings, said: &mut Vec<Said>) {
+fn end_and_say(settings: &Settings, said: &mut Vec<Said>) {
     let mut copy = shmem::snapshot();
     let table = copy.table();
     let sessions: Vec<Session> = table.sessions().map(|(_, session)| session).collect();

@@ -9,6 +9,9 @@
 //! - Whoever enters the queue, or leaves it, stores that, passes a fence, and then claims are counted: by the one who
 //!   enters, or by the one who is first then and is woken.
 //!
+//! The fences are all that this needs. The loads and stores themselves are relaxed: everything else in the table is
+//! guarded by the lock.
+//!
 //! Of two processes that do both at once, at least one sees what the other has stored. `tests/interleavings.rs` tries
 //! every order of their steps.
 
@@ -45,7 +48,7 @@ impl<'a> Shared<'a> {
     /// the first waiter: the slot's next owner, who has taken the slot over, wakes nobody.
     pub fn release(self, slot: usize, claim: Claim) -> bool {
         let released = self.claims.get(slot).is_some_and(|word| {
-            word.compare_exchange(claim.word(), 0, Ordering::AcqRel, Ordering::Acquire)
+            word.compare_exchange(claim.word(), 0, Ordering::Relaxed, Ordering::Relaxed)
                 .is_ok()
         });
         fence(Ordering::SeqCst);
@@ -54,23 +57,23 @@ impl<'a> Shared<'a> {
 
     /// The slot of the waiter that arrived first.
     pub fn first_waiter(self) -> Option<usize> {
-        let waiting = self.waiting.load(Ordering::Acquire);
+        let waiting = self.waiting.load(Ordering::Relaxed);
         let first = self.queue.first().filter(|_| waiting > 0)?;
-        Some(first.load(Ordering::Acquire) as usize)
+        Some(first.load(Ordering::Relaxed) as usize)
     }
 
     /// The slots of the waiters. Without the lock a slot may come twice, but none is left out that was in the queue
     /// before the call and still is.
     pub fn waiters(self) -> impl Iterator<Item = usize> {
         // From the end, while entries only ever move towards the front.
-        let waiting = self.waiting.load(Ordering::Acquire) as usize;
+        let waiting = self.waiting.load(Ordering::Relaxed) as usize;
         let queue = self.queue.iter().take(waiting).rev();
-        queue.map(|slot| slot.load(Ordering::Acquire) as usize)
+        queue.map(|slot| slot.load(Ordering::Relaxed) as usize)
     }
 
     /// The slot that gets the place of this slot's session.
     pub fn successor(self, slot: usize) -> Option<usize> {
-        let successor = self.successors.get(slot)?.load(Ordering::Acquire);
+        let successor = self.successors.get(slot)?.load(Ordering::Relaxed);
         (successor as usize).checked_sub(1)
     }
 
@@ -104,5 +107,5 @@ impl<'a> Shared<'a> {
 }
 
 fn load(word: &AtomicU64) -> Option<Claim> {
-    Claim::of(word.load(Ordering::Acquire))
+    Claim::of(word.load(Ordering::Relaxed))
 }

@@ -74,14 +74,14 @@ impl OwnAtomics {
 
     fn copy(&mut self, shared: Shared) {
         for (own, claim) in self.claims.iter().zip(shared.claims) {
-            own.store(claim.load(Ordering::Acquire), Ordering::Release);
+            own.store(claim.load(Ordering::Relaxed), Ordering::Relaxed);
         }
         let words = self.queue.iter().chain(&self.successors);
         for (own, word) in words.zip(shared.queue.iter().chain(shared.successors)) {
-            own.store(word.load(Ordering::Acquire), Ordering::Release);
+            own.store(word.load(Ordering::Relaxed), Ordering::Relaxed);
         }
-        let waiting = shared.waiting.load(Ordering::Acquire);
-        self.waiting.store(waiting, Ordering::Release);
+        let waiting = shared.waiting.load(Ordering::Relaxed);
+        self.waiting.store(waiting, Ordering::Relaxed);
     }
 }
 

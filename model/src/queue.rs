@@ -15,11 +15,11 @@ pub struct Waiter<'a> {
 impl Table<'_> {
     /// The waiters in order of arrival.
     pub fn waiters(&self) -> impl Iterator<Item = Waiter<'_>> {
-        let waiting = self.shared.waiting.load(Ordering::Acquire) as usize;
+        let waiting = self.shared.waiting.load(Ordering::Relaxed) as usize;
         let queue = self.shared.queue.iter().take(waiting);
         let mut rest = &*self.conditions;
         queue.filter_map(move |entry| {
-            let slot = entry.load(Ordering::Acquire) as usize;
+            let slot = entry.load(Ordering::Relaxed) as usize;
             let place = self.slots.get(slot)?;
             let (conditions, others) = rest.split_at_checked(place.conditions.into())?;
             rest = others;
@@ -65,10 +65,10 @@ impl Table<'_> {
         if let Some(place) = self.slots.get_mut(slot) {
             place.conditions = number;
         }
-        let waiting = self.shared.waiting.load(Ordering::Acquire);
+        let waiting = self.shared.waiting.load(Ordering::Relaxed);
         if !queued && let Some(end) = self.shared.queue.get(waiting as usize) {
-            end.store(slot as u32, Ordering::Release);
-            self.shared.waiting.store(waiting + 1, Ordering::Release);
+            end.store(slot as u32, Ordering::Relaxed);
+            self.shared.waiting.store(waiting + 1, Ordering::Relaxed);
             // What is counted from here on is what a leaver sees that does not see this waiter (see `atomics`).
             fence(Ordering::SeqCst);
         }
@@ -77,7 +77,7 @@ impl Table<'_> {
 
     /// Takes the owner of `slot` out of the queue; true if it was in.
     pub fn dequeue(&mut self, slot: usize) -> bool {
-        let waiting = self.shared.waiting.load(Ordering::Acquire);
+        let waiting = self.shared.waiting.load(Ordering::Relaxed);
         let Some(position) = self.waiters().position(|waiter| waiter.slot == slot) else {
             return false;
         };
@@ -90,9 +90,9 @@ impl Table<'_> {
             .take(waiting as usize)
             .skip(position);
         for (entry, next) in queue.clone().zip(queue.skip(1)) {
-            entry.store(next.load(Ordering::Acquire), Ordering::Release);
+            entry.store(next.load(Ordering::Relaxed), Ordering::Relaxed);
         }
-        self.shared.waiting.store(waiting - 1, Ordering::Release);
+        self.shared.waiting.store(waiting - 1, Ordering::Relaxed);
         // Whoever is first now counts later: a leaver that still saw this waiter is seen then (see `atomics`).
         fence(Ordering::SeqCst);
         true

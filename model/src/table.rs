@@ -187,7 +187,7 @@ impl<'a> Table<'a> {
     /// Leaves the place of the session at `slot` to the owner of `successor`, which has claimed its own.
     pub fn hand_over(&mut self, slot: usize, successor: usize) {
         if let Some(word) = self.shared.successors.get(slot) {
-            word.store(successor as u32 + 1, Ordering::Release);
+            word.store(successor as u32 + 1, Ordering::Relaxed);
         }
         self.set_pending(successor, true);
     }
@@ -222,8 +222,8 @@ impl<'a> Table<'a> {
         for word in self.shared.successors {
             let successor = slot as u32 + 1;
             // Whoever else changes it holds the lock, too.
-            if word.load(Ordering::Acquire) == successor {
-                word.store(0, Ordering::Release);
+            if word.load(Ordering::Relaxed) == successor {
+                word.store(0, Ordering::Relaxed);
             }
         }
         self.vacate(slot);
@@ -238,7 +238,7 @@ impl<'a> Table<'a> {
     pub fn claim(&mut self, slot: usize, pid: u32, session: Session) {
         self.put(slot, session);
         if let Some(word) = self.shared.claims.get(slot) {
-            word.store(Claim::new(pid, session.role).word(), Ordering::Release);
+            word.store(Claim::new(pid, session.role).word(), Ordering::Relaxed);
         }
     }
 
@@ -275,8 +275,8 @@ impl<'a> Table<'a> {
             self.shared.claims.get(slot),
             self.shared.successors.get(slot),
         ) {
-            word.store(0, Ordering::Release);
-            successor.store(0, Ordering::Release);
+            word.store(0, Ordering::Relaxed);
+            successor.store(0, Ordering::Relaxed);
         }
         if let Some(place) = self.slots.get_mut(slot) {
             place.end_reason = None;

@@ -3,8 +3,8 @@
 //!
 //! The processes run the decisions and the atomics of the extension. Only what the server gives is made here: the lock,
 //! the latch, and the end of a process. If all that is left are processes that sleep, one of them was forgotten: loom
-//! says "deadlock". Without any one of the three fences, with weaker orderings of claims and queue, or with a step of
-//! `leave` or of `decide` swapped, these tests fail: each was tried.
+//! says "deadlock". Without any one of the three fences, with a weaker one, or with a step of `leave`, `leave_queue` or
+//! `decide` left out or swapped, these tests fail: each was tried.
 
 use loom::sync::{Arc, Mutex, Notify};
 use loom::thread::{self, JoinHandle};

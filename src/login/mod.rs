@@ -8,9 +8,11 @@
 //! - exempt by a label: counted and admitted.
 //! - a label that cannot be read: whom it covers is refused, for it may have been meant to; in a dry run the label is
 //!   passed over, and the log says so.
+//! - the catalogs cannot be read: this login fails with the server's error; in a dry run it goes on without limits, and
+//!   the log says so.
 //! - everyone else: `slot::decide`; over a limit: `wait`.
 //! - could end other sessions, but has not the privilege CONNECT: refused here with the server's words, so that it
-//!   takes nobody's slot.
+//!   takes nobody's slot. Where the privileges cannot be read, it ends nobody's session. In a dry run nobody asks.
 //! - an error of ours, or of the catalogs: this one login fails with it. What was claimed or queued is given up on exit.
 
 mod wait;
@@ -22,7 +24,7 @@ use crate::pg::client::Client;
 use crate::pg::connect_privilege::may_connect;
 use crate::record::decision::{Decision, Outcome};
 use crate::record::{self, events};
-use crate::settings::{self, LogEvents};
+use crate::settings::{self, Enforcement, LogEvents, Settings};
 use crate::{error, slot};
 use model::attempt::{Attempt, Replacing, Rules};
 use model::label::LabelProblem;
@@ -71,6 +73,8 @@ struct Asked {
     members: Members,
     /// What was passed over in labels.
     problems: Vec<LabelProblem>,
+    /// The login ends nobody's session if it is not known whether the server will let it in.
+    may_replace: bool,
     /// How many invalidations this process had received when it asked.
     invalidations: u64,
 }
@@ -127,7 +131,9 @@ fn decide(client: &Client, wait: &Wait, asked: &Asked) -> Verdict {
         tried: wait.tried(),
         max_waiters: settings.max_waiters,
         replacing: Replacing {
-            allowed: limits.iter().any(Limit::replaces) && wait.may_replace(client),
+            allowed: asked.may_replace
+                && limits.iter().any(Limit::replaces)
+                && wait.may_replace(client),
             now: backend::now(),
             min_age: settings.replace_min_age,
             idle_after: settings.replace_idle_after,
@@ -177,26 +183,21 @@ impl Asked {
         let settings = settings::current();
         let role = role(client);
         let database = client.database.map(database);
-        let (applicable, members, problems) = lookup::ask(
-            &role,
-            database.as_ref(),
-            client.address,
-            client.walsender,
-            &settings,
-        );
+        let (applicable, members, problems) = look_up(client, &role, database.as_ref(), &settings);
         if let Some((object, why)) = lookup::invalid_label(&applicable, &problems, &settings) {
             error::invalid_label(object, why);
         }
-        if applicable.limits.iter().any(Limit::replaces)
-            && let Some(database) = &database
-            && !may_connect(&role, database)
-        {
+        let replaces = |limit: &Limit| limit.enforced && limit.replaces();
+        let asked_for = database.as_ref();
+        let asked_for = asked_for.filter(|_| applicable.limits.iter().any(replaces));
+        let may_connect = asked_for.map(|database| (database, may_connect(&role, database)));
+        if let Some((database, Some(false))) = may_connect {
             error::may_not_connect(&database.name);
         }
         Asked {
             session: Session {
                 role: role.oid,
-                database: database.map_or(0, |database| database.oid),
+                database: database.as_ref().map_or(0, |database| database.oid),
                 address: client.address,
                 started: backend::started(),
                 walsender: client.walsender,
@@ -206,6 +207,7 @@ impl Asked {
             limits: applicable.limits,
             members,
             problems,
+            may_replace: !matches!(may_connect, Some((_, None))),
             invalidations,
         }
     }
@@ -214,6 +216,26 @@ impl Asked {
     fn is_current(&self) -> bool {
         backend::receive_invalidations() == self.invalidations
     }
+}
+
+/// In a dry run no error ends the login: it goes on without limits.
+fn look_up(
+    client: &Client,
+    role: &Role,
+    database: Option<&Database>,
+    settings: &Settings,
+) -> lookup::Answer {
+    let Client {
+        address, walsender, ..
+    } = *client;
+    let look_up = || lookup::ask(role, database, address, walsender, settings);
+    if settings.enforcement != Enforcement::Log {
+        return look_up();
+    }
+    backend::try_to_read(look_up).unwrap_or_else(|why| {
+        events::cannot_read_limits(&why);
+        lookup::Answer::default()
+    })
 }
 
 fn role(client: &Client) -> Role {

@@ -1,8 +1,10 @@
 //! This process, and what it can do to others.
 
 use crate::pg::{compat, ffi};
-use pgrx::pg_sys;
+use pgrx::pg_sys::panic::CaughtError;
+use pgrx::{PgTryBuilder, pg_sys};
 use std::ops::Deref;
+use std::panic::{AssertUnwindSafe, RefUnwindSafe};
 
 /// A variable of this process alone, for a `static`.
 pub struct Local<T>(T);
@@ -124,4 +126,70 @@ pub fn login_timeout() -> Option<i64> {
     };
     let finish = compat::LOGIN_TIMEOUTS.iter().filter_map(finish).min()?;
     Some(finish - now())
+}
+
+/// Reads catalogs in a subtransaction. If that raises an error, everything that was taken is given back, and the error's
+/// message is returned.
+pub fn try_to_read<T>(read: impl FnOnce() -> T) -> Result<T, String> {
+    // SAFETY: in a transaction. Memory context and resource owner are put back, as in the server's own procedural
+    // languages.
+    let (context, owner) = unsafe {
+        let before = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
+        pg_sys::BeginInternalSubTransaction(std::ptr::null());
+        pg_sys::CurrentMemoryContext = before.0;
+        before
+    };
+    // SAFETY: the ones from before the subtransaction, which outlive it.
+    let ended = || unsafe {
+        pg_sys::CurrentMemoryContext = context;
+        pg_sys::CurrentResourceOwner = owner;
+    };
+    caught(
+        || {
+            let result = read();
+            // SAFETY: the subtransaction that was begun above.
+            unsafe { pg_sys::ReleaseCurrentSubTransaction() };
+            ended();
+            result
+        },
+        || {
+            // SAFETY: the subtransaction that was begun above.
+            unsafe { pg_sys::RollbackAndReleaseCurrentSubTransaction() };
+            ended();
+        },
+    )
+}
+
+/// Acts in a transaction, in a process that is in none. If that raises an error, the transaction is rolled back, and the
+/// error's message is returned.
+pub fn in_transaction(act: impl FnOnce()) -> Result<(), String> {
+    // SAFETY: the caller is a process that is connected and in no transaction.
+    unsafe {
+        pg_sys::SetCurrentStatementStartTimestamp();
+        pg_sys::StartTransactionCommand();
+    }
+    caught(
+        || {
+            act();
+            // SAFETY: the transaction that was started above.
+            unsafe { pg_sys::CommitTransactionCommand() };
+        },
+        // SAFETY: the transaction that was started above.
+        || unsafe { pg_sys::AbortCurrentTransaction() },
+    )
+}
+
+/// What `act` returns; or, after `clean_up`, the message of the error that it raised.
+fn caught<T>(act: impl FnOnce() -> T, clean_up: impl Fn() + RefUnwindSafe) -> Result<T, String> {
+    PgTryBuilder::new(AssertUnwindSafe(|| Ok(act())))
+        .catch_others(|error: CaughtError| {
+            clean_up();
+            let (CaughtError::PostgresError(report)
+            | CaughtError::ErrorReport(report)
+            | CaughtError::RustPanic {
+                ereport: report, ..
+            }) = error;
+            Err(report.message().to_string())
+        })
+        .execute()
 }

@@ -7,9 +7,10 @@ use crate::pg::scan::{Row, key, seek};
 use pgrx::pg_sys;
 use std::num::NonZeroUsize;
 
-pub fn may_connect(role: &Role, database: &Database) -> bool {
+/// None if that cannot be read: a long list of privileges is stored out of line, where a login cannot read it.
+pub fn may_connect(role: &Role, database: &Database) -> Option<bool> {
     if role.superuser {
-        return true;
+        return Some(true);
     }
     let mut key = key(
         pg_sys::Anum_pg_database_oid,
@@ -17,35 +18,34 @@ pub fn may_connect(role: &Role, database: &Database) -> bool {
         pg_sys::Oid::from(database.oid).into(),
     );
     let index = (pg_sys::Oid::from(pg_sys::DatabaseOidIndexId), &mut key);
-    let mut grantees = Vec::new();
+    let mut grantees = None;
     // SAFETY: the rows are of that catalog.
     seek(pg_sys::DatabaseRelationId, index, |row| unsafe {
         grantees = granted_to(row);
     });
     let mut roles = privileged_as(role.oid, database.owner);
     roles.push(pg_sys::ACL_ID_PUBLIC);
-    grantees.iter().any(|grantee| roles.contains(grantee))
+    Some(grantees?.iter().any(|grantee| roles.contains(grantee)))
 }
 
-/// The roles that a row of `pg_database` says may connect.
+/// The roles that a row of `pg_database` says may connect; None if it is stored elsewhere.
 ///
 /// # Safety
 /// The row is of that catalog.
-unsafe fn granted_to(row: Row) -> Vec<u32> {
+unsafe fn granted_to(row: Row) -> Option<Vec<u32>> {
     const COLUMN: NonZeroUsize =
         NonZeroUsize::new(pg_sys::Anum_pg_database_datacl as usize).unwrap();
     // SAFETY: as the caller says.
     let acl = unsafe { pgrx::htup::heap_getattr_raw(row.tuple, COLUMN, row.shape) };
     let Some(acl) = acl else {
         // The default.
-        return vec![pg_sys::ACL_ID_PUBLIC];
+        return Some(vec![pg_sys::ACL_ID_PUBLIC]);
     };
-    // SAFETY: an ACL is a one-dimensional array of AclItem without nulls, and that is a plain struct. One
-    // that is stored elsewhere cannot be read here: then nobody may.
+    // SAFETY: an ACL is a one-dimensional array of AclItem without nulls, and that is a plain struct.
     unsafe {
         let stored = acl.cast_mut_ptr::<pg_sys::varlena>();
         if pgrx::varatt_is_1b_e(stored) {
-            return Vec::new();
+            return None;
         }
         let array = pg_sys::pg_detoast_datum(stored).cast::<pg_sys::ArrayType>();
         let length = *array.add(1).cast::<i32>() as usize;
@@ -54,7 +54,7 @@ unsafe fn granted_to(row: Row) -> Vec<u32> {
         let connect = items
             .iter()
             .filter(|item| item.ai_privs & pg_sys::AclMode::from(pg_sys::ACL_CONNECT) != 0);
-        connect.map(|item| item.ai_grantee.to_u32()).collect()
+        Some(connect.map(|item| item.ai_grantee.to_u32()).collect())
     }
 }
 

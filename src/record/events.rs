@@ -199,6 +199,15 @@ pub fn label_problem(problem: &LabelProblem) {
     ErrorReport::new(code, problem.text(&catalog::name_of), "").report(PgLogLevel::LOG_SERVER_ONLY);
 }
 
+/// Catalogs could not be read, and whoever found that goes on without the limits in them. Once in a while is enough.
+pub fn cannot_read_limits(why: &str) {
+    if shmem::memory().mailbox.may_complain(now()) {
+        let message = format!("session_limit: could not read limits, goes on without them: {why}");
+        let code = PgSqlErrorCode::ERRCODE_DATA_CORRUPTED;
+        ErrorReport::new(code, message, "").report(PgLogLevel::LOG_SERVER_ONLY);
+    }
+}
+
 /// Keeps the event for the view, and logs it if the setting asks for it. The throttle spares the log no admissions:
 /// whoever asks for them wants all of them.
 fn tell(event: &Event) {

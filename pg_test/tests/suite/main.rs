@@ -25,6 +25,7 @@ mod connection_limits;
 mod crash;
 mod editing;
 mod events;
+mod faults;
 mod groups;
 mod hooks;
 mod kinds;
@@ -54,6 +55,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("crash", crash::TESTS),
     ("editing", editing::TESTS),
     ("events", events::TESTS),
+    ("faults", faults::TESTS),
     ("groups", groups::TESTS),
     ("hooks", hooks::TESTS),
     ("kinds", kinds::TESTS),
