@@ -3,10 +3,11 @@
 use super::actors::{self, any_login};
 use super::books::{SITES, Site, allowed};
 use super::model::{Expected, Login, Scope, Seen, Who, World};
-use super::random::Random;
+use super::random::{one_in, one_of};
 use super::{Kind, Run};
 use crate::PATIENCE;
 use crate::client::{Refusal, Session};
+use fastrand::Rng;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -62,7 +63,7 @@ impl Run {
         kind: Kind,
         worlds: &[World],
         mut began: [Vec<Seen>; 2],
-        random: &mut Random,
+        random: &mut Rng,
     ) {
         self.hold();
         let ends = Ends::of(worlds, kind.loses());
@@ -233,7 +234,7 @@ impl Run {
     }
 
     /// What becomes of logins of which that is certain.
-    fn probe(&mut self, site: Site, random: &mut Random) {
+    fn probe(&mut self, site: Site, random: &mut Rng) {
         let mut checker = self.clusters[site].superuser();
         let mut kept = Vec::new();
         for _ in 0..FILLED {
@@ -241,12 +242,12 @@ impl Run {
                 break;
             };
             for _ in 0..PROBES {
-                let login = random.of_these(&logins);
+                let login = one_of(random, &logins);
                 self.books.count(|counts| counts.probes += 1);
                 let session = self.probe_one(site, login, &mut checker);
                 let full = session.is_none();
                 kept.extend(session);
-                if full && random.one_in(2) {
+                if full && one_in(random, 2) {
                     break;
                 }
             }
@@ -264,7 +265,7 @@ impl Run {
     }
 
     /// The logins that one of the limits is about; of every kind of limit as often.
-    fn any_limit(&self, random: &mut Random) -> Option<Vec<Login>> {
+    fn any_limit(&self, random: &mut Rng) -> Option<Vec<Login>> {
         let world = &self.world;
         let logins = world.logins().filter(|login| !world.is_exempt(login.role));
         let mut kinds: Vec<(String, Vec<Scope>)> = Vec::new();
@@ -279,8 +280,8 @@ impl Run {
                 kinds[place].1.push(limit.scope);
             }
         }
-        let (_, scopes) = kinds.get(random.below(kinds.len()))?;
-        let scope = *scopes.get(random.below(scopes.len()))?;
+        let (_, scopes) = random.choice(&kinds)?;
+        let scope = *random.choice(scopes)?;
         let about = |login: &Login| {
             let limits = world.limits(*login);
             !world.is_exempt(login.role) && limits.iter().any(|limit| limit.scope == scope)
@@ -289,7 +290,7 @@ impl Run {
     }
 
     /// A login of which there is room for some, and that ends nobody's session.
-    fn any_that_do_not_all_fit(&self, random: &mut Random, seen: &[Seen]) -> Option<Login> {
+    fn any_that_do_not_all_fit(&self, random: &mut Rng, seen: &[Seen]) -> Option<Login> {
         let world = &self.world;
         let held = |login: &Login| {
             let room = world.room(*login, seen);
@@ -297,7 +298,7 @@ impl Run {
             some && !world.is_exempt(login.role) && !world.replaces(login.role)
         };
         let logins: Vec<Login> = world.logins().filter(held).collect();
-        logins.get(random.below(logins.len())).copied()
+        random.choice(logins)
     }
 
     fn probe_one(&self, site: Site, login: Login, checker: &mut Session) -> Option<Session> {
