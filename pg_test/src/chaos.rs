@@ -202,7 +202,7 @@ struct Run {
 impl Run {
     fn start(server: &Server, seed: u64) -> Run {
         let settings = [
-            ("max_connections", "120"),
+            ("max_connections", "300"),
             ("log_line_prefix", "%m [%p] %e "),
             ("wal_retrieve_retry_interval", "100ms"),
             // A standby that is started again finds the rest.
@@ -434,7 +434,7 @@ impl Run {
         }
         if self.stopped > self.immediate_stops {
             self.books
-                .violation("a server did not stop the fast way in 20 seconds".to_string());
+                .violation("a server did not stop the fast way in a minute".to_string());
         }
     }
 }

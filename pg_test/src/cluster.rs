@@ -23,7 +23,7 @@ trap '' INT HUP QUIT
 read -r answer
 kill -TERM $server 2>/dev/null
 kill -INT $server 2>/dev/null
-(sleep 20 & nap=$!; trap 'kill $nap; exit' TERM; wait $nap; kill -QUIT $server 2>/dev/null) & late=$!
+(sleep 60 & nap=$!; trap 'kill $nap; exit' TERM; wait $nap; kill -QUIT $server 2>/dev/null) & late=$!
 wait $server
 kill $late
 [ "$answer" = keep ] || rm -rf "$2"
@@ -365,9 +365,18 @@ impl Cluster {
         self.reload();
     }
 
-    /// Waits until no session of this role is left. It leaves `pg_stat_activity` first and the slot
-    /// table last, so the extension must have been created.
+    /// Waits until the server has so many processes with such a title. A login that was refused and a
+    /// session that was ended hold one of the connections until their process is gone.
+    pub fn wait_for_processes(&self, title: &str, number: usize) {
+        wait_for(&format!("{number} processes \"{title}\""), || {
+            (self.processes(title).len() == number).then_some(())
+        });
+    }
+
+    /// Waits until neither a process nor a slot of this role is left, so the extension must have been
+    /// created.
     pub fn wait_until_gone(&self, user: &str) {
+        self.wait_for_processes(&format!("postgres: {user} "), 0);
         let mut session = self.superuser();
         let sql = format!("SELECT count(*) FROM session_limit.sessions WHERE usename = '{user}'");
         wait_for("sessions to end", || {

@@ -286,8 +286,10 @@ pub fn disturb(clusters: &[Cluster; 2], books: &Books, random: &mut Rng) {
             7 => {
                 let waiting = cluster.processes(" authentication");
                 if !waiting.is_empty() {
+                    let login = waiting[which % waiting.len()];
                     books.count(|counts| counts.terminated += 1);
-                    let _ = kill_process(waiting[which % waiting.len()], Signal::TERM);
+                    books.tell(site, login.as_raw_nonzero().get());
+                    let _ = kill_process(login, Signal::TERM);
                 }
             }
             8 => {

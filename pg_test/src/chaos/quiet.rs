@@ -5,8 +5,8 @@ use super::books::{SITES, Site, allowed};
 use super::model::{Expected, Login, Scope, Seen, Who, World};
 use super::random::{one_in, one_of};
 use super::{Kind, Run};
-use crate::PATIENCE;
 use crate::client::{Refusal, Session};
+use crate::{PATIENCE, wait_for};
 use fastrand::Rng;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -68,8 +68,7 @@ impl Run {
         self.hold();
         let ends = Ends::of(worlds, kind.loses());
         if ends.swept {
-            // The worker may be about to tell those whom it has chosen, and to hear of the reload.
-            thread::sleep(Duration::from_millis(500));
+            self.let_the_workers_finish();
         }
         let seen = self.settle(&ends);
         if let Some(site) = kind.loses() {
@@ -86,6 +85,25 @@ impl Run {
         // Who was replaced by one of those.
         let ends = Ends::of(&worlds[worlds.len() - 1..], None);
         self.settle(&ends);
+    }
+
+    /// A worker may be about to tell those whom it has chosen, and to hear of the reload. DROP DATABASE waits
+    /// until each process has taken notice, on a standby as it is replayed: a worker does so before it sweeps, or as
+    /// it does; if the latter, the second time is after.
+    fn let_the_workers_finish(&self) {
+        for _ in 0..2 {
+            self.clusters[0].sql(&["CREATE DATABASE passing", "DROP DATABASE passing"]);
+            self.hold();
+            for cluster in &self.clusters {
+                let mut session = cluster.superuser();
+                let sql = "SELECT count(*) FROM pg_stat_activity
+                    WHERE backend_type = 'session_limit worker' AND wait_event = 'Extension'";
+                wait_for("the worker to have nothing to do", || {
+                    (session.value(sql) == "1").then_some(())
+                });
+                session.end();
+            }
+        }
     }
 
     /// Waits until servers and clients agree on who is in, and returns that.
@@ -366,7 +384,7 @@ impl Run {
 
     /// Until nobody is leaving who was let in by us and refused by the server.
     fn wait_for_slots(&self, checker: &mut Session) {
-        crate::wait_for("slots and backends to agree", || {
+        wait_for("slots and backends to agree", || {
             let rows = checker.query(PIDS);
             let count = |what: &str| rows.iter().filter(|row| row[0] == what).count();
             (count("server") == count("slots")).then_some(())
