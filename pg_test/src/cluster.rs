@@ -75,7 +75,7 @@ impl Cluster {
         cluster.append("postgresql.conf", &lines.collect::<String>());
         // initdb lets in 127.0.0.1 only.
         cluster.append("pg_hba.conf", "host all all 127.0.0.0/8 trust\n");
-        cluster.start_again();
+        cluster.start_on_a_free_port();
         cluster
     }
 
@@ -90,7 +90,7 @@ impl Cluster {
         let (port, dir) = (standby.port, standby.dir.display());
         let settings = format!("port = {port}\nunix_socket_directories = '{dir}'\n");
         standby.append("postgresql.conf", &settings);
-        standby.start_again();
+        standby.start_on_a_free_port();
         standby
     }
 
@@ -113,6 +113,23 @@ impl Cluster {
             dir,
             port: free_port(number),
             keeper: None,
+        }
+    }
+
+    /// The first start: someone else may have taken the port since it was found to be free.
+    fn start_on_a_free_port(&mut self) {
+        for another in 1.. {
+            let started = self.starts();
+            let log = self.log();
+            if !log.contains("could not bind IPv4 address") {
+                assert!(started, "the server does not start:\n{log}");
+                break;
+            }
+            assert!(another < 10, "no port is free:\n{log}");
+            self.stop(Stop::Fast);
+            fs::remove_file(self.dir.join("log")).expect("remove the log");
+            self.port = free_port(another * 1000);
+            self.append("postgresql.conf", &format!("port = {}\n", self.port));
         }
     }
 
