@@ -9,7 +9,6 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, exit};
 use std::thread;
-use std::time::{Duration, SystemTime};
 
 /// So many rounds, or with `--quick` so few: enough to see that the benchmark works.
 pub fn rounds(full: usize, quick: usize) -> usize {
@@ -23,35 +22,11 @@ pub fn rounds(full: usize, quick: usize) -> usize {
     }
 }
 
-/// An order of so many variants, another each time it is asked for: xorshift, seeded by the clock.
-pub struct Shuffle(u64);
-
-impl Shuffle {
-    pub fn new() -> Shuffle {
-        let seed = SystemTime::UNIX_EPOCH.elapsed().unwrap_or(Duration::ZERO);
-        Shuffle(seed.as_nanos() as u64 | 1)
-    }
-
-    pub fn order(&mut self, length: usize) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..length).collect();
-        for index in (1..length).rev() {
-            order.swap(index, self.below(index + 1));
-        }
-        order
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % end as u64) as usize
-    }
-}
-
-impl Default for Shuffle {
-    fn default() -> Shuffle {
-        Shuffle::new()
-    }
+/// An order of so many variants, another each time it is asked for.
+pub fn shuffled(length: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..length).collect();
+    fastrand::shuffle(&mut order);
+    order
 }
 
 /// Figures of one variant, one a round.
@@ -330,7 +305,7 @@ mod tests {
 
     #[test]
     fn an_order_has_each_variant_once() {
-        let mut order = Shuffle::new().order(7);
+        let mut order = shuffled(7);
         order.sort();
         assert_eq!(order, (0..7).collect::<Vec<_>>());
     }

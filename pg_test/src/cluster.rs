@@ -23,7 +23,7 @@ trap '' INT HUP QUIT
 read -r answer
 kill -TERM $server 2>/dev/null
 kill -INT $server 2>/dev/null
-(sleep 20 & nap=$!; trap 'kill $nap; exit' TERM; wait $nap; kill -QUIT $server 2>/dev/null) & late=$!
+(sleep 60 & nap=$!; trap 'kill $nap; exit' TERM; wait $nap; kill -QUIT $server 2>/dev/null) & late=$!
 wait $server
 kill $late
 [ "$answer" = keep ] || rm -rf "$2"
@@ -75,7 +75,7 @@ impl Cluster {
         cluster.append("postgresql.conf", &lines.collect::<String>());
         // initdb lets in 127.0.0.1 only.
         cluster.append("pg_hba.conf", "host all all 127.0.0.0/8 trust\n");
-        cluster.start_again();
+        cluster.start_on_a_free_port();
         cluster
     }
 
@@ -90,7 +90,7 @@ impl Cluster {
         let (port, dir) = (standby.port, standby.dir.display());
         let settings = format!("port = {port}\nunix_socket_directories = '{dir}'\n");
         standby.append("postgresql.conf", &settings);
-        standby.start_again();
+        standby.start_on_a_free_port();
         standby
     }
 
@@ -113,6 +113,23 @@ impl Cluster {
             dir,
             port: free_port(number),
             keeper: None,
+        }
+    }
+
+    /// The first start: someone else may have taken the port since it was found to be free.
+    fn start_on_a_free_port(&mut self) {
+        for another in 1.. {
+            let started = self.starts();
+            let log = self.log();
+            if !log.contains("could not bind IPv4 address") {
+                assert!(started, "the server does not start:\n{log}");
+                break;
+            }
+            assert!(another < 10, "no port is free:\n{log}");
+            self.stop(Stop::Fast);
+            fs::remove_file(self.dir.join("log")).expect("remove the log");
+            self.port = free_port(another * 1000);
+            self.append("postgresql.conf", &format!("port = {}\n", self.port));
         }
     }
 
@@ -365,9 +382,18 @@ impl Cluster {
         self.reload();
     }
 
-    /// Waits until no session of this role is left. It leaves `pg_stat_activity` first and the slot
-    /// table last, so the extension must have been created.
+    /// Waits until the server has so many processes with such a title. A login that was refused and a
+    /// session that was ended hold one of the connections until their process is gone.
+    pub fn wait_for_processes(&self, title: &str, number: usize) {
+        wait_for(&format!("{number} processes \"{title}\""), || {
+            (self.processes(title).len() == number).then_some(())
+        });
+    }
+
+    /// Waits until neither a process nor a slot of this role is left, so the extension must have been
+    /// created.
     pub fn wait_until_gone(&self, user: &str) {
+        self.wait_for_processes(&format!("postgres: {user} "), 0);
         let mut session = self.superuser();
         let sql = format!("SELECT count(*) FROM session_limit.sessions WHERE usename = '{user}'");
         wait_for("sessions to end", || {

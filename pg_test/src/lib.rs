@@ -41,7 +41,7 @@ pub fn run(command: &mut Command) -> String {
 }
 
 /// How long anything may take that is expected to happen.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Looks until `found` has something, or panics after [`PATIENCE`].
 pub fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {

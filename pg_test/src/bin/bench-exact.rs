@@ -6,7 +6,7 @@
 //! logins at the same moment, of which those that get in stay until the last is decided; or one churn:
 //! as many clients as the limit allows log in, close and log in again at once.
 
-use pg_test::bench::{self, Best, Figures, Shuffle, Table};
+use pg_test::bench::{self, Best, Figures, Table};
 use pg_test::client::{Session, Target};
 use pg_test::cluster::Cluster;
 use pg_test::server::{self, Server};
@@ -51,7 +51,6 @@ fn main() {
             .into_iter()
             .map(|way| Variant::new(&server, way))
             .collect();
-        let mut shuffle = Shuffle::new();
         for (kind, (logins, limit)) in STORMS.into_iter().enumerate() {
             say(format_args!(
                 "PostgreSQL {}: {storms} storms of {logins} logins under a limit of {limit}",
@@ -59,7 +58,7 @@ fn main() {
             ));
             variants.iter().for_each(|variant| variant.limit(limit));
             for round in 1..=storms {
-                for turn in shuffle.order(variants.len()) {
+                for turn in bench::shuffled(variants.len()) {
                     variants[turn].storm(kind);
                 }
                 if round % 20 == 0 || round == storms {
@@ -73,7 +72,7 @@ fn main() {
         ));
         variants.iter().for_each(|variant| variant.limit(CLIENTS));
         for round in 1..=churns {
-            for turn in shuffle.order(variants.len()) {
+            for turn in bench::shuffled(variants.len()) {
                 variants[turn].churn();
             }
             say(format_args!("{round} of {churns}"));

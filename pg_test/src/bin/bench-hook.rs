@@ -3,7 +3,7 @@
 //! The variants take turns in random order, a login each. What is measured is what one login adds to
 //! `decision_us`; a new process each time, as logins are.
 
-use pg_test::bench::{self, Best, Figures, Shuffle, Table};
+use pg_test::bench::{self, Best, Figures, Table};
 use pg_test::client::Session;
 use pg_test::cluster::Cluster;
 use pg_test::say;
@@ -24,9 +24,8 @@ fn main() {
             "PostgreSQL {}: {logins} logins each",
             server.major
         ));
-        let mut shuffle = Shuffle::new();
         for login in 1..=logins {
-            for turn in shuffle.order(variants.len()) {
+            for turn in bench::shuffled(variants.len()) {
                 variants[turn].take_a_turn();
             }
             if login % 100 == 0 {

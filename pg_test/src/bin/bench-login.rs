@@ -8,7 +8,7 @@
 //! from one start to the next as some variants do.
 //! The server with a library whose hook does nothing says how much of a difference is noise.
 
-use pg_test::bench::{self, Best, Figures, Shuffle, Table};
+use pg_test::bench::{self, Best, Figures, Table};
 use pg_test::client::Target;
 use pg_test::cluster::{Cluster, Stop};
 use pg_test::server::{self, Server};
@@ -39,13 +39,12 @@ fn main() {
             server.major,
             TURNS * LOGINS
         ));
-        let mut shuffle = Shuffle::new();
         for round in 1..=rounds {
             variants.iter_mut().for_each(Variant::start_again);
             for way in 0..WAYS.len() {
                 let before: Vec<f64> = variants.iter().map(Variant::cpu).collect();
                 for _ in 0..TURNS {
-                    for turn in shuffle.order(variants.len()) {
+                    for turn in bench::shuffled(variants.len()) {
                         variants[turn].take_a_turn(way);
                     }
                 }

@@ -6,7 +6,7 @@
 //! connected, only queries. After that, the server sessions are held by a few clients while all others
 //! wait: what does that cost?
 
-use pg_test::bench::{self, Best, Figures, Shuffle, Table};
+use pg_test::bench::{self, Best, Figures, Table};
 use pg_test::client::{Session, Target};
 use pg_test::cluster::{self, Cluster};
 use pg_test::pooler::{self, Pooler};
@@ -60,10 +60,9 @@ fn main() {
             "PostgreSQL {}: {rounds} rounds, {CLIENTS} clients on {SESSIONS} server sessions",
             server.major
         ));
-        let mut shuffle = Shuffle::new();
         for round in 1..=rounds {
             for (query, sql) in QUERIES.iter().enumerate() {
-                for turn in shuffle.order(variants.len()) {
+                for turn in bench::shuffled(variants.len()) {
                     variants[turn].take_a_turn(query);
                     say(format_args!(
                         "{round} of {rounds}, {sql}, {}: {:.0} requests a second",
@@ -72,7 +71,7 @@ fn main() {
                     ));
                 }
             }
-            for turn in shuffle.order(variants.len()) {
+            for turn in bench::shuffled(variants.len()) {
                 variants[turn].wait_still();
             }
             say(format_args!("{round} of {rounds}"));

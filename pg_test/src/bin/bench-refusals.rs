@@ -4,7 +4,7 @@
 //! The variants take turns in random order. A turn of the first kind is so many refused logins, one after
 //! the other; one of the second, queries one after the other while many clients try again and again.
 
-use pg_test::bench::{self, Best, Figures, Shuffle, Table};
+use pg_test::bench::{self, Best, Figures, Table};
 use pg_test::client::Session;
 use pg_test::cluster::Cluster;
 use pg_test::server::{self, Server};
@@ -37,12 +37,11 @@ fn main() {
             server.major,
             STORM.as_secs()
         ));
-        let mut shuffle = Shuffle::new();
         for round in 1..=rounds {
-            for turn in shuffle.order(variants.len()) {
+            for turn in bench::shuffled(variants.len()) {
                 variants[turn].refuse();
             }
-            for turn in shuffle.order(variants.len()) {
+            for turn in bench::shuffled(variants.len()) {
                 variants[turn].query_in_a_storm();
             }
             say(format_args!("{round} of {rounds}"));

@@ -6,7 +6,7 @@
 //! the numbers of sessions take turns in random order, and so do the logins that have to meet one limit, 4 and
 //! 16. On the table alone (`cargo bench-lock`) criterion measures, one variant after the other.
 
-use pg_test::bench::{self, Best, Figures, Shuffle, Table};
+use pg_test::bench::{self, Best, Figures, Table};
 use pg_test::client::{Session, Target};
 use pg_test::cluster::Cluster;
 use pg_test::server::{self, Server};
@@ -29,12 +29,11 @@ fn main() {
     for server in server::servers() {
         let mut crowd = Crowd::new(&server);
         let mut figures = vec![[const { Vec::new() }; ROLES.len()]; SESSIONS.len()];
-        let mut shuffle = Shuffle::new();
         for round in 1..=rounds {
-            for turn in shuffle.order(SESSIONS.len()) {
+            for turn in bench::shuffled(SESSIONS.len()) {
                 crowd.become_of(SESSIONS[turn]);
                 for _ in 0..LOGINS {
-                    for role in shuffle.order(ROLES.len()) {
+                    for role in bench::shuffled(ROLES.len()) {
                         figures[turn][role].push(crowd.decision(ROLES[role]));
                     }
                 }

@@ -5,7 +5,7 @@
 //! session's goodbye, or its own startup packet, to ReadyForQuery. The first thus includes the end
 //! of the other session's process, the second a fork.
 
-use pg_test::bench::{self, Best, Figures, Shuffle, Table};
+use pg_test::bench::{self, Best, Figures, Table};
 use pg_test::cluster::Cluster;
 use pg_test::{say, server, wait_for};
 use std::thread;
@@ -31,9 +31,8 @@ fn main() {
         ]);
         say(format_args!("PostgreSQL {}: {rounds} rounds", server.major));
         let mut times = [Figures::default(), Figures::default()];
-        let mut shuffle = Shuffle::new();
         for round in 1..=rounds {
-            for turn in shuffle.order(LOGINS.len()) {
+            for turn in bench::shuffled(LOGINS.len()) {
                 let time = LOGINS[turn].1(&cluster);
                 times[turn].push(time.as_secs_f64() * 1000.0);
             }

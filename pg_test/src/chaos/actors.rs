@@ -3,9 +3,10 @@
 use super::books::{Books, Site};
 use super::changes::{BENCH, Change};
 use super::model::{ADDRESSES, Login, World};
-use super::random::Random;
+use super::random::one_in;
 use crate::client::{Endpoint, Refusal, Session, Target};
 use crate::cluster::Cluster;
+use fastrand::Rng;
 use rustix::process::{Signal, kill_process};
 use std::thread;
 use std::time::Duration;
@@ -138,21 +139,21 @@ pub fn target(world: &World, (socket, port): &(Target, u16), login: Login) -> Ta
 }
 
 /// Any login but the bench's own.
-pub fn any_login(random: &mut Random, world: &World) -> Login {
+pub fn any_login(random: &mut Rng, world: &World) -> Login {
     Login {
-        role: random.below(BENCH),
-        database: random.below(world.databases.len()),
-        address: random.below(ADDRESSES as usize) as u8,
+        role: random.usize(..BENCH),
+        database: random.usize(..world.databases.len()),
+        address: random.u8(..ADDRESSES),
     }
 }
 
 impl Client {
     /// One of the things that clients do; which, only `random` says.
-    pub fn act(&mut self, scene: &Scene, random: &mut Random) {
-        let site = usize::from(random.one_in(4));
+    pub fn act(&mut self, scene: &Scene, random: &mut Rng) {
+        let site = usize::from(one_in(random, 4));
         let login = any_login(random, scene.world);
-        let (what, which) = (random.below(20), random.below(1 << 16));
-        let pause = Duration::from_millis(random.below(12) as u64);
+        let (what, which) = (random.usize(..20), random.usize(..1 << 16));
+        let pause = Duration::from_millis(random.u64(..12));
         match what {
             0..=5 => self.log_in(scene, site, login),
             6 | 7 => {
@@ -261,12 +262,12 @@ fn leave_early(scene: &Scene, target: &Target, after: Option<Duration>) {
 }
 
 /// Ends sessions and logins of others, and reloads.
-pub fn disturb(clusters: &[Cluster; 2], books: &Books, random: &mut Random) {
+pub fn disturb(clusters: &[Cluster; 2], books: &Books, random: &mut Rng) {
     for _ in 0..8 {
-        let (what, which) = (random.below(10), random.below(1 << 16));
-        let site = usize::from(random.one_in(4));
+        let (what, which) = (random.usize(..10), random.usize(..1 << 16));
+        let site = usize::from(one_in(random, 4));
         let cluster = &clusters[site];
-        thread::sleep(Duration::from_millis(random.between(10, 60) as u64));
+        thread::sleep(Duration::from_millis(random.u64(10..=60)));
         match what {
             0..=2 => {
                 if let Some(pid) = books.tell_one(site, which) {
@@ -285,8 +286,10 @@ pub fn disturb(clusters: &[Cluster; 2], books: &Books, random: &mut Random) {
             7 => {
                 let waiting = cluster.processes(" authentication");
                 if !waiting.is_empty() {
+                    let login = waiting[which % waiting.len()];
                     books.count(|counts| counts.terminated += 1);
-                    let _ = kill_process(waiting[which % waiting.len()], Signal::TERM);
+                    books.tell(site, login.as_raw_nonzero().get());
+                    let _ = kill_process(login, Signal::TERM);
                 }
             }
             8 => {
@@ -315,10 +318,10 @@ pub fn change(
     books: &Books,
     world: &mut World,
     changes: &[Change],
-    pauses: &mut Random,
+    pauses: &mut Rng,
 ) {
     for change in changes {
-        thread::sleep(Duration::from_millis(pauses.between(0, 60) as u64));
+        thread::sleep(Duration::from_millis(pauses.u64(0..=60)));
         make(&mut sessions, books, world, change);
         if change.is_of_a_setting() {
             for session in &mut sessions {

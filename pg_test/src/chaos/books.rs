@@ -101,7 +101,7 @@ impl Books {
         inner.counts.admitted += 1;
         let constant = inner.constant.take();
         let world = constant.as_ref().map(|(world, _)| world);
-        let certain = is_certain(world, &seen);
+        let certain = is_certain(world, &seen) && !inner.told.contains(&(site, pid));
         inner.live.push(Live {
             site,
             seen,
@@ -130,9 +130,14 @@ impl Books {
     /// Someone's session at this site, which is told to end now.
     pub fn tell_one(&self, site: Site, which: usize) -> Option<i32> {
         let pid = self.one(site, which)?;
+        self.tell(site, pid);
+        Some(pid)
+    }
+
+    /// This process is told to end now. It may be a login that becomes a session just before it hears of it.
+    pub fn tell(&self, site: Site, pid: i32) {
         self.leave(site, pid);
         self.lock().told.insert((site, pid));
-        Some(pid)
     }
 
     pub fn one(&self, site: Site, which: usize) -> Option<i32> {

@@ -1,7 +1,8 @@
 //! What is changed: each change as SQL, and what it makes of the [`World`].
 
 use super::model::{Database, Label, NETWORKS, OnExcess, Per, Role, Rule, World};
-use super::random::Random;
+use super::random::{one_in, one_of};
+use fastrand::Rng;
 
 /// Clients log in as one of these.
 pub const ROLES: usize = 10;
@@ -259,11 +260,11 @@ impl Change {
     }
 
     /// Something to change in the catalogs.
-    pub fn of_catalogs(random: &mut Random, world: &World) -> Change {
-        let role = random.below(EXEMPT);
-        let database = 1 + random.below(DATABASES - 1);
-        let group = random.below(GROUPS);
-        match random.below(16) {
+    pub fn of_catalogs(random: &mut Rng, world: &World) -> Change {
+        let role = random.usize(..EXEMPT);
+        let database = 1 + random.usize(..DATABASES - 1);
+        let group = random.usize(..GROUPS);
+        match random.usize(..16) {
             0 | 1 => Change::RoleLimit(role, max(random, 1, 5)),
             2 | 3 => Change::DatabaseLimit(database, max(random, 3, 9)),
             4 | 5 => Change::RoleLabel(role, label(random, &[Per::Role, Per::Address])),
@@ -279,11 +280,11 @@ impl Change {
                 true => Change::Revoke { role, group },
                 false => Change::Grant { role, group },
             },
-            11 if random.one_in(2) => Change::Grant { role, group },
+            11 if one_in(random, 2) => Change::Grant { role, group },
             11 => Change::Anew(role),
             12 => {
                 let rule = world.roles[role].label.rules.first();
-                match rule.filter(|_| random.one_in(2)) {
+                match rule.filter(|_| one_in(random, 2)) {
                     Some(rule) => Change::NoRoleRule(role, rule.clone()),
                     None => Change::RoleRule(role, rule_of(random, &[Per::Role, Per::Address])),
                 }
@@ -291,7 +292,7 @@ impl Change {
             13 => {
                 let rule = world.databases[database].label.rules.first();
                 let pers = [Per::Database, Per::Role, Per::Address];
-                match rule.filter(|_| random.one_in(2)) {
+                match rule.filter(|_| one_in(random, 2)) {
                     Some(rule) => Change::NoDatabaseRule(database, rule.clone()),
                     None => {
                         let rule = Rule {
@@ -311,19 +312,19 @@ impl Change {
     }
 
     /// A setting to change.
-    pub fn of_settings(random: &mut Random) -> Change {
-        match random.below(9) {
+    pub fn of_settings(random: &mut Rng) -> Change {
+        match random.usize(..9) {
             0 | 1 => {
                 let pers = [Per::Role, Per::Address, Per::Database, Per::Cluster];
                 Change::ClusterLimits(label(random, &pers))
             }
             2 => Change::MaxSessionsPerRole(max(random, 2, 5)),
             3 => Change::OnExcess(on_excess(random)),
-            4 => Change::OldEnough(!random.one_in(3)),
-            5 => Change::IdleEnough(!random.one_in(3)),
-            6 => Change::Enforcement(random.of_these(&["off", "log", "on"])),
-            7 => Change::Sweep(random.of_these(&["off", "log", "terminate"])),
-            _ => Change::MaxWait(random.of_these(&[0, 10, 50, 100])),
+            4 => Change::OldEnough(!one_in(random, 3)),
+            5 => Change::IdleEnough(!one_in(random, 3)),
+            6 => Change::Enforcement(one_of(random, &["off", "log", "on"])),
+            7 => Change::Sweep(one_of(random, &["off", "log", "terminate"])),
+            _ => Change::MaxWait(one_of(random, &[0, 10, 50, 100])),
         }
     }
 }
@@ -332,47 +333,50 @@ fn age(anyone: bool) -> String {
     if anyone { "0" } else { "1h" }.to_string()
 }
 
-fn max(random: &mut Random, low: i32, high: i32) -> i32 {
-    match random.below(8) {
+fn max(random: &mut Rng, low: i32, high: i32) -> i32 {
+    match random.usize(..8) {
         0 => -1,
         1 => low - 1,
-        _ => random.between(low, high),
+        _ => random.i32(low..=high),
     }
 }
 
-fn on_excess(random: &mut Random) -> OnExcess {
-    random.of_these(&[
-        OnExcess::Refuse,
-        OnExcess::ReplaceOldest,
-        OnExcess::ReplaceIdle,
-    ])
+fn on_excess(random: &mut Rng) -> OnExcess {
+    one_of(
+        random,
+        &[
+            OnExcess::Refuse,
+            OnExcess::ReplaceOldest,
+            OnExcess::ReplaceIdle,
+        ],
+    )
 }
 
-fn rule_of(random: &mut Random, pers: &[Per]) -> Rule {
-    let per = random.of_these(pers);
+fn rule_of(random: &mut Rng, pers: &[Per]) -> Rule {
+    let per = one_of(random, pers);
     let max = match per {
         Per::Role => max(random, 1, 4),
         Per::Address => max(random, 1, 6),
         Per::Group => max(random, 3, 9),
         Per::Database => max(random, 4, 12),
-        Per::Cluster => random.between(20, 40),
+        Per::Cluster => random.i32(20..=40),
     };
     // Where one label has several for one address, the smallest network counts: that is the suite's.
-    let network = random.one_in(4) && per != Per::Address;
+    let network = one_in(random, 4) && per != Per::Address;
     Rule {
         max,
         per,
-        database: random.one_in(4).then(|| random.below(DATABASES)),
-        network: network.then(|| random.below(NETWORKS.len())),
-        only_logged: random.one_in(8),
-        on_excess: random.one_in(5).then(|| on_excess(random)),
-        max_wait: random.one_in(4).then(|| random.of_these(&[0, 20, 60, 120])),
+        database: one_in(random, 4).then(|| random.usize(..DATABASES)),
+        network: network.then(|| random.usize(..NETWORKS.len())),
+        only_logged: one_in(random, 8),
+        on_excess: one_in(random, 5).then(|| on_excess(random)),
+        max_wait: one_in(random, 4).then(|| one_of(random, &[0, 20, 60, 120])),
     }
 }
 
-fn label(random: &mut Random, pers: &[Per]) -> Label {
+fn label(random: &mut Rng, pers: &[Per]) -> Label {
     let mut label = Label::default();
-    for _ in 0..random.below(4) {
+    for _ in 0..random.usize(..4) {
         let mut rule = rule_of(random, pers);
         if pers.contains(&Per::Database) {
             // A database's own label is about no other, and the cluster's need none here.
@@ -380,8 +384,8 @@ fn label(random: &mut Random, pers: &[Per]) -> Label {
         }
         label.set(rule);
     }
-    label.on_excess = random.one_in(4).then(|| on_excess(random));
-    label.max_wait = random.one_in(4).then(|| random.of_these(&[0, 20, 60, 120]));
+    label.on_excess = one_in(random, 4).then(|| on_excess(random));
+    label.max_wait = one_in(random, 4).then(|| one_of(random, &[0, 20, 60, 120]));
     label
 }
 

@@ -3,10 +3,11 @@
 use super::actors::{self, any_login};
 use super::books::{SITES, Site, allowed};
 use super::model::{Expected, Login, Scope, Seen, Who, World};
-use super::random::Random;
+use super::random::{one_in, one_of};
 use super::{Kind, Run};
-use crate::PATIENCE;
 use crate::client::{Refusal, Session};
+use crate::{PATIENCE, wait_for};
+use fastrand::Rng;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -62,13 +63,12 @@ impl Run {
         kind: Kind,
         worlds: &[World],
         mut began: [Vec<Seen>; 2],
-        random: &mut Random,
+        random: &mut Rng,
     ) {
         self.hold();
         let ends = Ends::of(worlds, kind.loses());
         if ends.swept {
-            // The worker may be about to tell those whom it has chosen, and to hear of the reload.
-            thread::sleep(Duration::from_millis(500));
+            self.let_the_workers_finish();
         }
         let seen = self.settle(&ends);
         if let Some(site) = kind.loses() {
@@ -85,6 +85,25 @@ impl Run {
         // Who was replaced by one of those.
         let ends = Ends::of(&worlds[worlds.len() - 1..], None);
         self.settle(&ends);
+    }
+
+    /// A worker may be about to tell those whom it has chosen, and to hear of the reload. DROP DATABASE waits
+    /// until each process has taken notice, on a standby as it is replayed: a worker does so before it sweeps, or as
+    /// it does; if the latter, the second time is after.
+    fn let_the_workers_finish(&self) {
+        for _ in 0..2 {
+            self.clusters[0].sql(&["CREATE DATABASE passing", "DROP DATABASE passing"]);
+            self.hold();
+            for cluster in &self.clusters {
+                let mut session = cluster.superuser();
+                let sql = "SELECT count(*) FROM pg_stat_activity
+                    WHERE backend_type = 'session_limit worker' AND wait_event = 'Extension'";
+                wait_for("the worker to have nothing to do", || {
+                    (session.value(sql) == "1").then_some(())
+                });
+                session.end();
+            }
+        }
     }
 
     /// Waits until servers and clients agree on who is in, and returns that.
@@ -233,7 +252,7 @@ impl Run {
     }
 
     /// What becomes of logins of which that is certain.
-    fn probe(&mut self, site: Site, random: &mut Random) {
+    fn probe(&mut self, site: Site, random: &mut Rng) {
         let mut checker = self.clusters[site].superuser();
         let mut kept = Vec::new();
         for _ in 0..FILLED {
@@ -241,12 +260,12 @@ impl Run {
                 break;
             };
             for _ in 0..PROBES {
-                let login = random.of_these(&logins);
+                let login = one_of(random, &logins);
                 self.books.count(|counts| counts.probes += 1);
                 let session = self.probe_one(site, login, &mut checker);
                 let full = session.is_none();
                 kept.extend(session);
-                if full && random.one_in(2) {
+                if full && one_in(random, 2) {
                     break;
                 }
             }
@@ -264,7 +283,7 @@ impl Run {
     }
 
     /// The logins that one of the limits is about; of every kind of limit as often.
-    fn any_limit(&self, random: &mut Random) -> Option<Vec<Login>> {
+    fn any_limit(&self, random: &mut Rng) -> Option<Vec<Login>> {
         let world = &self.world;
         let logins = world.logins().filter(|login| !world.is_exempt(login.role));
         let mut kinds: Vec<(String, Vec<Scope>)> = Vec::new();
@@ -279,8 +298,8 @@ impl Run {
                 kinds[place].1.push(limit.scope);
             }
         }
-        let (_, scopes) = kinds.get(random.below(kinds.len()))?;
-        let scope = *scopes.get(random.below(scopes.len()))?;
+        let (_, scopes) = random.choice(&kinds)?;
+        let scope = *random.choice(scopes)?;
         let about = |login: &Login| {
             let limits = world.limits(*login);
             !world.is_exempt(login.role) && limits.iter().any(|limit| limit.scope == scope)
@@ -289,7 +308,7 @@ impl Run {
     }
 
     /// A login of which there is room for some, and that ends nobody's session.
-    fn any_that_do_not_all_fit(&self, random: &mut Random, seen: &[Seen]) -> Option<Login> {
+    fn any_that_do_not_all_fit(&self, random: &mut Rng, seen: &[Seen]) -> Option<Login> {
         let world = &self.world;
         let held = |login: &Login| {
             let room = world.room(*login, seen);
@@ -297,7 +316,7 @@ impl Run {
             some && !world.is_exempt(login.role) && !world.replaces(login.role)
         };
         let logins: Vec<Login> = world.logins().filter(held).collect();
-        logins.get(random.below(logins.len())).copied()
+        random.choice(logins)
     }
 
     fn probe_one(&self, site: Site, login: Login, checker: &mut Session) -> Option<Session> {
@@ -365,7 +384,7 @@ impl Run {
 
     /// Until nobody is leaving who was let in by us and refused by the server.
     fn wait_for_slots(&self, checker: &mut Session) {
-        crate::wait_for("slots and backends to agree", || {
+        wait_for("slots and backends to agree", || {
             let rows = checker.query(PIDS);
             let count = |what: &str| rows.iter().filter(|row| row[0] == what).count();
             (count("server") == count("slots")).then_some(())

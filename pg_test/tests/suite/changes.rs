@@ -1,5 +1,6 @@
 //! Roles and limits that change while sessions are open.
 
+use crate::scene::{refused, wait_until};
 use pg_test::client::Target;
 use pg_test::cluster::Cluster;
 use pg_test::server::Server;
@@ -55,20 +56,8 @@ fn a_role_is_renamed_while_connected(server: &Server) {
     ]);
     let _session = cluster.login_of("alice").login().expect("the first");
     cluster.sql(&["ALTER ROLE alice RENAME TO alicia"]);
-    assert_eq!(
-        cluster
-            .login_of("alice")
-            .login()
-            .err()
-            .expect("no such role")
-            .sqlstate(),
-        "28000"
-    );
-    let refusal = cluster
-        .login_of("alicia")
-        .login()
-        .err()
-        .expect("the session is alicia's");
+    assert_eq!(refused(&cluster.login_of("alice")).sqlstate(), "28000");
+    let refusal = refused(&cluster.login_of("alicia"));
     assert_eq!(
         refusal.message(),
         r#"too many connections for role "alicia""#
@@ -112,18 +101,8 @@ fn a_role_is_dropped_while_connected(server: &Server) {
         .login_of("alice")
         .login()
         .expect("the new role's first");
-    assert_eq!(
-        cluster
-            .login_of("alice")
-            .login()
-            .err()
-            .expect("its second")
-            .sqlstate(),
-        "53300"
-    );
+    assert_eq!(refused(&cluster.login_of("alice")).sqlstate(), "53300");
     drop(session);
     let sql = "SELECT count(*) FROM session_limit.sessions WHERE NOT exempt";
-    pg_test::wait_for("the old session's slot to be free", || {
-        (superuser.value(sql) == "1").then_some(())
-    });
+    wait_until(&mut superuser, sql, "1");
 }

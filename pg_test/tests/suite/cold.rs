@@ -1,9 +1,9 @@
 //! The very first login after a start, when no cache is there yet.
 
+use crate::scene::{admitted, refused};
 use pg_test::client::{Session, Target};
 use pg_test::cluster::{Cluster, Stop};
 use pg_test::server::Server;
-use pg_test::wait_for;
 use std::fs;
 
 tests![
@@ -37,7 +37,10 @@ fn the_first_login_after_a_start(server: &Server) {
             }
             cluster.start_again();
             match first.login() {
-                Ok(mut session) => assert_eq!(session.value("SELECT current_user"), first.user),
+                Ok(mut session) => {
+                    assert_eq!(session.value("SELECT current_user"), first.user);
+                    session.end();
+                }
                 Err(refusal) => {
                     assert_eq!(refusal.sqlstate(), "3D000", "{refusal:?}");
                     assert_eq!(refusal.message(), r#"database "missing" does not exist"#);
@@ -49,7 +52,7 @@ fn the_first_login_after_a_start(server: &Server) {
                 alice.login().expect("the first of two"),
                 alice.login().expect("the second"),
             ];
-            assert_eq!(alice.login().err().expect("a third").sqlstate(), "53300");
+            assert_eq!(refused(&alice).sqlstate(), "53300");
         }
     }
 }
@@ -131,19 +134,17 @@ const MANY_LABELS: &str = r#"DO $$
 /// As the server counts what is read of its catalogs: nothing of labels when there is none, and nothing of
 /// memberships when no group has one.
 fn reads_no_more_than_it_must(server: &Server) {
-    let cluster = Cluster::start(server, &[("autovacuum", "off")]);
+    // The worker is not to read any meanwhile.
+    let settings = [("autovacuum", "off"), ("session_limit.sweep", "off")];
+    let cluster = Cluster::start(server, &settings);
     let mut superuser = cluster.superuser();
     superuser.query("CREATE ROLE team");
     superuser.query("CREATE ROLE alice LOGIN IN ROLE team");
     let mut reads = |sql: &str| {
         superuser.query(sql);
-        let before = blocks(&cluster, &mut superuser);
-        let pid = cluster.login_of("alice").login().expect("alice").pid;
-        let left = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}");
-        wait_for("alice to leave", || {
-            (superuser.value(&left) == "0").then_some(())
-        });
-        let after = blocks(&cluster, &mut superuser);
+        let before = blocks(&mut superuser);
+        admitted(&cluster.login_of("alice")).end();
+        let after = blocks(&mut superuser);
         [after[0] > before[0], after[1] > before[1]]
     };
     assert_eq!(reads("SELECT"), [false, false]);
@@ -158,15 +159,15 @@ fn reads_no_more_than_it_must(server: &Server) {
 }
 
 /// How many blocks of labels and of memberships were read.
-fn blocks(cluster: &Cluster, superuser: &mut Session) -> [u64; 2] {
+fn blocks(superuser: &mut Session) -> [u64; 2] {
     // What this session itself has read is not to come later.
     superuser.query("SELECT pg_stat_force_next_flush()");
-    let of = |catalog: &str| {
+    let mut of = |catalog: &str| {
         let sql = format!(
             "SELECT heap_blks_read + heap_blks_hit + idx_blks_read + idx_blks_hit FROM pg_statio_sys_tables
              WHERE relname = '{catalog}'"
         );
-        cluster.superuser().value(&sql).parse().expect("a number")
+        superuser.value(&sql).parse().expect("a number")
     };
     [of("pg_shseclabel"), of("pg_auth_members")]
 }

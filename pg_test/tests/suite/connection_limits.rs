@@ -2,10 +2,11 @@
 //! statements on its right do. The left side is read by a model of connection_limits, and real
 //! logins tell whether it is so.
 
+use crate::scene::wait_until;
 use pg_test::client::{Session, Target};
 use pg_test::cluster::Cluster;
+use pg_test::place;
 use pg_test::server::Server;
-use pg_test::{place, wait_for};
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::Ipv4Addr;
@@ -220,9 +221,7 @@ fn reset(control: &mut Session) {
 
 fn wait_until_alone(control: &mut Session) {
     let sessions = "SELECT count(*) FROM session_limit.sessions";
-    wait_for("the others to leave", || {
-        (control.value(sessions) == "1").then_some(())
-    });
+    wait_until(control, sessions, "1");
 }
 
 fn page() -> String {

@@ -1,10 +1,9 @@
 //! `set_limit` and `clear_limit`: they edit one limit of a label, by its key.
 
-use crate::labels::set_label;
+use crate::scene::{refused, set_label, wait_until};
 use pg_test::client::{Refusal, Session, Target};
 use pg_test::cluster::Cluster;
 use pg_test::server::Server;
-use pg_test::wait_for;
 use serde_json::{Value, json};
 
 tests![
@@ -453,9 +452,7 @@ fn two_edits_at_once(server: &Server) {
         let waiting = format!(
             "SELECT count(*) FROM pg_stat_activity WHERE pid = {pid} AND wait_event_type = 'Lock'"
         );
-        wait_for("the second to wait", || {
-            (superuser.value(&waiting) == "1").then_some(())
-        });
+        wait_until(&mut superuser, &waiting, "1");
         first.query("COMMIT");
         second.join().expect("the second");
         let label: Value = serde_json::from_str(&label(&mut superuser, object)).expect("JSON");
@@ -487,7 +484,7 @@ fn an_edit_holds_from_the_next_login_on(server: &Server) {
         superuser.query(&format!("SELECT session_limit.{set}"));
         drop(alice.login().expect("not committed yet"));
         superuser.query("COMMIT");
-        let refusal = alice.login().err().expect("over the limit");
+        let refusal = refused(&alice);
         assert_eq!(refusal.sqlstate(), "53300", "{set}: {refusal:?}");
         assert!(first.is_alive());
         superuser.query(&format!("SELECT session_limit.{clear}"));
@@ -511,7 +508,7 @@ fn names_that_need_quotes(server: &Server) {
         ..cluster.login_of(&name)
     };
     let _first = target.login().expect("the first");
-    let refusal = target.login().err().expect("the second");
+    let refusal = refused(&target);
     let source = format!("The limit is 1 session (label on role {name})");
     assert!(refusal.detail().starts_with(&source), "{refusal:?}");
     for named in [

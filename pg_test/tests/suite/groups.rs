@@ -1,5 +1,6 @@
 //! Who is a member of a group, as far as its limits go, and what a group's total counts.
 
+use crate::scene::{refused, wait_until};
 use pg_test::client::Session;
 use pg_test::cluster::Cluster;
 use pg_test::server::Server;
@@ -95,7 +96,7 @@ fn who_is_a_member(server: &Server) {
         let root = cluster.login_from("root", "127.0.0.1");
         root.login().expect("no member");
         superuser.query("GRANT team TO root");
-        assert_eq!(root.login().err().expect("a member").sqlstate(), "53300");
+        assert_eq!(refused(&root).sqlstate(), "53300");
     }
 }
 
@@ -164,7 +165,7 @@ fn a_role_loses_and_gets_login(server: &Server) {
     superuser.query("ALTER ROLE team NOLOGIN");
     assert_eq!(message(&cluster, "alice"), "");
     assert_eq!(
-        from_here.login().err().expect("the third").message(),
+        refused(&from_here).message(),
         r#"too many connections for role "alice" from address 127.0.0.1"#
     );
     assert_eq!(
@@ -245,9 +246,7 @@ fn a_label_and_login_that_change_at_once(server: &Server) {
         std::thread::scope(|scope| {
             let late = scope.spawn(|| other.try_query(second));
             let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'object'";
-            pg_test::wait_for("the second to wait", || {
-                (superuser.value(waits) == "1").then_some(())
-            });
+            wait_until(&mut superuser, waits, "1");
             one.query("COMMIT");
             let error = late.join().expect("the second").expect_err(second);
             assert_eq!(error.sqlstate(), "42501", "{error:?}");
@@ -274,7 +273,7 @@ fn a_total_counts_who_was_there_before(server: &Server) {
         [["label on role team", "group", "team", "3", "3"]]
     );
     // What a refused login is told of: its own sessions only.
-    let refusal = cluster.login_of("alice").login().err().expect("the fourth");
+    let refusal = refused(&cluster.login_of("alice"));
     assert!(refusal.detail().starts_with("The limit is 3 sessions (label on role team); 3 are in use, 1 of them by this role: pid "), "{refusal:?}");
 }
 
@@ -312,9 +311,7 @@ fn a_waiter_for_a_group_that_others_do_not_know(server: &Server) {
     std::thread::scope(|scope| {
         let waiter = scope.spawn(|| cluster.login_of("alice").login());
         let waiting = "SELECT waiting FROM session_limit.usage WHERE per = 'group'";
-        pg_test::wait_for("alice to wait", || {
-            (superuser.value(waiting) == "1").then_some(())
-        });
+        wait_until(&mut superuser, waiting, "1");
         let bob = cluster
             .login_of("bob")
             .login()
@@ -325,9 +322,7 @@ fn a_waiter_for_a_group_that_others_do_not_know(server: &Server) {
         );
         bob.close();
         let gone = "SELECT count(*) FROM session_limit.sessions WHERE usename = 'bob'";
-        pg_test::wait_for("bob to be gone", || {
-            (superuser.value(gone) == "0").then_some(())
-        });
+        wait_until(&mut superuser, gone, "0");
         superuser.query("REVOKE team FROM alice");
         waiter
             .join()
@@ -342,7 +337,7 @@ fn a_group_is_renamed_and_dropped(server: &Server) {
     superuser.query(ONE_OF_THE_TEAM);
     let _first = cluster.login_of("alice").login().expect("the first");
     superuser.query("ALTER ROLE team RENAME TO crew");
-    let refusal = cluster.login_of("alice").login().err().expect("the second");
+    let refusal = refused(&cluster.login_of("alice"));
     assert_eq!(
         refusal.message(),
         r#"too many connections for members of role "crew""#

@@ -1,5 +1,6 @@
 //! Other libraries' ClientAuthentication hooks, before ours and after it.
 
+use crate::scene::refused;
 use pg_test::cluster::Cluster;
 use pg_test::server::Server;
 use std::time::{Duration, Instant};
@@ -42,15 +43,7 @@ fn beside(server: &Server, libraries: fn(&str) -> String) {
             .count(),
         1
     );
-    assert_eq!(
-        cluster
-            .login_of("alice")
-            .login()
-            .err()
-            .expect("the second")
-            .sqlstate(),
-        "53300"
-    );
+    assert_eq!(refused(&cluster.login_of("alice")).sqlstate(), "53300");
     // Called after ours, it does not hear of who was refused there.
     let heard = if libraries.starts_with("session_limit,") {
         1

@@ -1,6 +1,7 @@
 //! What a label, or the setting `cluster_limits`, may say; who may set one; and what a login meets
 //! where one is broken all the same.
 
+use crate::scene::{admitted, refused, remove_label, set_label, wait_until};
 use pg_test::client::{Refusal, Session, Target};
 use pg_test::cluster::{Cluster, Stop};
 use pg_test::server::Server;
@@ -25,21 +26,6 @@ tests![
     the_first_label_holds_on_a_standby,
     while_labels_cannot_be_read_logins_fail,
 ];
-
-pub fn set_label(object: &str, json: &str) -> String {
-    format!("SECURITY LABEL FOR session_limit ON {object} IS $label${json}$label$")
-}
-
-fn remove_label(object: &str) -> String {
-    format!("SECURITY LABEL FOR session_limit ON {object} IS NULL")
-}
-
-fn refused(target: &Target) -> Refusal {
-    match target.login() {
-        Ok(_) => panic!("{target:?} was admitted"),
-        Err(refusal) => refusal,
-    }
-}
 
 /// Every label that there is, of any object.
 fn stored(superuser: &mut Session) -> Vec<Vec<String>> {
@@ -620,20 +606,25 @@ fn a_broken_label_refuses_whom_it_covers(server: &Server) {
             assert!(refusal.detail().starts_with(detail), "{refusal:?}");
             assert!(refusal.hint().contains("superuser"), "{refusal:?}");
             assert!(refusal.authenticated, "libpq would try again without TLS");
-            carrier.other.login().expect("not covered");
+            admitted(&carrier.other).end();
             let superuser = Target {
                 user: "postgres".to_string(),
                 ..carrier.covered.clone()
             };
-            superuser.login().expect("a superuser");
+            admitted(&superuser).end();
         }
         carrier.becomes(&mut superuser, &format!("'{good}'"));
-        carrier.covered.login().expect("in order again");
+        admitted(&carrier.covered).end();
     }
 }
 
 fn a_broken_label_in_a_dry_run(server: &Server) {
-    let cluster = Cluster::start(server, &[("session_limit.enforcement", "log")]);
+    // The worker would say it, too.
+    let settings = [
+        ("session_limit.enforcement", "log"),
+        ("session_limit.sweep", "off"),
+    ];
+    let cluster = Cluster::start(server, &settings);
     let carriers = each_carrier(&cluster);
     let mut superuser = cluster.superuser();
     let complaint = |carrier: &Labelled| {
@@ -706,9 +697,9 @@ fn what_a_login_does_not_know_is_passed_over(server: &Server) {
 const NOBODY: &str = r#"{"max": 0}"#;
 
 /// Twice: the second login need not look for labels, if the first saw that there was none.
-fn admitted(target: &Target) {
+fn has_no_limit(target: &Target) {
     for _ in 0..2 {
-        target.login().expect("no label").end();
+        admitted(target).end();
     }
 }
 
@@ -724,19 +715,19 @@ fn the_first_label_holds_from_its_commit_on(server: &Server) {
             let size = superuser.value("SELECT pg_relation_size('pg_shseclabel')");
             (size == "0").then_some(())
         });
-        admitted(&alice);
+        has_no_limit(&alice);
     };
 
     let mut superuser = cluster.superuser();
-    admitted(&alice);
+    has_no_limit(&alice);
     for ended in ["COMMIT", "ROLLBACK", "COMMIT"] {
         superuser.query("BEGIN");
         superuser.query(&label);
-        admitted(&alice);
+        has_no_limit(&alice);
         superuser.query(ended);
         match ended {
             "COMMIT" => assert_eq!(refused(&alice).sqlstate(), "53300"),
-            _ => admitted(&alice),
+            _ => has_no_limit(&alice),
         }
         nothing_is_left(&mut superuser);
     }
@@ -744,13 +735,13 @@ fn the_first_label_holds_from_its_commit_on(server: &Server) {
         superuser.query("BEGIN");
         superuser.query(&label);
         superuser.query("PREPARE TRANSACTION 'label'");
-        admitted(&alice);
+        has_no_limit(&alice);
         if restart {
             superuser.end();
             cluster.stop(Stop::Fast);
             cluster.start_again();
             superuser = cluster.superuser();
-            admitted(&alice);
+            has_no_limit(&alice);
         }
         // The session has had other transactions in between, or is another one.
         superuser.query("COMMIT PREPARED 'label'");
@@ -766,9 +757,7 @@ fn the_first_label_holds_from_its_commit_on(server: &Server) {
         "SELECT count(*) FROM pg_stat_activity WHERE pid = {}",
         other.pid
     );
-    wait_for("the session to end", || {
-        (superuser.value(&is_there) == "0").then_some(())
-    });
+    wait_until(&mut superuser, &is_there, "0");
     nothing_is_left(&mut superuser);
     superuser.query(&label);
     assert_eq!(refused(&alice).sqlstate(), "53300");
@@ -779,13 +768,10 @@ fn the_first_label_holds_on_a_standby(server: &Server) {
     cluster.sql(&["CREATE ROLE alice LOGIN"]);
     let standby = Cluster::standby_of(&cluster);
     let there = standby.login_of("alice");
-    admitted(&there);
+    has_no_limit(&there);
     cluster.sql(&[&set_label("ROLE alice", NOBODY)]);
     let mut superuser = standby.superuser();
-    wait_for("the label to be replicated", || {
-        let labels = superuser.value("SELECT count(*) FROM pg_shseclabel");
-        (labels == "1").then_some(())
-    });
+    wait_until(&mut superuser, "SELECT count(*) FROM pg_shseclabel", "1");
     assert_eq!(refused(&there).sqlstate(), "53300");
 }
 
@@ -799,6 +785,8 @@ fn while_labels_cannot_be_read_logins_fail(server: &Server) {
     ]);
     let alice = cluster.login_of("alice");
     let (mut superuser, mut other) = (cluster.superuser(), cluster.superuser());
+    // The worker may just be reading them.
+    superuser.query("SET lock_timeout = 0");
     superuser.query("BEGIN; LOCK pg_shseclabel");
     for _ in 0..3 {
         assert_eq!(refused(&alice).sqlstate(), "55P03");

@@ -37,6 +37,7 @@ mod replacing;
 mod replication;
 mod rolling_out;
 mod round_trips;
+mod scene;
 mod settings;
 mod stats;
 mod storm;

@@ -1,6 +1,7 @@
 //! What a refused client is told, and that a login which the server refuses takes nobody's place.
 
-use pg_test::client::{Refusal, Target};
+use crate::scene::{admitted, refused, wait_until};
+use pg_test::client::Target;
 use pg_test::cluster::Cluster;
 use pg_test::server::Server;
 
@@ -14,13 +15,6 @@ tests![
     superusers,
     names_with_odd_characters,
 ];
-
-fn refused(target: &Target) -> Refusal {
-    match target.login() {
-        Ok(_) => panic!("{target:?} was admitted"),
-        Err(refusal) => refusal,
-    }
-}
 
 fn over_a_roles_limit(server: &Server) {
     let cluster = Cluster::start(server, &[("session_limit.max_sessions_per_role", "1")]);
@@ -207,7 +201,9 @@ fn the_servers_own_refusals_are_the_same(server: &Server) {
 
 /// Under a limit of 1, beside a storm of logins that fail, a good one is never refused.
 fn the_servers_own_refusals_take_no_place(server: &Server) {
-    let cluster = Cluster::start(server, &[("session_limit.max_wait", "0")]);
+    // With a connection for each, also while the others are leaving.
+    let settings = [("session_limit.max_wait", "0"), ("max_connections", "300")];
+    let cluster = Cluster::start(server, &settings);
     cluster.sql(REFUSED_BY_THE_SERVER);
     cluster.sql(&[
         "ALTER ROLE alice CONNECTION LIMIT 1",
@@ -227,7 +223,7 @@ fn the_servers_own_refusals_take_no_place(server: &Server) {
         for (target, connection) in &mut connections {
             connection.send_startup(target);
         }
-        let alice = cluster.login_of("alice").login().expect("nobody is in");
+        let alice = admitted(&cluster.login_of("alice"));
         assert!(
             connections
                 .into_iter()
@@ -248,10 +244,8 @@ fn the_servers_own_refusals_take_no_place(server: &Server) {
         "{printed}"
     );
     let mut superuser = cluster.superuser();
-    assert_eq!(
-        superuser.value("SELECT count(*) FROM session_limit.sessions WHERE usename <> 'postgres'"),
-        "0"
-    );
+    let others = "SELECT count(*) FROM session_limit.sessions WHERE usename <> 'postgres'";
+    wait_until(&mut superuser, others, "0");
 }
 
 fn superusers(server: &Server) {

@@ -1,9 +1,9 @@
 //! docs/rolling_out.md, step by step, with the statements of the page.
 
+use crate::scene::{refused, wait_until};
 use pg_test::client::Session;
 use pg_test::cluster::Cluster;
 use pg_test::server::Server;
-use pg_test::wait_for;
 
 tests![from_a_dry_run_to_the_sweep];
 
@@ -66,10 +66,8 @@ fn from_a_dry_run_to_the_sweep(server: &Server) {
     );
 
     step(4, &mut superuser);
-    wait_for("the reload", || {
-        (superuser.value("SHOW session_limit.enforcement") == "on").then_some(())
-    });
-    assert_eq!(alice.login().err().expect("it holds").sqlstate(), "53300");
+    wait_until(&mut superuser, "SHOW session_limit.enforcement", "on");
+    assert_eq!(refused(&alice).sqlstate(), "53300");
     assert!(
         sessions.iter_mut().all(Session::is_alive),
         "who is in stays in"
@@ -78,9 +76,7 @@ fn from_a_dry_run_to_the_sweep(server: &Server) {
 
     step(5, &mut superuser);
     let alive = "SELECT count(*) FROM session_limit.sessions WHERE usename = 'alice'";
-    wait_for("the sweep", || {
-        (superuser.value(alive) == "1").then_some(())
-    });
+    wait_until(&mut superuser, alive, "1");
     let mut ended = sessions
         .iter_mut()
         .filter_map(|session| session.try_query("SELECT 1").err());

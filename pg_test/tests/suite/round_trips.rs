@@ -1,5 +1,6 @@
 //! Limits that leave the cluster where they were set: by a dump, by `pg_upgrade`, to a standby.
 
+use crate::scene::refused;
 use pg_test::client::{Session, Target};
 use pg_test::cluster::{Cluster, Stop};
 use pg_test::server::Server;
@@ -86,7 +87,7 @@ fn set_and_seen(cluster: &Cluster) -> [Vec<Vec<String>>; 2] {
 }
 
 fn assert_refused(login: &Target, source: &str) {
-    let refusal = login.login().err().expect(source);
+    let refusal = refused(login);
     assert_eq!(refusal.sqlstate(), "53300", "{refusal:?}");
     let detail = refusal.detail();
     assert!(
@@ -138,17 +139,13 @@ fn restore(cluster: &Cluster, dump: &Path, options: &str) -> Vec<String> {
         .lines()
         .filter_map(|line| Some(line.split_once("ERROR:  ")?.1));
     let errors = errors.filter(|error| !usual.contains(error));
-    wait_until_alone(cluster);
+    wait_until_nobody_is_in(cluster);
     errors.map(String::from).collect()
 }
 
 /// A client's last session, though a superuser's, takes a place in its database while it ends.
-fn wait_until_alone(cluster: &Cluster) {
-    let sql = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'";
-    let mut superuser = cluster.superuser();
-    wait_for("the others to leave", || {
-        (superuser.value(sql) == "1").then_some(())
-    });
+fn wait_until_nobody_is_in(cluster: &Cluster) {
+    cluster.wait_for_processes(" [local] ", 0);
 }
 
 fn a_dump_keeps_every_limit(server: &Server) {
@@ -222,7 +219,7 @@ fn a_database_takes_its_limits_along(server: &Server) {
         let there = Cluster::start(server, &[]);
         there.sql(&["CREATE ROLE erin LOGIN", "CREATE ROLE frank LOGIN"]);
         run(there.client(program).args(options).arg(dump));
-        wait_until_alone(&there);
+        wait_until_nobody_is_in(&there);
         let of_app = |cluster| {
             let mut rows = set(cluster);
             rows.retain(|row| row[1] == "app");

@@ -1,5 +1,6 @@
 //! Settings take effect on reload; a bad value changes nothing.
 
+use crate::scene::refused;
 use pg_test::cluster::Cluster;
 use pg_test::server::Server;
 
@@ -21,10 +22,7 @@ fn enforcement(server: &Server) {
     cluster.sql(&["CREATE ROLE alice LOGIN", "CREATE EXTENSION session_limit"]);
     let alice = cluster.tcp_login_of("alice");
     let _first = alice.login().expect("on: the first");
-    assert_eq!(
-        alice.login().err().expect("on: the second").sqlstate(),
-        "53300"
-    );
+    assert_eq!(refused(&alice).sqlstate(), "53300");
     assert!(!cluster.log().contains("would_refuse"));
 
     cluster.set(&[("session_limit.enforcement", "log")]);
@@ -50,7 +48,7 @@ fn enforcement(server: &Server) {
         ("session_limit.max_sessions_per_role", "4"),
     ]);
     let _fourth = alice.login().expect("the fourth of four");
-    let refusal = alice.login().err().expect("the fifth");
+    let refusal = refused(&alice);
     assert!(
         refusal.detail().contains("4 are in use"),
         "{}",
@@ -68,10 +66,7 @@ fn limits_follow_a_reload(server: &Server) {
         sessions.iter_mut().all(|session| session.is_alive()),
         "who is in stays in"
     );
-    assert_eq!(
-        alice.login().err().expect("three are in").sqlstate(),
-        "53300"
-    );
+    assert_eq!(refused(&alice).sqlstate(), "53300");
     sessions.truncate(1);
     pg_test::wait_for("room", || alice.login().ok());
     cluster.set(&[("session_limit.max_sessions_per_role", "-1")]);
@@ -144,15 +139,7 @@ fn a_bad_value_is_refused_by_name(server: &Server) {
         .login_of("alice")
         .login()
         .expect("the server runs on");
-    assert_eq!(
-        cluster
-            .login_of("alice")
-            .login()
-            .err()
-            .expect("the old limit")
-            .sqlstate(),
-        "53300"
-    );
+    assert_eq!(refused(&cluster.login_of("alice")).sqlstate(), "53300");
     assert_eq!(superuser.value("SHOW session_limit.enforcement"), "on");
 }
 
@@ -169,20 +156,12 @@ fn the_hint_is_the_administrators(server: &Server) {
         "session_limit.refusal_hint",
         "Ask dba@example.com, 100% of the time: %s %n.",
     )]);
-    let refusal = cluster
-        .login_of("alice")
-        .login()
-        .err()
-        .expect("a limit of zero");
+    let refusal = refused(&cluster.login_of("alice"));
     assert_eq!(
         refusal.hint(),
         "Ask dba@example.com, 100% of the time: %s %n."
     );
     cluster.set(&[("session_limit.refusal_hint", "")]);
-    let refusal = cluster
-        .login_of("alice")
-        .login()
-        .err()
-        .expect("a limit of zero");
+    let refusal = refused(&cluster.login_of("alice"));
     assert!(refusal.hint().starts_with("Try again later"), "{refusal:?}");
 }

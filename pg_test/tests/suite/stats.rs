@@ -1,10 +1,9 @@
 //! `session_limit.stats`: what is counted, for whom, and what is left of it after a stop of each kind.
 
+use crate::scene::{crash, refused, wait_until};
 use pg_test::client::{Session, Target};
 use pg_test::cluster::{Cluster, Stop};
 use pg_test::server::Server;
-use pg_test::wait_for;
-use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
@@ -92,7 +91,7 @@ fn each_counter(server: &Server) {
     assert!(by_first > 0);
 
     // It waits, and is refused.
-    login().err().expect("no room");
+    refused(&cluster.login_of("alice"));
     assert_eq!(counters_of_alice(&mut superuser), [1, 1, 1, 0, 0, 0, 1, 2]);
     assert!(is_after(&mut superuser, "last_refused", &after_first));
     assert!(!is_after(&mut superuser, "peak_at", &after_first));
@@ -104,7 +103,7 @@ fn each_counter(server: &Server) {
     assert!(deciding(&mut superuser) > by_first);
     // It is refused at once.
     cluster.set(&[("session_limit.max_wait", "0")]);
-    login().err().expect("no room");
+    refused(&cluster.login_of("alice"));
     assert_eq!(counters_of_alice(&mut superuser), [1, 1, 2, 0, 0, 0, 1, 3]);
 
     // It waits, and is admitted.
@@ -113,10 +112,8 @@ fn each_counter(server: &Server) {
         let target = cluster.login_of("alice");
         move || target.login()
     });
-    wait_for("it to wait", || {
-        let waiting = "SELECT waiting FROM session_limit.usage WHERE subject = 'alice'";
-        (superuser.value(waiting) == "1").then_some(())
-    });
+    let waiting = "SELECT waiting FROM session_limit.usage WHERE subject = 'alice'";
+    wait_until(&mut superuser, waiting, "1");
     drop(first);
     let second = waiter.join().expect("the thread").expect("room");
     assert_eq!(counters_of_alice(&mut superuser), [2, 2, 2, 0, 0, 0, 1, 4]);
@@ -208,17 +205,8 @@ fn each_role_and_database_has_its_own(server: &Server) {
     let peak = "SELECT peak >= 2 AND admitted = decisions FROM session_limit.stats WHERE usename = 'postgres' AND datname = 'postgres'";
     assert_eq!(superusers[0].value(peak), "t");
     // Who is refused by the server has not been decided by a limit.
-    cluster
-        .login_of("nobody")
-        .login()
-        .err()
-        .expect("no such role");
-    cluster
-        .login_of("bob")
-        .to("nowhere")
-        .login()
-        .err()
-        .expect("no such database");
+    refused(&cluster.login_of("nobody"));
+    refused(&cluster.login_of("bob").to("nowhere"));
     assert_eq!(own(&cluster).len(), 5);
     // What is dropped stays, without its name.
     cluster.sql(&["DROP DATABASE app", "DROP ROLE alice"]);
@@ -247,7 +235,7 @@ fn more_than_there_is_room_for(server: &Server) {
             .login_of(&format!("r{role}"))
             .login()
             .expect("room")
-            .close();
+            .end();
     }
     let sql = "SELECT count(*), sum(admitted), sum(decisions) FROM session_limit.stats WHERE NOT others AND usename LIKE 'r%'";
     assert_eq!(superuser.query(sql), [["999", "999", "999"]]);
@@ -339,7 +327,7 @@ fn only_superusers_reset_them(server: &Server) {
 fn count_something(cluster: &Cluster) -> Vec<Vec<String>> {
     cluster.set(&[("session_limit.max_wait", "0")]);
     let first = cluster.login_of("alice").login().expect("room");
-    cluster.login_of("alice").login().err().expect("no room");
+    refused(&cluster.login_of("alice"));
     cluster.login_of("bob").login().expect("room").end();
     first.end();
     let found = all(cluster);
@@ -413,14 +401,7 @@ fn a_crash_loses_them(server: &Server) {
     cluster.stop(Stop::Fast);
     cluster.start_again();
     let alice = cluster.login_of("alice").login().expect("room");
-    kill_process(Pid::from_raw(alice.pid).expect("a pid"), Signal::KILL).expect("kill -9");
-    wait_for("the crash", || {
-        cluster
-            .log()
-            .contains("all server processes terminated")
-            .then_some(())
-    });
-    wait_for("the restart", || cluster.login_of("postgres").login().ok());
+    crash(&cluster, &alice);
     assert_eq!(all(&cluster), Vec::<Vec<String>>::new());
     let before = count_something(&cluster);
     cluster.stop(Stop::Fast);

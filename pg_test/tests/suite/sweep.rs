@@ -1,6 +1,7 @@
 //! Limits that are lowered, or set, after the sessions came.
 
-use pg_test::client::{Refusal, Session, Target};
+use crate::scene::{go_on, process, stop, told, wait_until_left};
+use pg_test::client::{Session, Target};
 use pg_test::cluster::Cluster;
 use pg_test::server::Server;
 use pg_test::wait_for;
@@ -60,8 +61,9 @@ fn wait_for_worker(cluster: &Cluster, not: Option<Pid>) -> Pid {
     worker
 }
 
-/// Returns when it has done what it was woken for. DROP DATABASE waits until each process has taken
-/// notice, which this one does before it sweeps, or as it does; if the latter, the second time is after.
+/// Returns when it has done what it was woken for: a sweep that goes on may end who comes meanwhile, for
+/// a limit as it was. DROP DATABASE waits until each process has taken notice, which this one does before
+/// it sweeps, or as it does; if the latter, the second time is after.
 fn settle(cluster: &Cluster) {
     for _ in 0..2 {
         cluster.sql(&["CREATE DATABASE passing", "DROP DATABASE passing"]);
@@ -71,28 +73,6 @@ fn settle(cluster: &Cluster) {
 
 fn logins<const N: usize>(target: &Target) -> [Session; N] {
     std::array::from_fn(|_| target.login().expect("no limit yet"))
-}
-
-/// Waits until so many of the role's sessions are left.
-fn wait_until_left(cluster: &Cluster, user: &str, number: usize) {
-    let mut session = cluster.superuser();
-    let sql = format!("SELECT count(*) FROM session_limit.sessions WHERE usename = '{user}'");
-    wait_for(&format!("{number} sessions of {user} to be left"), || {
-        (session.value(&sql) == number.to_string()).then_some(())
-    });
-    session.end();
-}
-
-/// What a session is told that was ended.
-fn told(session: &mut Session) -> Refusal {
-    let told = session.try_query("SELECT 1").err();
-    let told = told.expect("an ended session");
-    assert_eq!(told.sqlstate(), "57P01");
-    assert_eq!(
-        told.message(),
-        "terminating connection due to administrator command"
-    );
-    told
 }
 
 fn alive(sessions: &mut [Session]) -> Vec<bool> {
@@ -248,6 +228,7 @@ fn every_kind_of_limit(server: &Server) {
             "ALTER SYSTEM SET session_limit.sweep = 'terminate'",
         ]);
         cluster.reload();
+        settle(&cluster);
     }
 }
 
@@ -332,6 +313,7 @@ fn the_longest_idle_end_first_and_none_in_a_transaction(server: &Server) {
             "There is 1 session under a limit of 0 (label on role alice)."
         );
         cluster.sql(&["SECURITY LABEL FOR session_limit ON ROLE alice IS NULL"]);
+        settle(&cluster);
     }
 }
 
@@ -411,6 +393,8 @@ fn log_says_what_is_over_once(server: &Server) {
         assert_eq!(about_alice(1), event(3, 1), "nothing has changed");
     }
     assert_eq!(alive(&mut sessions), [true; 3]);
+    // It is not to see some of them leave.
+    settle(&cluster);
     drop(sessions);
     wait_until_left(&cluster, "alice", 0);
     let sessions: [Session; 1] = logins(&cluster.login_of("alice"));
@@ -431,14 +415,12 @@ fn off_does_nothing(server: &Server) {
     let cluster = cluster(server, &[("session_limit.sweep", "off"), SOON]);
     let mut sessions: [Session; 2] = logins(&cluster.login_of("alice"));
     cluster.sql(&["ALTER ROLE alice CONNECTION LIMIT 1"]);
-    for _ in 0..20 {
-        assert_eq!(alive(&mut sessions), [true; 2]);
-    }
+    settle(&cluster);
+    assert_eq!(alive(&mut sessions), [true; 2]);
     assert_eq!(events(&cluster), [] as [Value; 0]);
     cluster.set(&[TERMINATE, ("session_limit.enforcement", "off")]);
-    for _ in 0..20 {
-        assert_eq!(alive(&mut sessions), [true; 2]);
-    }
+    settle(&cluster);
+    assert_eq!(alive(&mut sessions), [true; 2]);
     assert_eq!(events(&cluster), [] as [Value; 0]);
     cluster.set(&[("session_limit.enforcement", "on")]);
     wait_until_left(&cluster, "alice", 1);
@@ -476,8 +458,8 @@ fn what_is_only_tried_out_ends_nobody(server: &Server) {
 fn a_session_is_told_once(server: &Server) {
     let cluster = cluster(server, &[TERMINATE, NOT_SOON]);
     let mut sessions: [Session; 3] = logins(&cluster.login_of("alice"));
-    let stopped = Pid::from_raw(sessions[0].pid).expect("a process ID");
-    kill_process(stopped, Signal::STOP).expect("stop a backend");
+    let stopped = process(&sessions[0]);
+    stop(stopped);
     cluster.sql(&["ALTER ROLE alice CONNECTION LIMIT 2"]);
     for _ in 0..3 {
         sweep_once(&cluster, false);
@@ -492,13 +474,12 @@ fn a_session_is_told_once(server: &Server) {
         about.count()
     };
     assert_eq!(about_alice(events(&cluster)), 1);
-    kill_process(stopped, Signal::CONT).expect("let it go on");
+    go_on(stopped);
     wait_until_left(&cluster, "alice", 2);
     told(&mut sessions[0]);
     assert_eq!(about_alice(events(&cluster)), 1);
 }
 
-/// Whoever logs in while limits change, in the end there are no more than allowed, and no fewer.
 fn a_session_is_told_in_its_clients_characters(server: &Server) {
     let policy = [
         ("session_limit.on_excess", "replace_oldest"),
@@ -531,6 +512,7 @@ fn a_session_is_told_in_its_clients_characters(server: &Server) {
             r#"ALTER DATABASE "łódź" CONNECTION LIMIT -1"#,
             r#"ALTER ROLE "łukasz" CONNECTION LIMIT 1"#,
         ]);
+        settle(&cluster);
         let mut replaced = target.login().expect("the only one");
         replaced.query(&set);
         let newer = target.login().expect("in its place");
@@ -545,6 +527,7 @@ fn a_session_is_told_in_its_clients_characters(server: &Server) {
     }
 }
 
+/// Whoever logs in while limits change, in the end there are no more than allowed, and no fewer.
 fn logins_meanwhile(server: &Server) {
     let settings = [
         TERMINATE,
@@ -556,9 +539,14 @@ fn logins_meanwhile(server: &Server) {
     for on_excess in ["refuse", "replace_oldest"] {
         cluster.set(&[("session_limit.on_excess", on_excess)]);
         let mut sessions = while_limits_change(&cluster);
-        sessions.extend((0..3).filter_map(|_| cluster.login_of("alice").login().ok()));
-        sessions.retain_mut(Session::is_alive);
-        assert_eq!(sessions.len(), 3, "{on_excess}");
+        settle(&cluster);
+        // Some may have been told to end and be still there.
+        wait_for("three to be in", || {
+            sessions.extend(cluster.login_of("alice").login().ok());
+            sessions.retain_mut(Session::is_alive);
+            assert!(sessions.len() <= 3, "{on_excess}");
+            (sessions.len() == 3).then_some(())
+        });
         drop(sessions);
         cluster.wait_until_gone("alice");
     }
@@ -594,12 +582,12 @@ fn the_next_worker_goes_on(server: &Server) {
     let cluster = cluster(server, &[TERMINATE, NOT_SOON]);
     let first = wait_for_worker(&cluster, None);
     let mut sessions: [Session; 3] = logins(&cluster.login_of("alice"));
-    kill_process(first, Signal::STOP).expect("stop the worker");
+    stop(first);
     kill_process(first, Signal::TERM).expect("end the worker");
     // There is none, or it does not listen.
     cluster.sql(&["ALTER ROLE alice CONNECTION LIMIT 2"]);
     assert_eq!(alive(&mut sessions), [true; 3]);
-    kill_process(first, Signal::CONT).expect("let it end");
+    go_on(first);
     wait_until_left(&cluster, "alice", 2);
     wait_for_worker(&cluster, Some(first));
     cluster.sql(&["ALTER ROLE alice CONNECTION LIMIT 1"]);

@@ -1,5 +1,6 @@
 //! The views: what they show, to whom, and when the library is not there.
 
+use crate::scene::refused;
 use pg_test::client::Target;
 use pg_test::cluster::Cluster;
 use pg_test::server::Server;
@@ -171,15 +172,7 @@ fn dropped_and_created_again(server: &Server) {
         let left = "SELECT count(*) FROM pg_namespace WHERE nspname = 'session_limit'";
         assert_eq!(superuser.value(left), "0");
         // Enforcement needs none of it.
-        assert_eq!(
-            cluster
-                .login_of("alice")
-                .login()
-                .err()
-                .expect("the second")
-                .sqlstate(),
-            "53300"
-        );
+        assert_eq!(refused(&cluster.login_of("alice")).sqlstate(), "53300");
     }
 }
 

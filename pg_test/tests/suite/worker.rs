@@ -1,5 +1,6 @@
 //! The background worker.
 
+use crate::scene::{go_on, stop, wait_until};
 use pg_test::cluster::Cluster;
 use pg_test::server::Server;
 use pg_test::wait_for;
@@ -30,7 +31,7 @@ fn reclaims_what_a_vanished_process_left(server: &Server) {
         "CREATE EXTENSION session_limit",
         "CREATE FUNCTION vanish() RETURNS void LANGUAGE c AS 'session_limit_probe', 'probe_vanish'",
     ]);
-    wait_for("the worker", || worker(&cluster));
+    let the_worker = wait_for("the worker", || worker(&cluster));
     let mut superuser = cluster.superuser();
     let role: u32 = superuser
         .value("SELECT oid FROM pg_roles WHERE rolname = 'alice'")
@@ -38,17 +39,18 @@ fn reclaims_what_a_vanished_process_left(server: &Server) {
         .expect("an OID");
     let mut alice = cluster.login_of("alice").login().expect("the first");
     let pid = alice.pid;
+    // The slot is to be seen before it is reclaimed.
+    stop(the_worker);
     alice.query("SELECT vanish()");
     drop(alice);
     // No login meanwhile: it could be handed the same PGPROC, and with it the slot.
-    let gone = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}");
-    wait_for("the process to leave", || {
-        (superuser.value(&gone) == "0").then_some(())
-    });
+    let there = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}");
+    wait_until(&mut superuser, &there, "0");
     assert_eq!(
         superuser.value("SELECT count(*) FROM session_limit.sessions WHERE NOT exempt"),
         "1"
     );
+    go_on(the_worker);
     let event = wait_for("the worker to reclaim the slot", || {
         crate::events::logged(&cluster).pop()
     });
