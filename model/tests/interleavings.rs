@@ -264,25 +264,26 @@ fn who_gives_up_hands_on_that_it_was_woken() {
 }
 
 #[test]
-fn who_waits_for_less_from_now_on_lets_the_next_one_go_first() {
+fn who_waits_for_something_else_from_now_on_lets_the_next_one_go_first() {
     every_order(2, || {
-        let server = Server::start(&[ALICE], 2);
-        // It is first, fits as soon as bob's limit has room, and then its limit is another, which never has.
+        let server = Server::start(&[ALICE, BOB], 3);
+        // The queue: alice, and two of bob's.
+        let (alices, bobs) = ([at_most(1, ALICE)], [at_most(1, BOB)]);
+        for (slot, role, limits) in [(2, ALICE, &alices), (3, BOB, &bobs), (4, BOB, &bobs)] {
+            assert_eq!(server.decide(slot, role, limits), Verdict::Waiting);
+        }
+        let alice = spawn(&server, move |server| server.log_in(2, ALICE, &alices));
+        // Woken, because there is room for bob, it finds that its limit was lowered meanwhile.
         let changes = spawn(&server, |server| {
-            let before = [at_most(1, ALICE)];
-            let after = [at_most(0, ALICE)];
-            if server.decide(1, ALICE, &before) == Verdict::Waiting {
-                assert_eq!(server.decide(1, ALICE, &after), Verdict::Waiting);
-                server.leave_queue(1);
-            } else {
-                server.leave(1, ALICE);
-            }
+            server.latches[3].wait();
+            let lowered = [at_most(0, BOB)];
+            assert_eq!(server.decide(3, BOB, &lowered), Verdict::Waiting);
         });
-        let waits = spawn(&server, |server| {
-            server.log_in(2, ALICE, &[at_most(1, ALICE)]);
-        });
+        let bob = spawn(&server, move |server| server.log_in(4, BOB, &bobs));
+        server.leave(1, BOB);
+        join([changes, bob]);
         server.leave(0, ALICE);
-        join([changes, waits]);
+        join([alice]);
     });
 }
 
@@ -299,5 +300,7 @@ fn the_slot_of_a_leaver_is_given_to_another_before_its_claim_is_gone() {
         });
         server.leave(0, ALICE);
         join([waits, next]);
+        let claim = server.atomics.shared().claim(0);
+        assert_eq!(claim, Some(Claim::new(pid(0), BOB)), "the next owner's");
     });
 }

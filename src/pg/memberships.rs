@@ -5,7 +5,7 @@ use crate::pg::compat::{self, FormData_pg_auth_members};
 use crate::pg::scan::{Catalog, form, opened};
 use pgrx::pg_sys::{self, SysCacheIdentifier};
 use std::cell::OnceCell;
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 /// `src/include/catalog/pg_auth_members.h`
 const AUTH_MEM_RELATION: pg_sys::Oid = pg_sys::Oid::from_u32(1261);
@@ -80,7 +80,7 @@ pub fn privileged_as(role: u32, owner: u32) -> Vec<u32> {
 
 /// The role, and all that `next` leads to from it, directly or through others.
 fn reachable(role: u32, next: impl Fn(u32) -> Vec<u32>) -> Vec<u32> {
-    let (mut found, mut known) = (vec![role], HashSet::from([role]));
+    let (mut found, mut known) = (vec![role], BTreeSet::from([role]));
     let mut position = 0;
     while let Some(&role) = found.get(position) {
         found.extend(next(role).into_iter().filter(|other| known.insert(*other)));
