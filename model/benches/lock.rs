@@ -24,7 +24,7 @@ const ROLE: u32 = 16384;
 const DATABASE: u32 = 5;
 const SMALL_GROUP: u32 = 1;
 const LARGE_GROUP: u32 = 2;
-/// The login's process ID; the sessions have those from it on.
+/// The login's process ID. The session at slot n has this plus n, which does not matter here.
 const LOGIN: u32 = 4_000_000;
 
 /// Whose sessions the table has.

@@ -43,7 +43,7 @@ pub struct Rules {
 /// Which sessions may be replaced.
 #[derive(Clone, Copy)]
 pub struct Replacing {
-    /// False if the server would refuse the login afterwards, so that nobody must end for it.
+    /// False if the server would refuse the login afterwards, so that no session must end for it.
     pub allowed: bool,
     /// The time in microseconds since 2000-01-01.
     pub now: i64,

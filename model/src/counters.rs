@@ -59,7 +59,7 @@ pub struct CountedLogin {
 /// What became of a login.
 #[derive(Clone, Debug)]
 pub enum CountedOutcome {
-    /// Its pair now has so many sessions, this one included.
+    /// It got in; its pair now has `sessions` sessions, this one included.
     Admitted {
         sessions: u32,
         how: How,
@@ -148,7 +148,7 @@ counters! {
     would_replace: u64,
     /// The most sessions at once.
     peak: u64,
-    /// When there first were so many, in microseconds since 2000-01-01; 0 if there were none.
+    /// When that number was first reached, in microseconds since 2000-01-01; 0 if there was no session.
     peak_at: i64,
     /// Logins that were decided.
     decisions: u64,

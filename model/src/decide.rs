@@ -14,8 +14,8 @@ use crate::verdict::{Admission, Ended, Excess, ShownSession, Standing, Verdict};
 /// the queue: the caller supplies the input and tries again. After it has dropped the lock, the caller wakes the slots
 /// in `counter.wake`.
 ///
-/// Who is woken: a session that ends wakes the first waiter only, because its process knows nothing of limits. The first
-/// waiter goes in; or it finds the waiters behind it that may go in, and wakes them. A waiter that leaves the queue, or
+/// Who is woken: of the waiters, a session that ends wakes only the first, because its process knows nothing of limits.
+/// The first waiter goes in; or it finds the waiters behind it that may go in, and wakes them. A waiter that leaves the queue, or
 /// from now on waits for something else, may leave room to those behind it: then the first waiter is woken to try again.
 pub fn attempt(
     table: &mut Table,
@@ -85,14 +85,14 @@ fn claim(table: &mut Table, counter: &mut SessionCounter, login: &Attempt) {
     counter.set(login.slot, login.session.role);
 }
 
-/// Undoes `claim`, and that sessions became its victims.
+/// Undoes `claim`. The login's victims, if it has any, are victims no more.
 fn roll_back(table: &mut Table, counter: &mut SessionCounter, login: &Attempt) {
     table.roll_back(login.slot);
     counter.set(login.slot, 0);
 }
 
-/// The limit, of those that are only tried out, that would keep the login out if they were enforced, and the sessions
-/// that would end for the login then: none if it would be refused. None if it would find room.
+/// What would become of the login if the limits that are only tried out were enforced. None if it would find room; else
+/// the limit that it exceeds, and the sessions that would end for it: none if it would be refused.
 fn tried_out(
     table: &mut Table,
     counter: &mut SessionCounter,
@@ -111,7 +111,7 @@ fn tried_out(
 }
 
 /// Makes room for the login under the chosen limits, of which `limit` is full. Ok: the login has claimed its slot, and
-/// these are its victims, beside what it exceeds without them. Err: the limit that refuses it; nothing has changed.
+/// these are its victims, and the excess is that without them. Err: the limit that refuses it; nothing has changed.
 fn replace(
     table: &mut Table,
     counter: &mut SessionCounter,
@@ -448,7 +448,7 @@ pub mod tests {
             Verdict::Waiting
         );
         leave(&table, 1, BOB);
-        // Room in the database, but alice, who came first, still has her session.
+        // There is room in the database, but not for alice's first waiter: her session is still there.
         assert_eq!(
             attempt(&mut table, &login(2, ALICE, of(ALICE))),
             Verdict::Waiting

@@ -22,7 +22,7 @@ pub fn find_exceeded<'a>(
     if !has_rivals(table, counter, login)? {
         return Ok(None);
     }
-    // Every limit has room, but it may be reserved for waiters ahead. Each that goes first may take the rest of it.
+    // Every limit has room, but waiters ahead may take it. Look for the first one that leaves the login none.
     counter.first.clear();
     for waiter in table.waiters_before(login.slot) {
         if !goes_first(table, counter, login, &waiter)? {
@@ -91,7 +91,7 @@ fn goes_first(
 }
 
 /// Puts into `counter.wake` the waiters that may go in now although the first waiter, whose attempt this is, may not.
-/// A waiter of which the attempt's inputs do not tell is among them.
+/// A waiter is among them, too, if the inputs of the attempt do not suffice to say whether it may.
 pub fn find_admissible(table: &Table, counter: &mut SessionCounter, first: &Attempt) {
     counter.first.clear();
     for waiter in table.waiters().skip(1) {

@@ -47,8 +47,8 @@ impl Table<'_> {
     }
 
     /// Puts the owner of `slot` at the end of the queue, or, if it waits already, replaces its conditions. Returns false,
-    /// and changes nothing, if there is no room for so many conditions. The caller must count anew afterwards: whoever
-    /// left before that did not see this waiter, and did not wake it.
+    /// and changes nothing, if there is no room for the conditions. The caller must count anew afterwards: a session that
+    /// left before did not see this waiter, and did not wake it.
     pub fn enqueue(
         &mut self,
         slot: usize,
@@ -75,8 +75,8 @@ impl Table<'_> {
         if !queued && let Some(end) = self.shared.queue.get(waiting as usize) {
             end.store(slot as u32, Ordering::Release);
             self.shared.waiting.store(waiting + 1, Ordering::Release);
-            // A process that frees its claim and does not see this waiter yet is seen gone in the counts from here on
-            // (see `atomics`).
+            // If a process frees its claim and does not see this waiter yet, the counts from here on no longer have that
+            // claim (see `atomics`).
             fence(Ordering::SeqCst);
         }
         true
@@ -100,8 +100,8 @@ impl Table<'_> {
             entry.store(next.load(Ordering::Acquire), Ordering::Release);
         }
         self.shared.waiting.store(waiting - 1, Ordering::Release);
-        // A process that frees its claim and still sees this waiter first is seen gone when the waiter that is first now
-        // counts (see `atomics`).
+        // If a process frees its claim and still sees this waiter in the queue, the waiter that is first now no longer
+        // counts that claim (see `atomics`).
         fence(Ordering::SeqCst);
         true
     }

@@ -1,6 +1,6 @@
 //! Which sessions end so that a login finds room: its victims (see [`crate::table`]).
 //!
-//! A victim is a session of the login's own role, arrived before the login, and is old enough. If several limits are
+//! A victim is a session of the login's own role that arrived before the login and is old enough. If several limits are
 //! full, every one must get room, or the login is refused and no session ends. Victims are chosen for the limit with
 //! the fewest candidates first; one victim can make room under several limits.
 
@@ -24,7 +24,8 @@ pub fn make_room<'a>(
         match find_shortage(table, counter, login, &chosen)? {
             Shortage::None => return Ok(None),
             Shortage::Refuses(full) => return Ok(Some(full)),
-            // Until there is room under this limit, it stays the one with the fewest candidates.
+            // All its victims at once: until there is room under this limit, it stays the one with the fewest
+            // candidates.
             Shortage::Of(limit, excess) => {
                 find_candidates(table, counter, login, limit)?;
                 counter.candidates.sort_unstable();
@@ -44,7 +45,7 @@ enum Shortage<'a> {
     None,
     /// Under this limit, and no session may end for it.
     Refuses(FullLimit<'a>),
-    /// Under this limit, by so many sessions.
+    /// Under this limit, by this number of sessions.
     Of(&'a Limit, u32),
 }
 

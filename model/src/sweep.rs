@@ -1,9 +1,9 @@
 //! Which sessions end because a limit was set or lowered after they came.
 //!
-//! A limit is exceeded if it counts more sessions than its `max`, whoever they are. But only sessions that the limit
+//! A limit is exceeded if it counts more sessions than its `max`, of whatever kind. But only sessions that the limit
 //! *holds* may end for it: those to which it applies. A limit holds no session that is exempt, and none for which a
-//! nearer limit takes its place. Such a session is counted; because it was let in over the limit, none that was there
-//! before it ends because of it.
+//! nearer limit takes its place. Such a session is counted; but as it may have been let in over the limit, no session
+//! that was there before it ends because of it.
 //!
 //! Idle sessions end first, so that none ends within a transaction while an idle one could. A session is told to end
 //! once: from then on it is neither counted nor chosen here.

@@ -3,8 +3,8 @@
 //! Each backend owns one slot, the one with the number of its PGPROC. What is known of its session is in a [`Slot`] and
 //! in the [`Columns`], and changes only under the exclusive lock. Shared memory and the lock are the caller's.
 //!
-//! **Claims.** A slot holds a session while it has a [`Claim`], one atomic word. A session takes it under the lock and
-//! gives it up without: by then its process has left the process array and can take no lock. [`crate::atomics`] has
+//! **Claims.** A slot holds a session while it has a [`Claim`], one atomic word. A session takes it under the lock, and
+//! gives it up without the lock: by then its process has left the process array and can take none. [`crate::atomics`] has
 //! what works without the lock, and the fences that make it safe. Counts are derived from the claims each time and are
 //! stored nowhere, so none can drift.
 //!
@@ -84,11 +84,11 @@ pub struct Columns<'a> {
     pub databases: &'a mut [u32],
     /// IPv4 addresses as numbers; 0 for sessions without one.
     pub hosts: &'a mut [u32],
-    /// For each slot [`WALSENDER`], [`PENDING`] and more, or-ed.
+    /// For each slot the marks that its session has, or-ed: walsender, exempt, pending.
     pub marks: &'a mut [u8],
 }
 
-/// The whole table. Whoever has it as `&mut` holds the lock exclusively, as `&` at least shared.
+/// The whole table. A caller that has it as `&mut` holds the lock exclusively; as `&`, at least shared.
 pub struct Table<'a> {
     pub shared: Shared<'a>,
     pub(crate) slots: &'a mut [Slot],
@@ -231,7 +231,7 @@ impl<'a> Table<'a> {
     pub fn roll_back(&mut self, slot: usize) {
         for word in self.shared.successors {
             let successor = slot as u32 + 1;
-            // Not one step, because nobody changes it without the lock.
+            // No compare-and-swap: nobody changes it without the lock.
             if word.load(Ordering::Acquire) == successor {
                 word.store(0, Ordering::Release);
             }

@@ -46,7 +46,7 @@ impl Entry {
     }
 }
 
-/// So many lines of this key were suppressed; the caller must log that.
+/// The number of lines of one key that were suppressed; the caller must log it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Suppressed {
     pub key: LineKey,
@@ -118,7 +118,7 @@ mod tests {
         }
     }
 
-    /// Of so many events with one key, how many lines are written, and what is reported.
+    /// Given a number of events with one key, how many lines are written, and what is reported.
     fn lines(
         throttle: &mut Throttle,
         key: &LineKey,

@@ -29,7 +29,7 @@ struct Server {
 }
 
 impl Server {
-    /// With a session of each of these roles, and slots for so many processes more.
+    /// With a session of each of these roles, and `besides` more slots.
     fn start(sessions: &[u32], besides: usize) -> Arc<Server> {
         let slots = sessions.len() + besides;
         let mut own = OwnTable::new(slots, 4 * slots);
@@ -151,7 +151,7 @@ fn session(role: u32, slot: usize) -> Session {
     }
 }
 
-/// At most so many sessions of a role.
+/// At most `max` sessions of the role.
 fn at_most(max: u32, role: u32) -> Limit {
     Limit {
         scope: Scope {
