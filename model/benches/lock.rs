@@ -1,8 +1,8 @@
-//! `cargo bench-lock`: how long a decision holds the lock, on the table alone: without a server, and with
-//! warm caches.
+//! `cargo bench-lock`: how long a decision holds the lock, measured on the table alone: without a server, and with warm
+//! caches.
 //!
-//! What is measured is `decide::attempt` and giving back what it claimed, in a table that is full but for
-//! the places of the login and of those who wait. `bench-scale` runs this, too, and makes tables of it.
+//! A measurement is one `decide::attempt`, and giving back what it claimed. Every slot of the table has a session, except
+//! those of the login and of the waiters. `bench-scale` runs this benchmark, too, and makes its tables.
 
 use criterion::{Bencher, BenchmarkId, Criterion};
 use model::attempt::{Attempt, Replacing, Rules};
@@ -19,19 +19,20 @@ use model::verdict::Verdict;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-/// OIDs in a database begin there. The login's own role is the first.
+/// The first OID that users' objects get. It is the login's own role.
 const ROLE: u32 = 16384;
 const DATABASE: u32 = 5;
 const SMALL_GROUP: u32 = 1;
 const LARGE_GROUP: u32 = 2;
+/// The login's process ID. The session at slot n has this plus n, which does not matter here.
 const LOGIN: u32 = 4_000_000;
 
-/// Whose sessions they are.
+/// Whose sessions the table has.
 #[derive(Clone, Copy, PartialEq)]
 enum Crowd {
-    /// Of 1,000 roles in 10 databases from 250 addresses.
+    /// Those of 1,000 roles in 10 databases from 250 addresses.
     Many,
-    /// All of one role in one database from one address, as those of an application.
+    /// Those of one role in one database from one address, as of an application.
     One,
 }
 
@@ -103,7 +104,7 @@ fn kinds() -> Vec<(&'static str, Vec<Scope>)> {
         .collect()
 }
 
-/// So many limits, of these scopes in turn.
+/// `number` limits, with these scopes in turn.
 fn limits(scopes: &[Scope], number: usize, max: u32, on_excess: OnExcess) -> Vec<Limit> {
     let limit = |scope: &Scope| Limit {
         scope: *scope,
@@ -145,7 +146,7 @@ impl Scene {
         }
     }
 
-    /// Waiters, each with other roles' and addresses' limits and one of its database: full.
+    /// Adds waiters. Each waits for limits of its own role and address, of a group and of a database; its role's is full.
     fn queue(&mut self, sessions: usize, waiters: usize) {
         let mut table = self.memory.table();
         for number in 0..waiters {
@@ -164,7 +165,7 @@ impl Scene {
         }
     }
 
-    /// Gives the login, and what a process makes before it takes the lock.
+    /// Runs `act` with the login, and with the counter that a process makes before it takes the lock.
     fn with_login<R>(
         &mut self,
         limits: &[Limit],
@@ -204,7 +205,7 @@ impl Scene {
     }
 }
 
-/// Decides on the login, and gives back what it got.
+/// Decides on the login, and gives back what it claimed.
 fn decide(table: &mut Table, counter: &mut SessionCounter, login: &Attempt) -> Verdict {
     let verdict = attempt(table, counter, login).expect("all is known");
     match verdict {
@@ -245,12 +246,12 @@ fn kinds_of_limits(criterion: &mut Criterion) {
     }
 }
 
-/// What can become of a login with four limits of different kinds.
+/// A login with four limits of different kinds, and what becomes of it.
 fn outcomes(criterion: &mut Criterion) {
     let (_, scopes) = kinds().pop().expect("mixed");
     use Crowd::{Many, One};
     use OnExcess::{Refuse, ReplaceOldest};
-    // Its name, the sessions and the number of waiters, which limit allows how many, and the policy.
+    // Name; sessions and number of waiters; which of the limits has which `max`, given the number of sessions; policy.
     type Max = fn(u32) -> u32;
     type Outcome = (&'static str, (Crowd, usize), (usize, Max), OnExcess);
     let outcomes: [Outcome; 7] = [

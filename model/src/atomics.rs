@@ -1,35 +1,35 @@
-//! The part of the slot table that needs no lock, and why nobody is forgotten.
+//! The part of the slot table that needs no lock, and the memory orderings that keep a waiter from being forgotten.
 //!
-//! A session gives its claim up after its process has left the process array, where no lock can be taken. So the claims
-//! are atomic, and so is the queue, in which the leaver looks for whom to wake: the waiter that is first. The first
-//! waiter finds out, under the lock, who may go in now, and wakes them (see `decide`).
+//! A session gives up its claim after its process has left the process array, when no lock can be taken. So the claims
+//! are atomic. So is the queue, because the process that leaves must find the first waiter, to wake it. That waiter
+//! then finds out, under the lock, who may go in now, and wakes them (see [`crate::decide::attempt`]).
 //!
-//! A waiter must not go to sleep before a place that it has not seen becomes free without its being woken:
-//! - Whoever frees a claim stores that, passes a fence, and then reads who is first.
-//! - Whoever enters the queue, or leaves it, stores that, passes a fence, and then claims are counted: by the one who
-//!   enters, or by the one who is first then and is woken.
+//! No waiter may sleep on while a claim that it still counted has become free. Two rules see to that:
+//! - A process that frees a claim stores that, passes a fence, and only then reads who is first in the queue.
+//! - A process that enters or leaves the queue stores that and passes a fence. Only then are the claims counted: by the
+//!   login that entered, or by the waiter that is first now and is woken.
 //!
-//! The fences are all that this needs. The loads and stores themselves are relaxed: everything else in the table is
-//! guarded by the lock.
-//!
-//! Of two processes that do both at once, at least one sees what the other has stored. `tests/interleavings.rs` tries
-//! every order of their steps.
+//! The loads and stores themselves are relaxed: the lock guards everything else in the table. The fences are
+//! sequentially consistent: if two processes do these steps at once, at least one of them sees what the
+//! other has stored. `tests/interleavings.rs` tries every order of their steps.
 
 use crate::session::Claim;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
-/// References to the part of the table that needs no lock.
+/// References to the part of the table that needs no lock. Only the holder of the exclusive lock changes it, except
+/// that [`Shared::release`] takes no lock.
 #[derive(Clone, Copy)]
 pub struct Shared<'a> {
     pub(crate) claims: &'a [AtomicU64],
     pub(crate) queue: &'a [AtomicU32],
+    /// How many entries of `queue` are in use, from the front.
     pub(crate) waiting: &'a AtomicU32,
-    /// 0, or one more than the successor's slot.
+    /// For each slot 0, or one more than the slot of its successor (see [`crate::table`]).
     pub(crate) successors: &'a [AtomicU32],
 }
 
 impl<'a> Shared<'a> {
-    /// `claims`, `queue` and `successors` have one element a slot.
+    /// `claims`, `queue` and `successors` have one element for each slot.
     pub fn new(
         claims: &'a [AtomicU64],
         queue: &'a [AtomicU32],
@@ -44,8 +44,8 @@ impl<'a> Shared<'a> {
         }
     }
 
-    /// Frees the slot if it still holds this claim; whoever owns the slot now keeps it. In any case the caller wakes
-    /// the first waiter: the slot's next owner, who has taken the slot over, wakes nobody.
+    /// Frees the slot if it still holds this claim, and says whether it did: a next owner may have taken the slot over,
+    /// and keeps it. In both cases the caller then wakes the first waiter, because a next owner wakes nobody for it.
     pub fn release(self, slot: usize, claim: Claim) -> bool {
         let released = self.claims.get(slot).is_some_and(|word| {
             word.compare_exchange(claim.word(), 0, Ordering::Relaxed, Ordering::Relaxed)
@@ -55,47 +55,47 @@ impl<'a> Shared<'a> {
         released
     }
 
-    /// The slot of the waiter that arrived first.
+    /// The slot of the waiter that entered the queue first.
     pub fn first_waiter(self) -> Option<usize> {
         let waiting = self.waiting.load(Ordering::Relaxed);
         let first = self.queue.first().filter(|_| waiting > 0)?;
         Some(first.load(Ordering::Relaxed) as usize)
     }
 
-    /// The slots of the waiters. Without the lock a slot may come twice, but none is left out that was in the queue
-    /// before the call and still is.
+    /// The slots of the waiters, the last one first. Without the lock a slot may come twice, but none is left out that
+    /// was in the queue before the call and still is.
     pub fn waiters(self) -> impl Iterator<Item = usize> {
-        // From the end, while entries only ever move towards the front.
+        // Entries move only towards the front: read from the end, none can slip past.
         let waiting = self.waiting.load(Ordering::Relaxed) as usize;
         let queue = self.queue.iter().take(waiting).rev();
         queue.map(|slot| slot.load(Ordering::Relaxed) as usize)
     }
 
-    /// The slot that gets the place of this slot's session.
+    /// The slot whose login replaces the session at `slot`, if there is one.
     pub fn successor(self, slot: usize) -> Option<usize> {
         let successor = self.successors.get(slot)?.load(Ordering::Relaxed);
         (successor as usize).checked_sub(1)
     }
 
-    /// The slots that have a successor, each with the successor's.
+    /// Each slot that has a successor, with the successor's slot.
     pub fn successors(self) -> impl Iterator<Item = (usize, usize)> {
         let successors =
             (0..self.successors.len()).map(move |slot| Some((slot, self.successor(slot)?)));
         successors.flatten()
     }
 
-    /// The claim on `slot`, if it is not free.
+    /// The claim on `slot`; None if it is free.
     pub fn claim(self, slot: usize) -> Option<Claim> {
         load(self.claims.get(slot)?)
     }
 
-    /// The claims, each with its slot.
+    /// The slots that are not free, each with its claim.
     pub fn claims(self) -> impl Iterator<Item = (usize, Claim)> {
         let claims = self.claims.iter().map(load).enumerate();
         claims.filter_map(|(slot, claim)| Some((slot, claim?)))
     }
 
-    /// The role of each slot's session, 0 where there is none.
+    /// The role of each slot's session; 0 for a free slot.
     pub fn roles(self) -> impl Iterator<Item = u32> {
         let words = self.claims.iter();
         words.map(|word| load(word).map_or(0, Claim::role))

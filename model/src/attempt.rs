@@ -1,4 +1,4 @@
-//! What is known of a login when it is decided.
+//! The input of a decision: a login, the limits that it must meet, and the rules.
 
 use crate::count::SessionCounter;
 use crate::limit::{Condition, Limit};
@@ -10,14 +10,16 @@ use std::time::Duration;
 
 /// A login that asks for room.
 pub struct Attempt<'a> {
+    /// The slot of its process.
     pub slot: usize,
     pub pid: u32,
+    /// What it will be once it is admitted.
     pub session: Session,
-    /// What it must meet; nothing for the exempt.
+    /// The limits that apply to it; none if it is exempt.
     pub limits: &'a [Limit],
-    /// The members of the groups that its limits count, and of any more.
+    /// The members of at least the groups that its limits count.
     pub members: &'a Members,
-    /// Which sessions are idle, if that is known.
+    /// Which sessions are idle; None if that is not known.
     pub idle: Option<&'a Idle>,
     pub rules: Rules,
 }
@@ -25,33 +27,34 @@ pub struct Attempt<'a> {
 /// The settings that bear on a decision.
 #[derive(Clone, Copy)]
 pub struct Rules {
-    /// Walsenders are sessions like others.
+    /// Whether walsenders count as sessions.
     pub count_walsenders: bool,
-    /// Join the queue, or stay in it, rather than be refused, if that is known.
+    /// Whether the login may wait, if a limit's `max_wait` allows that; None if that is not known.
     pub may_wait: Option<bool>,
-    /// How long the login has tried: each limit lets it wait for so long.
+    /// How long the login has tried. It may wait for a limit until this reaches the limit's `max_wait`.
     pub tried: Duration,
-    /// The queue's size; one role has a quarter of it.
+    /// How many logins wait at most; of one role at most a quarter of that.
     pub max_waiters: u32,
     pub replacing: Replacing,
-    /// Say of an admission whether the role has a session from another address.
+    /// Whether [`crate::verdict::Admission::elsewhere`] is wanted.
     pub audit: bool,
 }
 
-/// When replacing is allowed.
+/// Which sessions may be replaced.
 #[derive(Clone, Copy)]
 pub struct Replacing {
-    /// Not if the server would refuse the login afterwards.
+    /// False if the server would refuse the login afterwards, so that no session must end for it.
     pub allowed: bool,
-    /// Microseconds since 2000-01-01.
+    /// The time in microseconds since 2000-01-01.
     pub now: i64,
-    /// No session ends that is younger.
+    /// A younger session is not replaced.
     pub min_age: Duration,
-    /// Nor, where only idle ones do, one that is idle for less.
+    /// Under `replace_idle` a session that has been idle for less is not replaced.
     pub idle_after: Duration,
 }
 
 impl Replacing {
+    /// No session may be replaced.
     pub const NONE: Replacing = Replacing {
         allowed: false,
         now: 0,
@@ -59,35 +62,39 @@ impl Replacing {
         idle_after: Duration::ZERO,
     };
 
-    /// Whether sessions may end so that there is room under this limit.
+    /// Whether sessions may end to make room under this limit.
     pub fn lets_end(&self, limit: &Limit) -> bool {
         self.allowed && limit.replaces()
     }
 }
 
-/// Sessions that are idle, and since when, as they were before the lock was taken; sorted by process ID.
+/// The sessions that were idle before the lock was taken: process ID, and since when in microseconds since 2000-01-01.
+/// Sorted by process ID.
 pub type Idle = Vec<(u32, i64)>;
 
-/// A limit that has no room, and for how many earlier logins there is some.
+/// A limit without room for the login. If it has some room, the second field is the number of earlier waiters that the
+/// room is reserved for, else 0.
 pub type FullLimit<'a> = (&'a Limit, u32);
 
 impl<'a> Attempt<'a> {
-    /// What it waits for, if it does.
+    /// What the login waits for, if it does: room under each enforced limit.
     pub fn conditions(&self) -> impl Iterator<Item = Condition> + Clone {
         let enforced = self.limits.iter().filter(|limit| limit.enforced);
         enforced.map(Limit::condition)
     }
 
-    /// Whether it waits for the same as the waiter, which it was.
-    pub fn is(&self, waiter: &Waiter) -> bool {
+    /// Whether this login would wait for the same as `waiter`, its own entry in the queue, does.
+    pub fn waits_for_the_same_as(&self, waiter: &Waiter) -> bool {
         let conditions = waiter.conditions.iter().copied();
         waiter.session.kind() == self.session.kind() && self.conditions().eq(conditions)
     }
 
+    /// Whether the login may wait for room under this limit; false if that is not known.
     pub fn lets_wait(&self, limit: &Limit) -> bool {
         self.rules.may_wait == Some(true) && self.has_time(limit)
     }
 
+    /// Whether the decision depends on [`Rules::may_wait`], and that is not known.
     pub fn must_know_whether_to_wait(&self) -> bool {
         self.rules.may_wait.is_none() && self.limits.iter().any(|limit| self.has_time(limit))
     }
@@ -96,8 +103,8 @@ impl<'a> Attempt<'a> {
         self.rules.tried < limit.max_wait
     }
 
-    /// The first of the chosen limits that no more session fits under, of several the first that is
-    /// preferred.
+    /// The first of the chosen limits that is full; if some of those are preferred, the first of these. Full
+    /// means no room at all; room that is reserved for waiters is room here.
     pub fn first_full(
         &self,
         table: &Table,
@@ -119,12 +126,13 @@ impl<'a> Attempt<'a> {
         Ok(full)
     }
 
+    /// Says which sessions the condition's limit counts.
     pub fn counted(&self, condition: Condition) -> Result<SessionFilter<'a>, Missing> {
         SessionFilter::new(condition.scope, self.rules.count_walsenders, self.members)
     }
 }
 
-/// How many more sessions a limit has room for.
+/// How many more sessions a limit has room for, including room that is reserved for waiters.
 pub fn room(
     table: &Table,
     counter: &SessionCounter,
@@ -135,22 +143,22 @@ pub fn room(
     Ok(condition.max.saturating_sub(in_use))
 }
 
-/// How many of the waiters that go first take room under the limit.
+/// How many of the waiters in `counter.first` the limit covers: its room is reserved for them.
 pub fn ahead(
     table: &Table,
     counter: &SessionCounter,
     login: &Attempt,
     condition: Condition,
 ) -> Result<u32, Missing> {
-    let counted = login.counted(condition)?;
+    let filter = login.counted(condition)?;
     let covers = |slot: &&usize| {
         let session = table.session(**slot);
-        session.is_some_and(|session| counted.covers(&session))
+        session.is_some_and(|session| filter.covers(&session))
     };
     Ok(counter.first.iter().filter(covers).count() as u32)
 }
 
-/// Since when the session of this process is idle, if it is.
+/// Since when the session of this process has been idle, in microseconds since 2000-01-01; None if it is not idle.
 pub fn idle_since(idle: &Idle, pid: u32) -> Option<i64> {
     let found = idle.binary_search_by_key(&pid, |(idle, _)| *idle).ok()?;
     idle.get(found).map(|(_, since)| *since)

@@ -1,12 +1,13 @@
-//! Counting, fast: what a decision asks of the table again and again. Pure.
+//! Counting, fast: a decision counts sessions once for each limit and for each condition of a waiter.
 //!
-//! Before it takes the lock, a process looks at the claims and works out who of those it saw is in which
-//! group, whatever that takes. Under the lock it looks again, and only for what has changed meanwhile is
-//! that worked out anew. A count then goes over plain columns, a tile of them at a time, each condition
-//! in a loop of its own that does the same for every slot: the compiler makes it treat many at once.
+//! Before it takes the lock, a process reads the claims and works out which of the sessions are of members of which
+//! group, however long that takes. Under the lock it reads the claims again, and works that out only for those that
+//! have changed. A count then goes over the [`crate::table::Columns`], one [`TILE`] at a time. Each condition has a
+//! loop of its own that does the same for every slot, so that the compiler can treat several slots with one
+//! instruction.
 //!
-//! A session that leaves after the last look is still counted: who is going to wait looks again. `Table::count`
-//! says plainly what is counted here.
+//! Counts are of the last [`SessionCounter::refresh`]: a session that left since is still counted. So a login that is
+//! about to wait refreshes once more. [`Table::count`] is the plain definition of what is counted here.
 
 use crate::atomics::Shared;
 use crate::limit::{Scope, Who};
@@ -18,44 +19,50 @@ use std::cell::Cell;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::hint::black_box;
 
-/// Which sessions end first: those that were not told before, for one that was and is still there may be
-/// one that does not go; of the idle, those that are idle for longest; those that arrived first.
+/// The order in which victims are chosen, the smallest first: (1) not yet told to end, since a session that was told
+/// and is still there may be stuck; (2) idle since when, in microseconds since 2000-01-01, so the longest idle, or 0 if
+/// that does not matter; (3) earliest arrival.
 pub type VictimRank = (bool, i64, u64);
 
-/// How many counts are cache for those who wait.
+/// How many counts are cached while logins wait. The 20 waiters that `max_waiters` allows by default have 80 scopes
+/// with four limits each; with several times as many entries, few of them fall on the same one.
 const CACHE_SIZE: usize = 512;
 
-/// Who was in when its owner last looked, and room for what is worked out under the lock.
+/// Counts sessions, as of its last [`SessionCounter::refresh`]. Also the memory for what a decision works out under the
+/// lock, where nothing is allocated.
 pub struct SessionCounter<'a> {
     /// The role of each slot's session; 0 where there is none.
     roles: Vec<u32>,
     groups: Vec<Group<'a>>,
-    /// What some mark has.
+    /// Bitwise OR of the marks of all slots.
     marks: u8,
-    /// Whether this successor was found not to count, by slot.
-    successors: Vec<Cell<bool>>,
-    /// Counts since the last look, each where its scope's hash says.
+    /// By slot: whether the last count left out this pending successor, because it counted victims of it.
+    left_out: Vec<Cell<bool>>,
+    /// Counts since the last refresh, as scope, whether walsenders count, and count. The scope's hash says in which
+    /// entry. Empty while nobody waits.
     cache: Vec<Cell<Option<(Scope, bool, u32)>>>,
-    /// The slots of the waiters that go first, as far as that is known.
+    /// The slots of the waiters that go before the login, as far as that has been worked out (see [`crate::order`]).
     pub first: Vec<usize>,
-    /// The slots of the waiters that are to look again, once the lock is free.
+    /// The slots of the waiters that the caller wakes once it has dropped the lock.
     pub wake: Vec<usize>,
-    /// The slots of sessions that may be ended for a limit, and in which order.
+    /// The slots of the sessions that may end for a limit, each with its rank (see [`crate::replace`]).
     pub candidates: Vec<(VictimRank, usize)>,
 }
 
-/// 1 for each slot of a tile that is meant.
+/// For each slot of a tile: 1 if it matches, else 0.
 type Hits = [u32; TILE];
 
+/// A group whose members are counted.
 struct Group<'a> {
     oid: u32,
+    /// OIDs, sorted.
     members: &'a [u32],
-    /// 1 where the slot's session is a member's.
-    theirs: Vec<u32>,
+    /// For each slot: 1 if its session is a member's, else 0.
+    hits: Vec<u32>,
 }
 
 impl<'a> SessionCounter<'a> {
-    /// Allocates all that it will need, and looks.
+    /// Allocates all that a decision will need, and reads the claims. To be called before the lock is taken.
     pub fn new(shared: Shared, members: &'a Members, may_replace: bool) -> SessionCounter<'a> {
         let slots = shared.slots();
         let candidates = if may_replace { slots } else { 0 };
@@ -63,24 +70,24 @@ impl<'a> SessionCounter<'a> {
         let groups = members.all().map(|(oid, members)| Group {
             oid,
             members,
-            theirs: vec![0; padded],
+            hits: vec![0; padded],
         });
         let waiting = shared.waiters().count();
         let mut counter = SessionCounter {
             roles: vec![0; padded],
             groups: groups.collect(),
             marks: 0,
-            successors: vec![Cell::new(false); slots],
+            left_out: vec![Cell::new(false); slots],
             cache: vec![Cell::new(None); if waiting > 0 { CACHE_SIZE } else { 0 }],
             first: vec![usize::MAX; slots],
-            // Only a waiter wakes others, and it is in the queue already.
+            // Only a login that waits already wakes others. If the queue is empty, this one does not.
             wake: vec![usize::MAX; if waiting > 0 { slots } else { 0 }],
             candidates: vec![((true, i64::MAX, u64::MAX), usize::MAX); candidates],
         };
-        // Memory that nobody has written to is not there yet; nobody is to wait for it under the lock.
+        // The kernel maps memory when it is first written to. Write to it now: under the lock others would wait for that.
         black_box(&mut counter.roles).fill(0);
         for group in &mut counter.groups {
-            black_box(&mut group.theirs).fill(0);
+            black_box(&mut group.hits).fill(0);
         }
         counter.first.clear();
         counter.wake.clear();
@@ -89,16 +96,16 @@ impl<'a> SessionCounter<'a> {
         counter
     }
 
-    /// Takes in what has changed since the last look.
+    /// Reads the table anew: from here on counts are as of now.
     pub fn refresh(&mut self, table: &Table) {
         self.refresh_claims(table.shared);
         self.marks = table.columns.marks.iter().fold(0, |all, mark| all | mark);
     }
 
     fn refresh_claims(&mut self, shared: Shared) {
-        for (slot, (seen, role)) in self.roles.iter_mut().zip(shared.roles()).enumerate() {
-            if *seen != role {
-                *seen = role;
+        for (slot, (known, role)) in self.roles.iter_mut().zip(shared.roles()).enumerate() {
+            if *known != role {
+                *known = role;
                 self.groups
                     .iter_mut()
                     .for_each(|group| group.set(slot, role));
@@ -107,10 +114,10 @@ impl<'a> SessionCounter<'a> {
         self.clear_cache();
     }
 
-    /// Takes in that the session at `slot` is this role's; 0: that it is none.
+    /// Notes that `slot` now has a session of this role, or, if 0, none.
     pub fn set(&mut self, slot: usize, role: u32) {
-        if let Some(seen) = self.roles.get_mut(slot) {
-            *seen = role;
+        if let Some(known) = self.roles.get_mut(slot) {
+            *known = role;
             self.groups
                 .iter_mut()
                 .for_each(|group| group.set(slot, role));
@@ -118,78 +125,79 @@ impl<'a> SessionCounter<'a> {
         self.clear_cache();
     }
 
-    /// Leaves the place of a session to an successor (see `Table`).
+    /// Makes the session at `slot` a victim of `successor`, as [`Table::hand_over`], and counts accordingly.
     pub fn hand_over(&mut self, table: &mut Table, slot: usize, successor: usize) {
         table.hand_over(slot, successor);
         self.marks |= PENDING;
     }
 
     fn clear_cache(&self) {
-        self.cache.iter().for_each(|cache| cache.set(None));
+        self.cache.iter().for_each(|entry| entry.set(None));
     }
 
-    /// How many sessions a limit counts.
-    pub fn count(&self, table: &Table, counted: SessionFilter) -> u32 {
-        let replaced = self.replaced(table, None, counted);
-        self.sum(table, counted).saturating_sub(replaced)
+    /// How many sessions a limit counts (see [`Table::count`]).
+    pub fn count(&self, table: &Table, filter: SessionFilter) -> u32 {
+        let uncounted = self.uncounted(table, None, filter);
+        self.sum(table, filter).saturating_sub(uncounted)
     }
 
-    /// The same; where a hash finds it, it is not counted again.
-    pub fn count_cached(&self, table: &Table, counted: SessionFilter) -> u32 {
+    /// The same as [`SessionCounter::count`], from the cache if it has the count. For filters without a role of their own.
+    pub fn count_cached(&self, table: &Table, filter: SessionFilter) -> u32 {
         if self.cache.is_empty() {
-            return self.count(table, counted);
+            return self.count(table, filter);
         }
         let mut hasher = DefaultHasher::new();
-        counted.scope.hash(&mut hasher);
-        let place = self.cache.get(hasher.finish() as usize % CACHE_SIZE);
-        if let Some((scope, walsenders, number)) = place.and_then(Cell::get)
-            && (scope, walsenders) == (counted.scope, counted.walsenders)
+        filter.scope.hash(&mut hasher);
+        let entry = self.cache.get(hasher.finish() as usize % CACHE_SIZE);
+        if let Some((scope, walsenders, number)) = entry.and_then(Cell::get)
+            && (scope, walsenders) == (filter.scope, filter.walsenders)
         {
             return number;
         }
-        let number = self.count(table, counted);
-        if let Some(place) = place {
-            place.set(Some((counted.scope, counted.walsenders, number)));
+        let number = self.count(table, filter);
+        if let Some(entry) = entry {
+            entry.set(Some((filter.scope, filter.walsenders, number)));
         }
         number
     }
 
-    /// How many sessions a limit will count when the login at `slot` has arrived.
-    pub fn count_when_complete(&self, table: &Table, slot: usize, counted: SessionFilter) -> u32 {
-        let replaced = self.replaced(table, Some(slot), counted);
-        self.sum(table, counted).saturating_sub(replaced)
+    /// How many sessions a limit will count when the victims of the login at `slot` are gone.
+    pub fn count_when_complete(&self, table: &Table, slot: usize, filter: SessionFilter) -> u32 {
+        let uncounted = self.uncounted(table, Some(slot), filter);
+        self.sum(table, filter).saturating_sub(uncounted)
     }
 
-    /// The sessions that a limit counts, with their process IDs.
+    /// The sessions that a limit counts, each with its process ID.
     pub fn counted<'b>(
         &'b self,
         table: &'b Table,
-        counted: SessionFilter<'b>,
+        filter: SessionFilter<'b>,
     ) -> impl Iterator<Item = (u32, Session)> {
-        let replaced = self.replaced(table, None, counted) > 0;
-        let counts = move |slot: &usize| !(replaced && self.is_replaced(*slot));
-        self.covered(table, counted)
+        let some_left_out = self.uncounted(table, None, filter) > 0;
+        let counts = move |slot: &usize| !(some_left_out && self.is_left_out(*slot));
+        self.covered(table, filter)
             .filter(counts)
             .filter_map(|slot| table.process(slot))
     }
 
-    fn sum(&self, table: &Table, counted: SessionFilter) -> u32 {
+    /// How many sessions a limit covers.
+    fn sum(&self, table: &Table, filter: SessionFilter) -> u32 {
         let mut hits = [0; TILE];
         let tiles = 0..self.roles.len() / TILE;
-        let sums = tiles.map(|tile| self.find(table, counted, tile, &mut hits));
-        sums.flatten().sum()
+        let numbers = tiles.map(|tile| self.find(table, filter, tile, &mut hits));
+        numbers.flatten().sum()
     }
 
     /// The slots of the sessions that a limit covers.
     pub fn covered<'b>(
         &'b self,
         table: &'b Table,
-        counted: SessionFilter<'b>,
+        filter: SessionFilter<'b>,
     ) -> impl Iterator<Item = usize> {
         let tiles = 0..self.roles.len() / TILE;
         let hits = tiles.filter_map(move |tile| {
             let mut hits = [0; TILE];
-            self.find(table, counted, tile, &mut hits)?;
+            self.find(table, filter, tile, &mut hits)?;
             Some((tile, hits))
         });
         hits.flat_map(|(tile, hits)| {
@@ -198,11 +206,12 @@ impl<'a> SessionCounter<'a> {
         })
     }
 
-    /// Finds the slots of a tile whose session the limit covers, and says how many; None if there is none.
+    /// Marks in `hits` the slots of this tile whose session the limit covers, and returns how many there are. If it
+    /// returns None, there is none, and `hits` means nothing.
     fn find(
         &self,
         table: &Table,
-        counted: SessionFilter,
+        filter: SessionFilter,
         tile: usize,
         hits: &mut Hits,
     ) -> Option<u32> {
@@ -210,7 +219,7 @@ impl<'a> SessionCounter<'a> {
             who,
             database,
             network,
-        } = counted.scope;
+        } = filter.scope;
         let roles = part(&self.roles, tile)?;
         let databases = part(table.columns.databases, tile)?;
         let database = database.map(|database| (databases, database));
@@ -219,10 +228,10 @@ impl<'a> SessionCounter<'a> {
             Who::Role(wanted) => set(hits, roles, |role| role == wanted, database),
             Who::MembersOf(oid) => {
                 let group = self.groups.iter().find(|group| group.oid == oid)?;
-                set(hits, part(&group.theirs, tile)?, |it| it != 0, database)
+                set(hits, part(&group.hits, tile)?, |hit| hit != 0, database)
             }
         };
-        if let Some(own) = counted.own {
+        if let Some(own) = filter.own {
             number = keep(hits, roles, |role| role == own);
         }
         if number == 0 {
@@ -236,7 +245,7 @@ impl<'a> SessionCounter<'a> {
                 None => keep_from(hits, table, tile, network),
             };
         }
-        if !counted.walsenders && self.marks & WALSENDER != 0 {
+        if !filter.walsenders && self.marks & WALSENDER != 0 {
             number = keep(hits, part(table.columns.marks, tile)?, |mark| {
                 mark & WALSENDER == 0
             });
@@ -244,31 +253,31 @@ impl<'a> SessionCounter<'a> {
         Some(number)
     }
 
-    /// How many of the sessions that a limit covers it does not count: those that are left to the login at
-    /// `arrived`, and of each other pending one and those whose place it is to have the former.
-    fn replaced(&self, table: &Table, arrived: Option<usize>, counted: SessionFilter) -> u32 {
+    /// How many of the sessions that a limit covers it does not count, because a successor and its victims count once:
+    /// for the login at `complete`, each of its victims, as if they were gone; for each other pending successor that
+    /// the limit covers together with a victim of it, the successor.
+    fn uncounted(&self, table: &Table, complete: Option<usize>, filter: SessionFilter) -> u32 {
         if self.marks & PENDING == 0 {
             return 0;
         }
         let covers = |slot: usize| {
             let is_there = self.roles.get(slot).is_some_and(|role| *role != 0);
-            is_there && table.session(slot).is_some_and(|it| counted.covers(&it))
+            is_there && table.session(slot).is_some_and(|it| filter.covers(&it))
         };
-        self.successors
+        self.left_out
             .iter()
-            .for_each(|successor| successor.set(false));
+            .for_each(|left_out| left_out.set(false));
         let mut number = 0;
         for (slot, successor) in table.shared.successors() {
             if !covers(slot) {
                 continue;
             }
-            let new = || {
-                self.successors
-                    .get(successor)
-                    .is_some_and(|found| !found.replace(true))
+            let is_new = || {
+                let left_out = self.left_out.get(successor);
+                left_out.is_some_and(|left_out| !left_out.replace(true))
             };
-            if arrived == Some(successor)
-                || (table.is_pending(successor) && covers(successor) && new())
+            if complete == Some(successor)
+                || (table.is_pending(successor) && covers(successor) && is_new())
             {
                 number += 1;
             }
@@ -276,26 +285,27 @@ impl<'a> SessionCounter<'a> {
         number
     }
 
-    /// Whether the pending session at `slot` was not counted the last time.
-    fn is_replaced(&self, slot: usize) -> bool {
-        self.successors.get(slot).is_some_and(Cell::get)
+    /// Whether the last count left out the pending successor at `slot`.
+    fn is_left_out(&self, slot: usize) -> bool {
+        self.left_out.get(slot).is_some_and(Cell::get)
     }
 }
 
 impl Group<'_> {
+    /// Notes whose session `slot` now has; 0: none.
     fn set(&mut self, slot: usize, role: u32) {
-        if let Some(theirs) = self.theirs.get_mut(slot) {
-            *theirs = (role != 0 && self.members.binary_search(&role).is_ok()).into();
+        if let Some(hit) = self.hits.get_mut(slot) {
+            *hit = (role != 0 && self.members.binary_search(&role).is_ok()).into();
         }
     }
 }
 
-/// The tile of a column.
+/// A tile of a column; None behind its end.
 fn part<T>(column: &[T], tile: usize) -> Option<&[T; TILE]> {
     column.as_chunks().0.get(tile)
 }
 
-/// Says how many there are.
+/// Marks the slots whose element matches and, if one is wanted, whose database is that one. Returns how many.
 fn set(
     hits: &mut Hits,
     column: &[u32; TILE],
@@ -305,28 +315,29 @@ fn set(
     let mut number = 0;
     let hits = hits.iter_mut().zip(column);
     match database {
-        None => hits.for_each(|(hit, it)| {
-            *hit = matches(*it).into();
+        None => hits.for_each(|(hit, element)| {
+            *hit = matches(*element).into();
             number += *hit;
         }),
-        Some((databases, wanted)) => hits.zip(databases).for_each(|((hit, it), database)| {
-            *hit = (matches(*it) & (*database == wanted)).into();
+        Some((databases, wanted)) => hits.zip(databases).for_each(|((hit, element), database)| {
+            *hit = (matches(*element) & (*database == wanted)).into();
             number += *hit;
         }),
     }
     number
 }
 
+/// Of the marked slots keeps those whose element matches. Returns how many.
 fn keep<T: Copy>(hits: &mut Hits, column: &[T; TILE], matches: impl Fn(T) -> bool) -> u32 {
     let mut number = 0;
-    for (hit, it) in hits.iter_mut().zip(column) {
-        *hit &= u32::from(matches(*it));
+    for (hit, element) in hits.iter_mut().zip(column) {
+        *hit &= u32::from(matches(*element));
         number += *hit;
     }
     number
 }
 
-/// As `keep`, for a network that the column of IPv4 addresses does not tell from others.
+/// The same as `keep`, for a network that the column of hosts cannot tell (see [`Network::host_and_mask`]).
 fn keep_from(hits: &mut Hits, table: &Table, tile: usize, network: Network) -> u32 {
     for (slot, hit) in (tile * TILE..)
         .zip(&mut *hits)
@@ -351,7 +362,7 @@ mod tests {
     const TEAM: u32 = 1;
     const NOBODY: u32 = 2;
 
-    /// Some of every sort.
+    /// The sessions of different numbers differ in all that a filter looks at.
     fn any(number: u32) -> Session {
         let address = [
             "10.0.0.1",
@@ -400,15 +411,15 @@ mod tests {
         scopes
     }
 
-    /// Counts, and says which, as the table does.
+    /// The counter counts and lists as many sessions as the table, for every scope.
     fn compare(table: &Table, counter: &SessionCounter, members: &Members) {
         for scope in scopes() {
             for walsenders in [false, true] {
                 let all = SessionFilter::new(scope, walsenders, members).expect("a known group");
-                for counted in [all, all.of(12)] {
-                    let plain = table.count(counted);
-                    assert_eq!(counter.count(table, counted), plain, "{scope:?}");
-                    assert_eq!(counter.counted(table, counted).count() as u32, plain);
+                for filter in [all, all.of(12)] {
+                    let plain = table.count(filter);
+                    assert_eq!(counter.count(table, filter), plain, "{scope:?}");
+                    assert_eq!(counter.counted(table, filter).count() as u32, plain);
                 }
                 assert_eq!(counter.count_cached(table, all), table.count(all));
                 assert_eq!(counter.count_cached(table, all), table.count(all), "again");
@@ -417,14 +428,14 @@ mod tests {
     }
 
     #[test]
-    fn it_counts_what_the_table_does_whatever_has_changed_since_the_first_look() {
+    fn the_counter_agrees_with_the_table_whatever_has_changed() {
         let slots = 2 * TILE + 17;
         let mut memory = OwnTable::new(slots, 4);
         let mut table = memory.table();
         for slot in (0..slots).filter(|slot| slot % 7 != 3) {
             table.claim(slot, 100 + slot as u32, any(slot as u32));
         }
-        // Someone waits, so that counts are cache.
+        // A login waits, so that counts are cached.
         assert!(table.enqueue(3, any(3), std::iter::empty()));
         let mut members = Members::default();
         members.insert(TEAM, vec![13, 12, 99]);
@@ -432,7 +443,7 @@ mod tests {
         let mut counter = SessionCounter::new(table.shared, &members, true);
         counter.refresh(&table);
         compare(&table, &counter, &members);
-        // Slots change hands, with and without a session.
+        // Slots are emptied; some get another session.
         for slot in (0..slots).step_by(5) {
             table.vacate(slot);
             if slot % 2 == 0 {
@@ -441,7 +452,7 @@ mod tests {
         }
         counter.refresh(&table);
         compare(&table, &counter, &members);
-        // Heirs of one and of several, some of whom, or all, are gone.
+        // Successors of one victim and of several; some victims, or all of a successor's, are gone.
         for (slot, successor) in [
             (7, 1),
             (12, 2),
@@ -459,10 +470,10 @@ mod tests {
         }
         counter.refresh(&table);
         compare(&table, &counter, &members);
-        // Once an successor has arrived, it is counted, and those before it are not.
+        // `count_when_complete` is what is counted when the victims have left.
         for scope in scopes() {
-            let counted = SessionFilter::new(scope, true, &members).expect("a known group");
-            let then = counter.count_when_complete(&table, 2, counted);
+            let filter = SessionFilter::new(scope, true, &members).expect("a known group");
+            let then = counter.count_when_complete(&table, 2, filter);
             let mut later = OwnTable::new(slots, 4);
             later.copy(&table);
             let mut later = later.table();
@@ -470,7 +481,7 @@ mod tests {
                 .into_iter()
                 .for_each(|slot| later.vacate(slot));
             assert!(later.complete(2));
-            assert_eq!(then, later.count(counted), "{scope:?}");
+            assert_eq!(then, later.count(filter), "{scope:?}");
         }
     }
 }

@@ -1,28 +1,29 @@
-//! What has become of logins since the statistics were last reset: a table of counters, and the bytes
-//! that keep it over a restart. Pure: shared memory, its lock and the file are `shmem`'s and
-//! `stats`'s.
+//! The statistics: counters of what has become of logins since the last reset, for each pair of a role and a database;
+//! and the bytes that keep them over a restart. Shared memory, the lock and the file are the caller's.
 
 use std::time::Duration;
 
-/// How many pairs of a role and a database have counters of their own: more than most servers have,
-/// while a login that finds its pair last still reads only 8 kB of them.
+/// How many pairs of a role and a database have counters of their own. More than most servers have; and a login whose
+/// pair is the last one reads only 8 kB of pairs to find it.
 pub const ROOM: usize = 1000;
 
-/// The longest that the bytes can be.
+/// How many bytes [`Statistics::encode`] returns at most: the header, the counters of the others, the entries and the
+/// checksum, in words of 8 bytes.
 pub const MAX_BYTES: usize = 8 * (HEADER + Counters::WORDS + ROOM * ENTRY + 1);
 
-/// Magic number, version, and since when the counters count.
+/// How many words the header has: magic number, version, and since when the counters count.
 const HEADER: usize = 3;
 
-/// A pair and its counters.
+/// How many words an entry has: a pair and its counters.
 const ENTRY: usize = 1 + Counters::WORDS;
 
+/// The first word of the bytes.
 const MAGIC: u64 = u64::from_be_bytes(*b"sl_stats");
 
-/// To be raised when a counter comes, goes or means something else.
+/// The version of the bytes. Raise it when a counter comes, goes or changes its meaning.
 const VERSION: u64 = 1;
 
-/// Whom counters are about.
+/// What has counters of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Pair {
     pub role: u32,
@@ -43,21 +44,22 @@ impl Pair {
     }
 }
 
-/// A login that has been decided.
+/// A login that has been decided, as the counters take it.
 #[derive(Debug)]
 pub struct CountedLogin {
     /// Microseconds since 2000-01-01, as in a `timestamptz`.
     pub at: i64,
     pub outcome: CountedOutcome,
-    /// None if it did not wait.
+    /// How long it waited; None if it did not.
     pub waited: Option<Duration>,
-    /// How long it took besides.
+    /// How long it took, without the waiting.
     pub deciding: Duration,
 }
 
+/// What became of a login.
 #[derive(Clone, Debug)]
 pub enum CountedOutcome {
-    /// With so many sessions of its pair, itself among them.
+    /// It got in; its pair now has `sessions` sessions, this one included.
     Admitted {
         sessions: u32,
         how: How,
@@ -65,19 +67,20 @@ pub enum CountedOutcome {
     Refused,
 }
 
-/// Why a login was admitted.
+/// How a login came to be admitted.
 #[derive(Clone, Copy, Debug)]
 pub enum How {
+    /// There was room.
     Room,
-    /// Older sessions were ended for it.
+    /// Older sessions ended for it.
     Replaced,
-    /// The limit that it is over is only tried out.
+    /// A limit that is only tried out would refuse it.
     WouldRefuse,
-    /// And older sessions would be ended for it.
+    /// Under a limit that is only tried out, older sessions would end for it.
     WouldReplace,
 }
 
-/// A word of the file that keeps it.
+/// A counter as one of the words of 8 bytes that keep it.
 trait Word: Copy {
     fn to_word(self) -> u64;
     fn of(word: u64) -> Self;
@@ -103,10 +106,10 @@ impl Word for i64 {
     }
 }
 
-/// The counters, each named once: a field, and a word of the file in the same order.
+/// Makes of one list of the counters the fields of `Counters` and, in the same order, its words.
 macro_rules! counters {
     ($($(#[$about:meta])* $name:ident: $of:ty,)*) => {
-        /// What is counted of a pair.
+        /// What is counted for each pair.
         #[derive(Clone, Copy, Debug, Default, PartialEq)]
         pub struct Counters {
             $($(#[$about])* pub $name: $of,)*
@@ -127,25 +130,29 @@ macro_rules! counters {
 }
 
 counters! {
+    /// Logins that were admitted, for whatever reason.
     admitted: u64,
-    /// Logins that waited, whatever came of it.
+    /// Logins that waited, whether they were admitted or not.
     waited: u64,
-    /// How long all of them waited.
+    /// How long all of them waited together, in microseconds.
     wait_us: u64,
+    /// Logins that were refused.
     refused: u64,
-    /// When a login last was; meaningless if none ever was.
+    /// When a login was last refused, in microseconds since 2000-01-01; 0 if none was.
     last_refused: i64,
-    /// Admitted after older sessions were ended.
+    /// Logins that were admitted after older sessions had ended for them.
     replaced: u64,
-    /// Admitted over a limit that is only tried out.
+    /// Logins that a limit that is only tried out would have refused.
     would_refuse: u64,
+    /// Logins for which older sessions would have ended under a limit that is only tried out.
     would_replace: u64,
     /// The most sessions at once.
     peak: u64,
-    /// When there first were so many; meaningless if there were none.
+    /// When that number was first reached, in microseconds since 2000-01-01; 0 if there was no session.
     peak_at: i64,
+    /// Logins that were decided.
     decisions: u64,
-    /// How long all of them took.
+    /// How long all of them took together, without waiting, in microseconds.
     decision_us: u64,
 }
 
@@ -186,15 +193,17 @@ fn micros(duration: Duration) -> u64 {
     duration.as_micros().try_into().unwrap_or(u64::MAX)
 }
 
-/// The counters of each pair, in order of its first login.
+/// The counters of all pairs, in the order of their first logins.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Statistics {
+    /// When it was last reset, in microseconds since 2000-01-01.
     since: i64,
+    /// How many entries of `pairs` and `counters` are in use.
     used: usize,
-    /// By themselves, so that few pages are read to find one.
+    /// Apart from their counters, so that the search for a pair reads few pages.
     pairs: [Pair; ROOM],
     counters: [Counters; ROOM],
-    /// Of all pairs for which there was no room.
+    /// The counters of all pairs for which there was no room.
     others: Counters,
 }
 
@@ -209,16 +218,17 @@ impl Statistics {
         }
     }
 
-    /// All counters begin anew.
+    /// Forgets all pairs and counters.
     pub fn reset(&mut self, since: i64) {
         (self.since, self.used, self.others) = (since, 0, Counters::default());
     }
 
+    /// Counts a login for its pair.
     pub fn count(&mut self, pair: Pair, login: &CountedLogin) {
         self.counters_of(pair).count(login);
     }
 
-    /// The pair's counters, or the others' if it has none and there is no room left.
+    /// The pair's counters; those of the others if the pair has none and there is no room left.
     fn counters_of(&mut self, pair: Pair) -> &mut Counters {
         let mut known = self.pairs.iter().take(self.used);
         let position = known.position(|known| *known == pair);
@@ -226,7 +236,7 @@ impl Statistics {
         self.counters.get_mut(position).unwrap_or(&mut self.others)
     }
 
-    /// Where its counters are: nowhere, if there is no room.
+    /// Adds a pair and returns its index, which is behind the end if there is no room.
     fn add(&mut self, pair: Pair) -> usize {
         let position = self.used;
         let mut free = self.pairs.iter_mut().zip(&mut self.counters).skip(position);
@@ -238,7 +248,7 @@ impl Statistics {
         position
     }
 
-    /// When it was last reset.
+    /// When it was last reset, in microseconds since 2000-01-01.
     pub fn since(&self) -> i64 {
         self.since
     }
@@ -247,15 +257,15 @@ impl Statistics {
         self.pairs.iter().zip(&self.counters).take(self.used)
     }
 
-    /// Each pair with its counters; last, without a pair, those of all others, if there are any.
+    /// Each pair with its counters. Last, without a pair, the counters of all others, if a login was counted there.
     pub fn rows(&self) -> impl Iterator<Item = (Option<Pair>, &Counters)> {
         let others = (self.others != Counters::default()).then_some((None, &self.others));
         let pairs = self.pairs().map(|(pair, counters)| (Some(*pair), counters));
         pairs.chain(others)
     }
 
-    /// Words of 8 bytes: the header, the others' counters, each pair and its counters, and a checksum
-    /// of all that.
+    /// As little-endian words of 8 bytes: the header, the counters of the others, each pair with its counters, and a
+    /// checksum of all that.
     pub fn encode(&self) -> Vec<u8> {
         let header = [MAGIC, VERSION, self.since.cast_unsigned()];
         let pairs = self
@@ -267,7 +277,7 @@ impl Statistics {
         bytes
     }
 
-    /// Becomes the statistics that was encoded; or says why the bytes are none, and stays as it is.
+    /// Becomes the statistics that these bytes encode. If they encode none, says why, and stays as it is.
     pub fn decode(&mut self, bytes: &[u8]) -> Result<(), &'static str> {
         let (content, sum) = bytes.split_last_chunk().ok_or("it is too short")?;
         let (words, rest) = content.as_chunks();
@@ -289,8 +299,8 @@ impl Statistics {
         self.since = since.cast_signed();
         self.others = Counters::of(*others);
         self.used = pairs.len();
-        let places = self.pairs.iter_mut().zip(&mut self.counters);
-        for ((pair, counters), [key, words @ ..]) in places.zip(pairs) {
+        let entries = self.pairs.iter_mut().zip(&mut self.counters);
+        for ((pair, counters), [key, words @ ..]) in entries.zip(pairs) {
             *pair = Pair::of(*key);
             *counters = Counters::of(*words);
         }
@@ -298,7 +308,7 @@ impl Statistics {
     }
 }
 
-/// FNV-1a. No two contents of one length that differ in one byte have the same: each step is a bijection.
+/// FNV-1a with 64 bits. It notices every single wrong byte, because each step is a bijection.
 fn checksum(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
@@ -412,7 +422,7 @@ pub mod tests {
     }
 
     #[test]
-    fn a_counter_stays_at_its_end() {
+    fn a_counter_does_not_wrap_around() {
         let mut statistics = Statistics::new(1);
         let deciding = Duration::MAX;
         for at in 0..3 {
@@ -428,7 +438,7 @@ pub mod tests {
     }
 
     #[test]
-    fn whoever_comes_when_it_is_full_is_one_of_the_others() {
+    fn a_pair_for_which_there_is_no_room_is_one_of_the_others() {
         let mut statistics = Statistics::new(1);
         for role in 1..=ROOM as u32 + 5 {
             statistics.count(Pair { role, database: 1 }, &admitted(7, role));
@@ -457,7 +467,7 @@ pub mod tests {
     }
 
     #[test]
-    fn after_a_reset_all_counters_begin_anew() {
+    fn after_a_reset_all_counters_begin_at_0() {
         let mut statistics = Statistics::new(1);
         for role in 0..ROOM as u32 + 5 {
             statistics.count(Pair { role, database: 1 }, &admitted(7, 3));
@@ -471,14 +481,14 @@ pub mod tests {
     }
 
     #[test]
-    fn every_counter_is_kept() {
+    fn every_counter_has_a_word() {
         let words: [u64; Counters::WORDS] = std::array::from_fn(|index| index as u64 + 1);
         assert_eq!(Counters::of(words).words(), words);
         assert!(size_of::<Counters>() == 8 * Counters::WORDS);
     }
 
     #[test]
-    fn bytes_that_are_none_say_why() {
+    fn bytes_that_encode_no_statistics_are_refused_with_a_reason() {
         let mut statistics = Statistics::new(1);
         statistics.count(ALICE, &admitted(7, 1));
         let before = statistics;

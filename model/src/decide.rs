@@ -1,5 +1,4 @@
-//! The decision: count, decide and claim in one go, on a table that nobody else changes meanwhile.
-//! Pure.
+//! The decision on a login: count, decide and claim under one hold of the exclusive lock.
 
 use crate::attempt::{Attempt, FullLimit, ahead};
 use crate::count::SessionCounter;
@@ -11,20 +10,23 @@ use crate::session::Session;
 use crate::table::Table;
 use crate::verdict::{Admission, Ended, Excess, ShownSession, Standing, Verdict};
 
-/// Admits the login, queues it, or finds what it exceeds. If an input is missing, the login is where it was: no
-/// session, and in the queue or not. Afterwards the caller wakes whom `counter.wake` names.
+/// Admits the login, queues it, or refuses it. If an input is missing, the login has no claim, but it may have entered
+/// the queue: the caller supplies the input and tries again. After it has dropped the lock, the caller wakes the slots
+/// in `counter.wake`.
 ///
-/// Who is woken: when a session ends, its process wakes the first waiter, and knows nothing of limits. The first waiter
-/// goes in, or finds those who may go in before it and wakes them. When a waiter leaves the queue, or waits for
-/// something else from now on, there may be room for those behind it: then the first waiter is to look again.
+/// Who is woken: of the waiters, a session that ends wakes only the first, because its process knows nothing of limits.
+/// The first waiter goes in; or it finds the waiters behind it that may go in, and wakes them. A waiter that leaves the queue, or
+/// from now on waits for something else, may leave room to those behind it: then the first waiter is woken to try again.
 pub fn attempt(
     table: &mut Table,
     counter: &mut SessionCounter,
     login: &Attempt,
 ) -> Result<Verdict, Missing> {
     counter.wake.clear();
-    // None: it has not waited. Else whether it waits for the same as before.
-    let before = table.waiter(login.slot).map(|waiter| login.is(&waiter));
+    // None: it was not in the queue. Some: whether it would wait for the same as before.
+    let before = table
+        .waiter(login.slot)
+        .map(|waiter| login.waits_for_the_same_as(&waiter));
     let verdict = decide(table, counter, login)?;
     let first = table.shared.first_waiter();
     match (&verdict, before) {
@@ -50,7 +52,7 @@ fn decide(
         return Err(Missing::Patience);
     }
     if exceeded.is_some_and(|(limit, _)| may_wait(table, login, limit)) && enqueue(table, login) {
-        // Whoever left before it saw this login in the queue did not wake it: count again.
+        // A session that left before this login was in the queue did not wake it. So count again.
         counter.refresh(table);
         exceeded = find_exceeded(table, counter, login)?;
         if exceeded.is_some_and(|(limit, _)| login.lets_wait(limit)) {
@@ -60,7 +62,7 @@ fn decide(
     let over = tried_out(table, counter, login)?;
     let verdict = match exceeded {
         Some(full) => match replace(table, counter, login, full, |limit| limit.enforced)? {
-            // Someone has just left: there is room after all.
+            // A session has left meanwhile: there is room without a victim.
             Ok((_, Ended { number: 0, .. })) => {
                 table.complete(login.slot);
                 Verdict::Admitted(admission(table, counter, login, over)?)
@@ -79,17 +81,20 @@ fn decide(
     Ok(verdict)
 }
 
+/// Makes the login a session.
 fn claim(table: &mut Table, counter: &mut SessionCounter, login: &Attempt) {
     table.claim(login.slot, login.pid, login.session);
     counter.set(login.slot, login.session.role);
 }
 
+/// Undoes `claim`. The login's victims, if it has any, are victims no more.
 fn roll_back(table: &mut Table, counter: &mut SessionCounter, login: &Attempt) {
     table.roll_back(login.slot);
     counter.set(login.slot, 0);
 }
 
-/// What would become of the login if the limits that are only tried out were enforced.
+/// What would become of the login if the limits that are only tried out were enforced. None if it would find room; else
+/// the limit that it exceeds, and the sessions that would end for it: none if it would be refused.
 fn tried_out(
     table: &mut Table,
     counter: &mut SessionCounter,
@@ -107,8 +112,8 @@ fn tried_out(
     })
 }
 
-/// Makes room for the login under the chosen limits, of which one is full: it has claimed its slot then,
-/// and says which sessions end. Or the limit that refuses it.
+/// Makes room for the login under the chosen limits, of which `limit` is full. Ok: the login has claimed its slot, and
+/// these are its victims, and the excess is that without them. Err: the limit that refuses it; nothing has changed.
 fn replace(
     table: &mut Table,
     counter: &mut SessionCounter,
@@ -132,6 +137,7 @@ fn replace(
     })
 }
 
+/// The victims of the login.
 fn ended(table: &Table, login: &Attempt) -> Ended {
     let mut ended = Ended::default();
     for pid in table.victims(login.slot) {
@@ -143,6 +149,7 @@ fn ended(table: &Table, login: &Attempt) -> Ended {
     ended
 }
 
+/// What is said of the login, which has claimed its slot.
 fn admission(
     table: &Table,
     counter: &SessionCounter,
@@ -167,7 +174,8 @@ fn admission(
     })
 }
 
-/// A session over a Unix-domain socket has no address that another could differ from.
+/// A session of the login's role from another address. Sessions over a Unix-domain socket have no address: they are
+/// left out, and for such a login there is none.
 fn elsewhere(table: &Table, login: &Attempt) -> Result<Option<ShownSession>, Missing> {
     let own = Scope {
         who: Who::Role(login.session.role),
@@ -184,8 +192,8 @@ fn elsewhere(table: &Table, login: &Attempt) -> Result<Option<ShownSession>, Mis
         .map(|(_, pid, session)| ShownSession::new(pid, &session)))
 }
 
-/// How each limit stands for a login that is not made: it would be admitted at once if all that are
-/// enforced fit.
+/// How each limit stands for a login that only asks. It would be admitted at once if there is room under all enforced
+/// ones. Allocates, so it needs a copy of the table.
 pub fn explain(table: &Table, login: &Attempt) -> Result<Vec<Standing>, Missing> {
     let mut counter = SessionCounter::new(table.shared, login.members, false);
     counter.refresh(table);
@@ -202,6 +210,7 @@ pub fn explain(table: &Table, login: &Attempt) -> Result<Vec<Standing>, Missing>
     login.limits.iter().map(standing).collect()
 }
 
+/// Whether the login may wait for room under the limit: by the rules, and because the queue has room for its role.
 fn may_wait(table: &Table, login: &Attempt, limit: &Limit) -> bool {
     let (mut all, mut own, mut queued) = (0, 0, false);
     for waiter in table.waiters() {
@@ -217,6 +226,7 @@ fn enqueue(table: &mut Table, login: &Attempt) -> bool {
     table.enqueue(login.slot, login.session, login.conditions())
 }
 
+/// What a refusal says of the limit.
 fn excess(
     table: &Table,
     counter: &SessionCounter,
@@ -224,8 +234,8 @@ fn excess(
     limit: &Limit,
     ahead: u32,
 ) -> Result<Excess, Missing> {
-    let counted = login.counted(limit.condition())?;
-    let own = counted.of(login.session.role);
+    let filter = login.counted(limit.condition())?;
+    let own = filter.of(login.session.role);
     let mut shown = [None; 5];
     let sessions = counter.counted(table, own);
     for (place, (pid, session)) in shown.iter_mut().zip(sessions) {
@@ -233,7 +243,7 @@ fn excess(
     }
     Ok(Excess {
         limit: *limit,
-        in_use: counter.count(table, counted),
+        in_use: counter.count(table, filter),
         ahead,
         own: counter.count(table, own),
         shown,
@@ -299,7 +309,7 @@ pub mod tests {
         super::attempt(table, &mut counter, login)
     }
 
-    /// Who is admitted has its own test for how many sessions are like it.
+    /// Verdicts without the number of sessions, for which there is a test of its own.
     fn attempt(table: &mut Table, login: &Attempt) -> Verdict {
         match decided(table, login).expect("every group is known") {
             Verdict::Admitted(admission) => Verdict::Admitted(Admission {
@@ -376,7 +386,7 @@ pub mod tests {
     }
 
     #[test]
-    fn without_a_limit_or_one_that_is_enforced_all_are_admitted() {
+    fn without_an_enforced_limit_everyone_is_admitted_and_counted() {
         let mut memory = OwnTable::new(8, 32);
         let mut table = memory.table();
         assert_eq!(attempt(&mut table, &alice(0, 1)), IN);
@@ -413,7 +423,7 @@ pub mod tests {
         assert_eq!(
             (excess.in_use, excess.ahead),
             (0, 1),
-            "a place is free, and not for us"
+            "the room is reserved for a waiter"
         );
         assert_eq!(attempt(&mut table, &alice(4, 1)), Verdict::Waiting);
         assert_eq!(attempt(&mut table, &alice(5, 1)), IN);
@@ -440,7 +450,7 @@ pub mod tests {
             Verdict::Waiting
         );
         leave(&table, 1, BOB);
-        // Room in the database, but alice, who came first, still has her session.
+        // There is room in the database, but not for alice's first waiter: her session is still there.
         assert_eq!(
             attempt(&mut table, &login(2, ALICE, of(ALICE))),
             Verdict::Waiting
@@ -463,7 +473,7 @@ pub mod tests {
         assert_eq!(attempt(&mut table, &at(1, alice())), Verdict::Waiting);
         assert_eq!(attempt(&mut table, &at(2, alice())), Verdict::Waiting);
         leave(&table, 0, ALICE);
-        // Two of alice wait, of whom one can go in: the second place in the database is bob's.
+        // Two of alice's logins wait, but only one can go in: the second place in the database is bob's.
         let bob = login(3, BOB, [app]);
         assert_eq!(attempt(&mut table, &at_once(bob)), IN);
         assert_eq!(attempt(&mut table, &at(2, alice())), Verdict::Waiting);
@@ -471,7 +481,7 @@ pub mod tests {
     }
 
     #[test]
-    fn a_waiter_for_something_else_holds_up_nobody() {
+    fn a_waiter_that_no_limit_of_a_login_covers_does_not_hold_it_up() {
         let mut memory = OwnTable::new(8, 32);
         let mut table = memory.table();
         assert_eq!(attempt(&mut table, &alice(0, 1)), IN);
@@ -500,7 +510,7 @@ pub mod tests {
             !queued(&mut table, 2, ALICE),
             "a quarter of six, rounded up"
         );
-        assert!(queued(&mut table, 1, ALICE), "who waits may go on");
+        assert!(queued(&mut table, 1, ALICE), "a waiter may go on");
         assert!((3..7).all(|slot| queued(&mut table, slot, slot as u32)));
         assert!(!queued(&mut table, 8, BOB), "six in all");
     }
@@ -515,7 +525,7 @@ pub mod tests {
     }
 
     #[test]
-    fn the_next_owner_of_a_slot_does_not_count_the_last_one() {
+    fn the_next_owner_of_a_slot_does_not_count_the_previous_one() {
         let mut memory = OwnTable::new(1, 4);
         let mut table = memory.table();
         assert_eq!(attempt(&mut table, &alice(0, 1)), IN);
@@ -523,7 +533,7 @@ pub mod tests {
     }
 
     #[test]
-    fn each_limit_lets_wait_for_its_own_time_and_the_strictest_decides() {
+    fn each_limit_has_its_own_max_wait_and_the_shortest_decides() {
         let mut memory = OwnTable::new(8, 32);
         let mut table = memory.table();
         let patient = at_most(1, of_role(ALICE));
@@ -559,7 +569,7 @@ pub mod tests {
     }
 
     #[test]
-    fn a_groups_total_counts_whoever_is_a_member_now() {
+    fn a_groups_total_counts_the_members_of_now() {
         let mut memory = OwnTable::new(8, 32);
         let mut table = memory.table();
         // Bob logged in before he was a member.
@@ -574,7 +584,7 @@ pub mod tests {
     }
 
     #[test]
-    fn a_waiters_group_must_be_known_only_when_it_matters() {
+    fn the_members_of_a_waiters_group_are_missing_only_when_they_matter() {
         let mut memory = OwnTable::new(8, 32);
         let mut table = memory.table();
         let app = at_most(2, in_database(APP));
@@ -588,7 +598,8 @@ pub mod tests {
             attempt(&mut table, &known(login(1, ALICE, [team, app]))),
             Verdict::Waiting
         );
-        // Carol has nothing to do with the group, but alice, who waits for it, with the database.
+        // Carol is no member of the group, for which alice waits. In another database alice does not matter to carol. In
+        // alice's database she does: whether she goes first depends on the group.
         let mut elsewhere = login(2, CAROL, [at_most(1, in_database(WEB))]);
         elsewhere.session.database = WEB;
         assert_eq!(attempt(&mut table, &elsewhere), IN);
@@ -610,7 +621,7 @@ pub mod tests {
     }
 
     #[test]
-    fn an_admission_says_how_many_sessions_are_like_it() {
+    fn an_admission_says_how_many_sessions_its_role_has_in_its_database() {
         let mut memory = OwnTable::new(8, 32);
         let mut table = memory.table();
         let mut alike = |slot, role, database| {
@@ -652,7 +663,7 @@ pub mod tests {
     }
 
     #[test]
-    fn whether_a_login_may_wait_is_asked_only_where_it_matters() {
+    fn whether_a_login_may_wait_is_missing_only_when_it_matters() {
         let mut memory = OwnTable::new(3, 8);
         let mut table = memory.table();
         let unasked = |slot, limit: Limit| {
@@ -674,7 +685,7 @@ pub mod tests {
     }
 
     #[test]
-    fn explained_is_what_a_login_would_meet() {
+    fn explain_says_what_a_login_would_meet() {
         let mut memory = OwnTable::new(8, 32);
         let mut table = memory.table();
         let app = at_most(2, in_database(APP));
@@ -697,7 +708,7 @@ pub mod tests {
         assert_eq!(
             standings(&table, &bob),
             [(1, false), (0, false)],
-            "the room is alice's"
+            "the room is reserved for alice"
         );
         assert_eq!(
             refused(attempt(&mut table, &at_once(login(3, BOB, [app])))).ahead,

@@ -1,30 +1,33 @@
-//! What happened, in a record of one size.
+//! Events, as records of one size, so that they can be kept in shared memory.
 
 use serde::{Serialize, Serializer};
 use std::net::IpAddr;
 
-/// What can happen.
+/// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventKind {
     /// A login got in at once.
     Admitted,
     /// A login got in after it had waited.
     Waited,
+    /// A login was refused.
     Refused,
-    /// A login got in, and sessions were ended for it.
+    /// A login got in, and other sessions ended for it.
     Replaced,
-    /// A login got in only because the limit is tried out.
+    /// A login got in, but would be refused if a limit that is only tried out were enforced.
     WouldRefuse,
+    /// A login got in, but other sessions would end for it if a limit that is only tried out were enforced.
     WouldReplace,
     /// The worker found more sessions than a limit allows, or ended one of them.
     Swept,
-    /// The worker freed the place of a process that is gone.
+    /// The worker freed the slot of a process that is gone.
     Reclaimed,
-    /// A role got in from one address while it has a session from another.
+    /// A login got in from one address while its role has a session from another.
     ConcurrentAddresses,
 }
 
 impl EventKind {
+    /// Its name in the log and in the view.
     pub fn word(self) -> &'static str {
         match self {
             EventKind::Admitted => "admitted",
@@ -39,7 +42,7 @@ impl EventKind {
         }
     }
 
-    /// Whether it can happen on a server where everybody finds room.
+    /// Whether it happens without any limit being exceeded.
     pub fn is_usual(self) -> bool {
         matches!(self, EventKind::Admitted | EventKind::ConcurrentAddresses)
     }
@@ -51,11 +54,11 @@ impl Serialize for EventKind {
     }
 }
 
-/// A few bytes that need no memory elsewhere.
+/// Up to `SIZE` bytes of text, stored in place.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FixedText<const SIZE: usize> {
     length: u16,
-    /// Zero after that.
+    /// Zeros after `length`.
     bytes: [u8; SIZE],
 }
 
@@ -65,7 +68,7 @@ impl<const SIZE: usize> FixedText<SIZE> {
         bytes: [0; SIZE],
     };
 
-    /// None if it is too long.
+    /// None if the text is too long: it is never cut.
     pub fn new(text: &[u8]) -> Option<FixedText<SIZE>> {
         let mut bytes = [0; SIZE];
         bytes.get_mut(..text.len())?.copy_from_slice(text);
@@ -78,30 +81,33 @@ impl<const SIZE: usize> FixedText<SIZE> {
     }
 }
 
-/// The name of a role or database, as the catalogs have it.
+/// The name of a role or database, as the catalogs have it: PostgreSQL's NAMEDATALEN is 64 bytes.
 pub type Name = FixedText<64>;
 
-/// An event.
+/// One event, as the ring keeps it and the view shows it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Record {
     /// Microseconds since 2000-01-01, as in a `timestamptz`.
     pub time: i64,
     pub kind: EventKind,
     pub role: u32,
-    /// Empty if nobody knew it.
+    /// Empty if it is not known.
     pub role_name: Name,
-    /// Empty if there is none.
+    /// The database's name; empty if there is none.
     pub database: Name,
+    /// None over a Unix-domain socket, or if there is no client.
     pub address: Option<IpAddr>,
-    /// 0 if none.
+    /// The process ID; 0 if there is none.
     pub pid: u32,
-    /// What else there is to say, as JSON in ASCII.
+    /// What the event adds, as JSON in ASCII. Its size fills the record up to 1,024 bytes.
     pub detail: FixedText<848>,
 }
 
+// `max_events` records are in shared memory: the size of one is what a DBA reckons with.
 const _: () = assert!(size_of::<Record>() <= 1024);
 
 impl Record {
+    /// Memory that no event is in yet.
     pub const EMPTY: Record = Record {
         time: 0,
         kind: EventKind::Admitted,

@@ -1,4 +1,4 @@
-//! The JSON of a label and of the setting `cluster_limits`. Pure.
+//! The JSON of a label, which is also that of the setting `session_limit.cluster_limits`.
 
 use crate::label_target::LabelTarget;
 use crate::limit::{Names, Object, OnExcess, Per, Source};
@@ -9,26 +9,28 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-/// A longer label might be toasted, and then no login could read it.
+/// The longest label. A longer one could be stored out of line (TOAST), where a login cannot read it.
 pub const MAX_LABEL_BYTES: usize = 1000;
 
-/// What a name is shorter than, in bytes.
+/// PostgreSQL's: every name has fewer bytes than this.
 const NAMEDATALEN: usize = 64;
 
-/// The largest `max_connections`.
+/// The largest `max` of a limit: the largest `max_connections` that PostgreSQL allows.
 pub const MAX_SESSIONS: i32 = 262_143;
 
-/// The longest `authentication_timeout`: no login can wait longer.
+/// The longest `max_wait`: the longest `authentication_timeout` that PostgreSQL allows, and no login can wait longer.
 pub const MAX_WAIT: Duration = Duration::from_secs(600);
 
-/// What a label says.
+/// A label that has been read.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Label {
     pub limits: Vec<LabelLimit>,
+    /// For limits that have none of their own.
     pub on_excess: Option<OnExcess>,
+    /// For limits that have none of their own.
     pub max_wait: Option<Duration>,
     pub exempt: bool,
-    /// Fields that this version does not know, such as `limits[0].color`.
+    /// The paths of fields that this version does not know, such as `limits[0].color`.
     pub unknown: Vec<String>,
 }
 
@@ -39,9 +41,9 @@ pub struct LabelLimit {
     /// -1: no limit.
     #[serde(deserialize_with = "max")]
     pub max: i32,
-    /// None: what the label's object has as its default.
+    /// None: the default of what the label is on ([`LabelTarget::default_per`]).
     pub per: Option<Per>,
-    /// The name of the database, which need not exist.
+    /// The name of a database, which need not exist.
     pub database: Option<String>,
     pub network: Option<Network>,
     pub on_excess: Option<OnExcess>,
@@ -52,17 +54,19 @@ pub struct LabelLimit {
     unknown: UnknownFields,
 }
 
+/// By name. Their values do not matter.
 type UnknownFields = BTreeMap<String, IgnoredAny>;
 
+/// Whether a limit is enforced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LimitEnforcement {
     On,
+    /// It is only tried out: a login over it is logged and admitted.
     Log,
 }
 
-/// The label as it is written: `max` beside the fields of a limit is short for `limits` with this
-/// one.
+/// A label as it is written: with `limits`, or, short for one limit, with the fields of that limit.
 #[derive(Deserialize)]
 #[serde(expecting = "a label: {\"limits\": [...]}")]
 struct Written {
@@ -83,18 +87,19 @@ struct Written {
 }
 
 impl Label {
-    /// Reads a label as a login does: fields that this version does not know are not its business.
+    /// Reads a label as a login does: fields that this version does not know go into `unknown`. The error says what is
+    /// wrong, for a message.
     pub fn read(json: &[u8]) -> Result<Label, String> {
         Written::read(json)?.label()
     }
 
-    /// Whether it would say anything as the label of a group.
+    /// Whether it would have an effect as the label of a group.
     pub fn is_about_members(&self) -> bool {
         let policy = self.on_excess.is_some() || self.max_wait.is_some();
         self.exempt || policy || self.limits.iter().any(|limit| limit.per.is_some())
     }
 
-    /// Reads what is to be the label of such an object: nothing in it is unknown or without effect.
+    /// Reads a label that a user wants to set there. Fields that are unknown, or not allowed there, are errors, too.
     pub fn check(json: &[u8], target: LabelTarget) -> Result<Label, String> {
         let written = Written::read(json)?;
         let is_list = written.limits.is_some();
@@ -114,8 +119,8 @@ impl Label {
             limit
                 .check(target)
                 .map_err(|(field, why)| format!("field \"{path}{field}\": {why}"))?;
-            let same = |other: &LabelLimit| other.key(target) == limit.key(target);
-            if let Some(first) = label.limits.iter().take(index).position(same) {
+            let has_its_key = |other: &LabelLimit| other.key(target) == limit.key(target);
+            if let Some(first) = label.limits.iter().take(index).position(has_its_key) {
                 return Err(format!(
                     "field \"limits[{index}]\": same \"per\", \"database\" and \"network\" as limits[{first}]"
                 ));
@@ -140,7 +145,7 @@ impl LabelLimit {
         }
     }
 
-    /// What tells it from the other limits of its label.
+    /// What tells it from the other limits of its label: no two have the same key.
     pub fn key(&self, target: LabelTarget) -> (Option<Per>, Option<&str>, Option<Network>) {
         (
             self.per.or(target.default_per()),
@@ -149,6 +154,7 @@ impl LabelLimit {
         )
     }
 
+    /// The error names the field, and says what is wrong with it.
     fn check(&self, target: LabelTarget) -> Result<(), (&'static str, String)> {
         let pers = target
             .pers()
@@ -192,13 +198,13 @@ impl LabelLimit {
 impl Written {
     fn read(json: &[u8]) -> Result<Written, String> {
         serde_json::from_slice(json).map_err(|error| {
-            // Followed only once something is wrong: a login reads labels, and has no time to lose.
+            // Read once more to learn in which field the error is. Not always, because that would slow every login.
             let mut track = serde_path_to_error::Track::new();
             let mut reader = serde_json::Deserializer::from_slice(json);
             let tracked = serde_path_to_error::Deserializer::new(&mut reader, &mut track);
             let _ = Written::deserialize(tracked);
             let path = track.path().to_string();
-            // Where the JSON itself is wrong, the last part may not be known.
+            // If the JSON itself is wrong, the last part of the path may be unknown: a question mark.
             match path.trim_end_matches(['.', '?']) {
                 "" => error.to_string(),
                 path => format!("field \"{path}\": {error}"),
@@ -206,6 +212,7 @@ impl Written {
         })
     }
 
+    /// The label that is meant. An error if it is neither form, or both.
     fn label(self) -> Result<Label, String> {
         let mut unknown: Vec<String> = self.unknown.into_keys().collect();
         let limits = match (self.limits, self.max) {
@@ -246,6 +253,7 @@ impl Written {
     }
 }
 
+/// Reads a `max`: an integer from -1 to [`MAX_SESSIONS`].
 fn max<'de, D: Deserializer<'de>>(value: D) -> Result<i32, D::Error> {
     struct Max;
 
@@ -277,7 +285,8 @@ fn optional_max<'de, D: Deserializer<'de>>(value: D) -> Result<Option<i32>, D::E
     max(value).map(Some)
 }
 
-/// An interval as a setting in milliseconds has it: `"5s"`, `"100ms"`, `"1min"`, `250`.
+/// Reads an interval of at most [`MAX_WAIT`], written as in a setting: `"5s"`, `"100ms"`, `"1min"`. A number is
+/// milliseconds.
 fn interval<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {
     struct Interval;
 
@@ -307,6 +316,7 @@ fn interval<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::
     value.deserialize_any(Interval).map(Some)
 }
 
+/// None if the text is not an interval.
 fn milliseconds(text: &str) -> Option<u64> {
     let text = text.trim();
     let unit_at = text
@@ -322,15 +332,16 @@ fn milliseconds(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(factor)
 }
 
-/// Something wrong with a label that a login met.
+/// What is wrong with a label that a login has read.
 pub enum LabelProblem {
-    /// It cannot be read, and why.
+    /// The label on this object cannot be read, for this reason.
     Invalid(Object, String),
-    /// It has fields that this version does not know.
+    /// The label on this object has these fields that this version does not know.
     Unknown(Object, Vec<String>),
 }
 
 impl LabelProblem {
+    /// The message for the server log.
     pub fn text(&self, names: Names) -> String {
         let (object, what) = match self {
             LabelProblem::Invalid(object, why) => (object, format!("is invalid: {why}")),
@@ -356,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn the_examples_are_right() {
+    fn the_examples_are_valid() {
         for target in [
             LabelTarget::Role,
             LabelTarget::Group,
@@ -396,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn intervals_are_like_a_settings() {
+    fn intervals_are_written_as_in_a_setting() {
         let table = [
             ("\"5s\"", 5000),
             ("\"100ms\"", 100),
@@ -414,208 +425,74 @@ mod tests {
         }
     }
 
+    /// One case a line: what the label is on, the label, and a part of the error.
+    const WRONG: &str = r##"
+        role => EOF
+        role [] => expected a label
+        role {} x => trailing characters
+        role {"max": 1 => EOF while parsing an object
+        role {"limits": [{"max": 1 => field "limits[0]": EOF while parsing an object
+        role {"limits": [[1, null, null, null, null, 5, null]]} => field "limits[0]":
+        role {"maximum": 1} => unknown field "maximum"
+        role {"limits": [{"max": 1}, {"max": 2, "per": "address", "color": 3}]} => unknown field "limits[1].color"
+        role {"max": "1"} => field "max": invalid type: string "1"
+        role {"max": 1.5} => field "max": invalid type: floating point
+        role {"max": -2} => field "max": invalid value: integer `-2`, expected an integer from -1 to 262143
+        role {"max": 262144} => field "max": invalid value: integer `262144`
+        role {"max": 1, "max": 2} => duplicate field `max`
+        role {"max": null} => field "max": invalid type: null
+        role {"limits": [{"per": "role"}]} => field "limits[0]": missing field `max`
+        role {"limits": {"max": 1}} => field "limits": invalid type: map
+        role {"limits": [], "max": 1} => field "max": "limits" is given, too
+        role {"network": "10.0.0.0/8"} => field "network": belongs to a limit
+        role {"max": 1, "per": "week"} => field "per": unknown variant `week`
+        role {"max": 1, "per": "group"} => field "per": "group" is none of "role", "address"
+        role {"max": 1, "per": "database"} => field "per"
+        role {"max": 1, "network": "10.0.0.1/8"} => field "network": "10.0.0.1/8" has bits set
+        role {"limits": [{"max": 1, "network": "ten"}]} => field "limits[0].network": "ten" is not a network
+        role {"max": 1, "database": 5} => field "database": invalid type: integer `5`
+        role {"max": 1, "max_wait": "5 weeks"} => field "max_wait": invalid value: string "5 weeks", expected an interval
+        role {"max": 1, "max_wait": "11min"} => field "max_wait": invalid value
+        role {"max": 1, "max_wait": -5} => field "max_wait": invalid
+        role {"on_excess": "replace"} => field "on_excess": unknown variant `replace`
+        role {"max": 1, "enforcement": "off"} => field "enforcement": unknown variant `off`
+        role {"exempt": "yes"} => field "exempt": invalid type: string "yes"
+        role {"limits": [{"max": 1}, {"max": 2, "per": "role"}]} => field "limits[1]": same "per", "database" and "network" as limits[0]
+        role {"limits": [{"max": 1, "network": "10.0.0.0/8"}, {"max": 2, "network": "::ffff:10.0.0.0/104"}]} => field "limits[1]": same
+        role {"limits": [{"max": 1}, {"max": 1, "per": "group"}]} => field "limits[1].per": "group" is none of
+        role {"max": 1, "database": ""} => field "database": not the name
+        role {"max": 1, "database": "a\u0000b"} => field "database": not the name of a database
+        group {"max": 1} => field "per": must be given for a group: one of "role", "address", "group"
+        group {"max": 1, "per": "cluster"} => field "per": "cluster" is none of
+        database {"max": 1, "per": "group"} => field "per": "group" is none of
+        database {"max": 1, "database": "app"} => field "database": a database's limits
+        database {"exempt": true} => field "exempt": not for a database
+        cluster {"max": 1} => field "per": must be given for the cluster
+        cluster {"exempt": true} => field "exempt": not for the cluster
+    "##;
+
     #[test]
-    fn what_is_wrong_is_named() {
-        let (role, group, database, cluster) = (
-            LabelTarget::Role,
-            LabelTarget::Group,
-            LabelTarget::Database,
-            LabelTarget::Cluster,
-        );
-        let table = [
-            (role, "", "EOF"),
-            (role, "[]", "expected a label"),
-            (role, "{} x", "trailing characters"),
-            (role, r#"{"max": 1"#, "EOF while parsing an object"),
-            (
-                role,
-                r#"{"limits": [{"max": 1"#,
-                r#"field "limits[0]": EOF while parsing an object"#,
-            ),
-            (
-                role,
-                r#"{"limits": [[1, null, null, null, null, 5, null]]}"#,
-                r#"field "limits[0]": "#,
-            ),
-            (role, r#"{"maximum": 1}"#, r#"unknown field "maximum""#),
-            (
-                role,
-                r#"{"limits": [{"max": 1}, {"max": 2, "per": "address", "color": 3}]}"#,
-                r#"unknown field "limits[1].color""#,
-            ),
-            (
-                role,
-                r#"{"max": "1"}"#,
-                r#"field "max": invalid type: string "1""#,
-            ),
-            (
-                role,
-                r#"{"max": 1.5}"#,
-                r#"field "max": invalid type: floating point"#,
-            ),
-            (
-                role,
-                r#"{"max": -2}"#,
-                r#"field "max": invalid value: integer `-2`, expected an integer from -1 to 262143"#,
-            ),
-            (
-                role,
-                r#"{"max": 262144}"#,
-                r#"field "max": invalid value: integer `262144`"#,
-            ),
-            (role, r#"{"max": 1, "max": 2}"#, "duplicate field `max`"),
-            (
-                role,
-                r#"{"max": null}"#,
-                r#"field "max": invalid type: null"#,
-            ),
-            (
-                role,
-                r#"{"limits": [{"per": "role"}]}"#,
-                r#"field "limits[0]": missing field `max`"#,
-            ),
-            (
-                role,
-                r#"{"limits": {"max": 1}}"#,
-                r#"field "limits": invalid type: map"#,
-            ),
-            (
-                role,
-                r#"{"limits": [], "max": 1}"#,
-                r#"field "max": "limits" is given, too"#,
-            ),
-            (
-                role,
-                r#"{"network": "10.0.0.0/8"}"#,
-                r#"field "network": belongs to a limit"#,
-            ),
-            (
-                role,
-                r#"{"max": 1, "per": "week"}"#,
-                r#"field "per": unknown variant `week`"#,
-            ),
-            (
-                role,
-                r#"{"max": 1, "per": "group"}"#,
-                r#"field "per": "group" is none of "role", "address""#,
-            ),
-            (role, r#"{"max": 1, "per": "database"}"#, r#"field "per""#),
-            (
-                role,
-                r#"{"max": 1, "network": "10.0.0.1/8"}"#,
-                r#"field "network": "10.0.0.1/8" has bits set"#,
-            ),
-            (
-                role,
-                r#"{"limits": [{"max": 1, "network": "ten"}]}"#,
-                r#"field "limits[0].network": "ten" is not a network"#,
-            ),
-            (
-                role,
-                r#"{"max": 1, "database": 5}"#,
-                r#"field "database": invalid type: integer `5`"#,
-            ),
-            (
-                role,
-                r#"{"max": 1, "max_wait": "5 weeks"}"#,
-                r#"field "max_wait": invalid value: string "5 weeks", expected an interval"#,
-            ),
-            (
-                role,
-                r#"{"max": 1, "max_wait": "11min"}"#,
-                r#"field "max_wait": invalid value"#,
-            ),
-            (
-                role,
-                r#"{"max": 1, "max_wait": -5}"#,
-                r#"field "max_wait": invalid"#,
-            ),
-            (
-                role,
-                r#"{"on_excess": "replace"}"#,
-                r#"field "on_excess": unknown variant `replace`"#,
-            ),
-            (
-                role,
-                r#"{"max": 1, "enforcement": "off"}"#,
-                r#"field "enforcement": unknown variant `off`"#,
-            ),
-            (
-                role,
-                r#"{"exempt": "yes"}"#,
-                r#"field "exempt": invalid type: string "yes""#,
-            ),
-            (
-                role,
-                r#"{"limits": [{"max": 1}, {"max": 2, "per": "role"}]}"#,
-                r#"field "limits[1]": same "per", "database" and "network" as limits[0]"#,
-            ),
-            (
-                role,
-                r#"{"limits": [{"max": 1, "network": "10.0.0.0/8"}, {"max": 2, "network": "::ffff:10.0.0.0/104"}]}"#,
-                r#"field "limits[1]": same"#,
-            ),
-            (
-                role,
-                r#"{"limits": [{"max": 1}, {"max": 1, "per": "group"}]}"#,
-                r#"field "limits[1].per": "group" is none of"#,
-            ),
-            (
-                role,
-                r#"{"max": 1, "database": ""}"#,
-                r#"field "database": not the name"#,
-            ),
-            (
-                role,
-                r#"{"max": 1, "database": "a\u0000b"}"#,
-                r#"field "database": not the name of a database"#,
-            ),
-            (
-                group,
-                r#"{"max": 1}"#,
-                r#"field "per": must be given for a group: one of "role", "address", "group""#,
-            ),
-            (
-                group,
-                r#"{"max": 1, "per": "cluster"}"#,
-                r#"field "per": "cluster" is none of"#,
-            ),
-            (
-                database,
-                r#"{"max": 1, "per": "group"}"#,
-                r#"field "per": "group" is none of"#,
-            ),
-            (
-                database,
-                r#"{"max": 1, "database": "app"}"#,
-                r#"field "database": a database's limits"#,
-            ),
-            (
-                database,
-                r#"{"exempt": true}"#,
-                r#"field "exempt": not for a database"#,
-            ),
-            (
-                cluster,
-                r#"{"max": 1}"#,
-                r#"field "per": must be given for the cluster"#,
-            ),
-            (
-                cluster,
-                r#"{"exempt": true}"#,
-                r#"field "exempt": not for the cluster"#,
-            ),
-        ];
-        for (target, json, named) in table {
+    fn an_error_names_what_is_wrong() {
+        for case in WRONG.lines().map(str::trim).filter(|case| !case.is_empty()) {
+            let (label, named) = case.split_once(" => ").expect(case);
+            let (target, json) = label.split_once(' ').unwrap_or((label, ""));
+            let target = match target {
+                "role" => LabelTarget::Role,
+                "group" => LabelTarget::Group,
+                "database" => LabelTarget::Database,
+                "cluster" => LabelTarget::Cluster,
+                _ => panic!("{case}"),
+            };
             let error = on(target, json).expect_err(json);
             assert!(error.contains(named), "{json}: {error}");
             assert!(!error.contains("?"), "{json}: {error}");
         }
-        assert!(Label::check(b"{\"max\": 1, \"database\": \"\xff\"}", role).is_err());
+        let not_utf8 = b"{\"max\": 1, \"database\": \"\xff\"}";
+        assert!(Label::check(not_utf8, LabelTarget::Role).is_err());
     }
 
     #[test]
-    fn a_login_passes_over_what_it_does_not_know() {
+    fn a_login_passes_over_unknown_fields() {
         let json = br#"{"limits": [{"max": 1, "color": "red"}], "sound": [1, {"a": 2}]}"#;
         let label = Label::read(json).expect("a label of a later version");
         assert_eq!(label.unknown, ["sound", "limits[0].color"]);

@@ -1,11 +1,11 @@
-//! Whether there is any label at all.
+//! Remembers that there is no label at all.
 //!
-//! Most servers have none, and each login would open a catalog to see that. It is enough that one login saw it, and
-//! that no label was changed since.
+//! Most servers have none, and each login would open a catalog only to see that. It is enough that one login has seen
+//! it, and that no label has been changed since. To know that, transactions that change labels are counted.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// In shared memory.
+/// The counts, in shared memory.
 pub struct LabelChanges {
     /// Transactions that are changing labels now.
     now: AtomicU32,
@@ -15,6 +15,7 @@ pub struct LabelChanges {
     none_after: AtomicU64,
 }
 
+/// No value that `done` reaches.
 const NEVER: u64 = u64::MAX;
 
 impl LabelChanges {
@@ -26,20 +27,21 @@ impl LabelChanges {
         }
     }
 
-    /// A transaction is about to change a label. It calls `end` when it has ended or is prepared.
+    /// A transaction is about to change a label. It calls [`LabelChanges::end`] when it has ended or is prepared.
     pub fn begin(&self) {
         self.now.fetch_add(1, Ordering::SeqCst);
     }
 
+    /// A transaction that called [`LabelChanges::begin`] has ended or is prepared.
     pub fn end(&self) {
         self.done.fetch_add(1, Ordering::SeqCst);
         self.now.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// A moment at which no transaction is changing labels; None while one does. A later moment is the same one as
-    /// long as no transaction has changed labels in between.
+    /// A number for this moment, at which no transaction is changing labels; None while one does. The number stays the
+    /// same until a transaction has changed labels.
     pub fn at_rest(&self) -> Option<u64> {
-        // In this order: a transaction that ends in between is seen as done.
+        // In this order: if a transaction ends in between, it is counted in `done`.
         let at_rest = self.now.load(Ordering::SeqCst) == 0;
         at_rest.then(|| self.done.load(Ordering::SeqCst))
     }
@@ -49,12 +51,14 @@ impl LabelChanges {
         self.none_after.load(Ordering::SeqCst) == at_rest
     }
 
-    /// Somebody looked after that moment, and there was no row, not even of a transaction that has not ended.
+    /// Remembers that there was no label at that moment. The caller has looked after it, and found no row, not even one
+    /// of a transaction that has not ended.
     pub fn saw_none(&self, at_rest: u64) {
         self.none_after.store(at_rest, Ordering::SeqCst);
     }
 
-    /// The next login looks again: a superuser can write a label without `SECURITY LABEL`.
+    /// Forgets what is remembered, so that the next login looks. A superuser can write a label into the catalog without
+    /// `SECURITY LABEL`, and that is not counted.
     pub fn look_again(&self) {
         self.none_after.store(NEVER, Ordering::SeqCst);
     }
@@ -71,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn that_there_is_none_is_known_until_one_is_changed() {
+    fn that_there_is_no_label_is_remembered_until_one_is_changed() {
         let labels = LabelChanges::new();
         let moment = labels.at_rest().expect("nobody changes any");
         assert!(!labels.had_none(moment), "nobody has looked");
@@ -82,7 +86,7 @@ mod tests {
         labels.end();
         let later = labels.at_rest().expect("it has ended");
         assert!(!labels.had_none(later));
-        // Whoever looked before the change says so too late.
+        // A login that looked before the change comes too late with what it saw.
         labels.saw_none(moment);
         assert!(!labels.had_none(later));
         labels.saw_none(later);

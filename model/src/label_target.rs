@@ -1,16 +1,16 @@
-//! What a label can be set on, and what its limits can be about there.
+//! What a label can be set on, and which `per` its limits can have there.
 
 use crate::limit::Per;
 
-/// What carries a label.
+/// What a label is set on. The setting `session_limit.cluster_limits` holds the same JSON, so it is one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LabelTarget {
-    /// A role that may log in.
+    /// A role with LOGIN.
     Role,
-    /// A role that may not.
+    /// A role without LOGIN: its limits are about its members.
     Group,
     Database,
-    /// The setting `cluster_limits`.
+    /// The setting `session_limit.cluster_limits`.
     Cluster,
 }
 
@@ -23,6 +23,7 @@ impl LabelTarget {
         }
     }
 
+    /// The `per` of a limit that gives none; None if it must give one.
     pub fn default_per(self) -> Option<Per> {
         match self {
             LabelTarget::Role => Some(Per::Role),
@@ -31,7 +32,7 @@ impl LabelTarget {
         }
     }
 
-    /// What its limits can be kept for.
+    /// The `per` that its limits can have.
     pub fn pers(self) -> &'static [Per] {
         match self {
             LabelTarget::Role => &[Per::Role, Per::Address],
@@ -41,7 +42,7 @@ impl LabelTarget {
         }
     }
 
-    /// A label that it can have.
+    /// A valid label, for hints.
     pub fn example(self) -> &'static str {
         match self {
             LabelTarget::Role => {
@@ -59,6 +60,7 @@ impl LabelTarget {
         }
     }
 
+    /// What it is called in a message.
     pub fn words(self) -> &'static str {
         match self {
             LabelTarget::Role => "a role",

@@ -1,11 +1,20 @@
-//! What `session_limit` decides, and how. Nothing here knows PostgreSQL, and nothing here is unsafe: the tables are
-//! slices that somebody else keeps, in shared memory or not, and locks.
+//! The model of `session_limit`: which limits apply to a login, and what becomes of it.
 //!
-//! Read in this order: `limit` and `network` are the words; `label` is how users write them, and `precedence` says
-//! which limits apply to a login. `session`, `members` and `table` say who is in, `queue` who waits, and `atomics` what
-//! of both needs no lock. `count` counts, fast. `decide` is what becomes of a login (an `attempt`), `replace` whose
-//! session ends for it, and `sweep` whose session ends because a limit was lowered. `event`, `ring`, `throttle` and
-//! `counters` keep what was decided.
+//! This crate knows no PostgreSQL and has no unsafe code. Its tables are slices that the caller owns, in shared memory
+//! or not. The caller also takes the lock: exclusively for a `&mut Table`, shared for a `&Table`. What runs under the
+//! exclusive lock, [`decide::attempt`] and [`sweep::Sweep::end`], allocates nothing. Roles, groups and databases are
+//! OIDs.
+//!
+//! Read in this order:
+//! - [`limit`] and [`network`] are the words. [`label`] and [`label_target`] are how users write limits, and
+//!   [`precedence`] says which limits apply to a login.
+//! - [`session`], [`members`] and [`table`] say who is in and whom a limit counts, [`queue`] who waits, and [`atomics`]
+//!   what of both needs no lock. [`own_table`] is a table in a process's own memory.
+//! - [`count`] counts, fast. [`decide`] turns an [`attempt`] to log in into a [`verdict`]; [`order`] says which waiters
+//!   go before it, and [`replace`] whose session ends for it. [`sweep`] says whose session ends because a limit was
+//!   lowered.
+//! - [`event`], [`ring`], [`throttle`] and [`counters`] keep what was decided. [`label_changes`] spares most logins the
+//!   look for labels.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(

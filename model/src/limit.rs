@@ -1,11 +1,10 @@
-//! What a limit is: which sessions it counts, how many it allows, where it is set, and how all that
-//! is said. Pure.
+//! What a limit is: which sessions it counts, how many it allows, where it is set, and how a message words it.
 
 use crate::network::Network;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// What a limit can be set on, by OID.
+/// What a limit can be set on: a role or a database, by OID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Object {
     Role(u32),
@@ -15,8 +14,9 @@ pub enum Object {
 /// Where a limit is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// `CONNECTION LIMIT` of a role or a database.
+    /// The `CONNECTION LIMIT` of a role or a database.
     ConnectionLimit(Object),
+    /// The security label on a role, a group or a database.
     Label(Object),
     /// The setting `session_limit.cluster_limits`.
     ClusterLimits,
@@ -24,49 +24,56 @@ pub enum Source {
     MaxSessionsPerRole,
 }
 
-/// What one count is kept for.
+/// What a limit counts separately: with `per` `role`, each role has a count of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Per {
+    /// Each role.
     Role,
-    /// Each client address.
+    /// Each client address; in a label on a role or a group, each role and client address.
     Address,
-    /// All members together.
+    /// All members of the group together.
     Group,
+    /// Each database.
     Database,
+    /// All sessions together.
     Cluster,
 }
 
-/// What happens to a login over a limit, once it has waited; the mildest first.
+/// What happens to a login over a limit after it has waited. In order of harshness: where groups differ, the least
+/// applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnExcess {
+    /// The login is refused.
     Refuse,
+    /// The role's longest idle session ends, if it has been idle for long enough.
     ReplaceIdle,
+    /// The role's oldest session ends.
     ReplaceOldest,
 }
 
-/// Whose sessions.
+/// Whose sessions a limit counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Who {
     Anyone,
-    /// Those of the role with this OID.
+    /// The role with this OID.
     Role(u32),
-    /// Those of the members of the group with this OID.
+    /// The members of the group with this OID.
     MembersOf(u32),
 }
 
-/// The sessions that one count of a limit is about: those to which all three apply.
+/// The sessions that one count of a limit covers: those that all three fields match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Scope {
     pub who: Who,
-    /// In the database with this OID.
+    /// Sessions in the database with this OID; None: in any.
     pub database: Option<u32>,
-    /// From these addresses; a session over a Unix-domain socket comes from none.
+    /// Sessions from these addresses, so none over a Unix-domain socket; None: from anywhere.
     pub network: Option<Network>,
 }
 
-/// At most `max` sessions in `scope`, as far as one login is concerned.
+/// A limit as it applies to one login: at most `max` sessions in `scope`, the login's own among them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
     pub scope: Scope,
@@ -75,11 +82,11 @@ pub struct Limit {
     pub source: Source,
     pub on_excess: OnExcess,
     pub max_wait: Duration,
-    /// If not, a login over the limit is logged and admitted.
+    /// False if `enforcement` is `log`: the limit is only tried out. A login over it is logged and admitted.
     pub enforced: bool,
 }
 
-/// What a waiting login has to meet: less than `max` sessions in `scope`.
+/// What a waiter waits for: fewer than `max` sessions in `scope`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Condition {
     pub scope: Scope,
@@ -87,6 +94,7 @@ pub struct Condition {
 }
 
 impl Condition {
+    /// An entry of the queue's memory that no waiter uses.
     pub const FREE: Condition = Condition {
         scope: Scope {
             who: Who::Anyone,
@@ -97,11 +105,11 @@ impl Condition {
     };
 }
 
-/// The name of a role or database, in whatever encoding it has.
+/// Finds the name of a role or database. A name is bytes: its encoding is not known.
 pub type Names<'a> = &'a dyn Fn(Object) -> Vec<u8>;
 
 impl Source {
-    /// Where the limit is set, in words.
+    /// Where the limit is set, as the views and messages say it: `label on role alice`.
     pub fn words(self, names: Names) -> Vec<u8> {
         let (setting, object) = match self {
             Source::ClusterLimits => return b"session_limit.cluster_limits".to_vec(),
@@ -149,7 +157,8 @@ impl OnExcess {
 }
 
 impl Scope {
-    fn whose(self) -> Option<u32> {
+    /// The OID of the role or group whose sessions are covered.
+    fn role(self) -> Option<u32> {
         match self.who {
             Who::Anyone => None,
             Who::Role(oid) | Who::MembersOf(oid) => Some(oid),
@@ -158,7 +167,7 @@ impl Scope {
 }
 
 impl Limit {
-    /// What a login that waits for room under it has to meet.
+    /// What a login waits for if this limit is full.
     pub fn condition(&self) -> Condition {
         Condition {
             scope: self.scope,
@@ -166,21 +175,21 @@ impl Limit {
         }
     }
 
-    /// Whether sessions may end so that there is room under it.
+    /// Whether sessions may end to make room under it.
     pub fn replaces(&self) -> bool {
         self.on_excess != OnExcess::Refuse
     }
 
-    /// What the count is kept for, such as `alice`, `alice in app`, `team from 10.0.0.0/8`; None for
-    /// the cluster.
+    /// Which sessions the limit covers, such as `alice`, `alice in app`, `team from 10.0.0.0/8`; None for the whole
+    /// cluster.
     pub fn subject(&self, names: Names) -> Option<Vec<u8>> {
-        let whose = self.scope.whose().map(|oid| names(Object::Role(oid)));
+        let role = self.scope.role().map(|oid| names(Object::Role(oid)));
         let database = self.scope.database.map(|oid| names(Object::Database(oid)));
         let from = self
             .scope
             .network
             .map(|network| self.from(network).into_bytes());
-        let parts = [(" in ", whose), (" in ", database), (" from ", from)];
+        let parts = [("", role), (" in ", database), (" from ", from)];
         parts
             .into_iter()
             .fold(None, |subject, (link, part)| match (subject, part) {
@@ -189,7 +198,7 @@ impl Limit {
             })
     }
 
-    /// The message of a refusal. For a role or a database it is the server's own.
+    /// The message of a refusal. For a plain limit on a role or a database it is the server's own.
     pub fn message(&self, names: Names) -> Vec<u8> {
         let quoted = |object| [b"\"", names(object).as_slice(), b"\""].concat();
         let mut message = b"too many connections".to_vec();
@@ -203,7 +212,7 @@ impl Limit {
             Who::MembersOf(oid) => say(" for members of role ", quoted(Object::Role(oid))),
         }
         if let Some(oid) = self.scope.database {
-            let link = if self.scope.whose().is_some() {
+            let link = if self.scope.role().is_some() {
                 "in"
             } else {
                 "for"
@@ -231,7 +240,7 @@ impl Limit {
 pub mod tests {
     use super::*;
 
-    /// A limit of which only scope and `max` matter.
+    /// A limit for tests in which only scope and `max` matter.
     pub fn at_most(max: u32, scope: Scope) -> Limit {
         Limit {
             scope,
@@ -281,7 +290,7 @@ pub mod tests {
     }
 
     #[test]
-    fn each_kind_of_limit_says_what_it_is_about() {
+    fn message_and_subject_name_what_the_limit_covers() {
         let scope = |who, database, network: Option<&str>| Scope {
             who,
             database,
@@ -367,7 +376,7 @@ pub mod tests {
     }
 
     #[test]
-    fn each_source_says_where_it_is() {
+    fn each_source_has_its_words() {
         let table = [
             (
                 Source::ConnectionLimit(Object::Role(1)),

@@ -1,20 +1,20 @@
-//! Whose sessions a limit counts.
+//! Which sessions a limit counts, and who is in a group.
 
 use crate::limit::{Scope, Who};
 use crate::session::Session;
 
-/// The members of some groups, as the catalogs had them before the lock was taken.
+/// The members of some groups, as the catalogs had them before the lock was taken: for each group its members, sorted.
 #[derive(Clone, Debug, Default)]
 pub struct Members(Vec<(u32, Vec<u32>)>);
 
-/// What nobody has said, and must be known to decide.
+/// An input that the decision turned out to need and that the caller has not supplied.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Missing {
-    /// Who the members of the group with this OID are.
+    /// The members of the group with this OID.
     Members(u32),
-    /// Which sessions are idle.
+    /// Which sessions are idle ([`crate::attempt::Attempt::idle`]).
     Idle,
-    /// Whether the login may wait at all.
+    /// Whether the login may wait at all ([`crate::attempt::Rules::may_wait`]).
     Patience,
 }
 
@@ -28,12 +28,13 @@ impl Members {
         self.0.extend(others.0);
     }
 
+    /// The members of the group, sorted; None if they are not known.
     pub fn of(&self, group: u32) -> Option<&[u32]> {
         let mut known = self.all().filter(|(known, _)| *known == group);
         known.next().map(|(_, members)| members)
     }
 
-    /// The groups, each with its members, sorted.
+    /// Each known group with its members, sorted.
     pub fn all(&self) -> impl Iterator<Item = (u32, &[u32])> {
         self.0
             .iter()
@@ -41,18 +42,20 @@ impl Members {
     }
 }
 
-/// The sessions that a limit counts: those in its scope, walsenders among them or not.
+/// Says which sessions a limit counts: those in its scope, with or without walsenders.
 #[derive(Clone, Copy)]
 pub struct SessionFilter<'a> {
     pub scope: Scope,
-    /// Sorted.
+    /// The members of the scope's group, sorted; empty if the scope has none.
     members: &'a [u32],
+    /// Whether walsenders count.
     pub walsenders: bool,
-    /// Only this role's.
+    /// If given, only this role's sessions.
     pub own: Option<u32>,
 }
 
 impl<'a> SessionFilter<'a> {
+    /// An error if the scope is of a group whose members are not in `members`.
     pub fn new(scope: Scope, walsenders: bool, members: &'a Members) -> Result<Self, Missing> {
         let members = match scope.who {
             Who::MembersOf(group) => members.of(group).ok_or(Missing::Members(group))?,
@@ -66,7 +69,7 @@ impl<'a> SessionFilter<'a> {
         })
     }
 
-    /// Of these, those of a role.
+    /// The same, but only this role's sessions.
     pub fn of(self, role: u32) -> SessionFilter<'a> {
         SessionFilter {
             own: Some(role),
@@ -75,23 +78,25 @@ impl<'a> SessionFilter<'a> {
     }
 
     pub fn covers(self, session: &Session) -> bool {
-        let theirs = match self.scope.who {
+        let of_role = match self.scope.who {
             Who::Anyone => true,
             Who::Role(role) => session.role == role,
             Who::MembersOf(_) => self.members.binary_search(&session.role).is_ok(),
         };
-        let from = |address| {
+        let from_network = |address| {
             self.scope
                 .network
                 .is_none_or(|network| network.contains(address))
         };
-        theirs
+        of_role
             && self.own.is_none_or(|own| session.role == own)
             && self
                 .scope
                 .database
                 .is_none_or(|database| session.database == database)
-            && session.address.map_or(self.scope.network.is_none(), from)
+            && session
+                .address
+                .map_or(self.scope.network.is_none(), from_network)
             && (self.walsenders || !session.walsender)
     }
 }

@@ -1,12 +1,12 @@
-//! Networks in CIDR notation. Pure.
+//! Networks in CIDR notation.
 
 use serde::Deserialize;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-/// The addresses that share the first `prefix` bits of `first`. Those of IPv4 are IPv4's, also where
-/// they are written, or complete, as IPv4-mapped ones of IPv6.
+/// The addresses that share the first `prefix` bits of `first`. An IPv4-mapped IPv6 address (`::ffff:10.0.0.1`) is the
+/// IPv4 address in it, whether it is written in a network or is where a client comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Network {
@@ -15,7 +15,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// The network of this address alone.
+    /// The network that has this address alone.
     pub fn of(address: IpAddr) -> Network {
         let first = address.to_canonical();
         Network {
@@ -24,6 +24,7 @@ impl Network {
         }
     }
 
+    /// The lowest address.
     pub fn first(self) -> IpAddr {
         self.first
     }
@@ -40,13 +41,13 @@ impl Network {
         differ.checked_shr(host_bits.into()).unwrap_or(0) == 0
     }
 
-    /// How many bits its addresses share: the more, the fewer addresses.
+    /// How many leading bits its addresses share: the larger, the smaller the network.
     pub fn prefix(self) -> u8 {
         self.prefix
     }
 
-    /// Of a network of IPv4, what the bits of its addresses have in common, and in which bits; None if that
-    /// is not all that tells them from 0.
+    /// For IPv4: the network address and the netmask. None for IPv6, and for networks that contain 0.0.0.0, which in
+    /// the column of hosts means "no IPv4 address" (see [`crate::table::Columns`]).
     pub fn host_and_mask(self) -> Option<(u32, u32)> {
         let IpAddr::V4(first) = self.first else {
             return None;
@@ -58,13 +59,15 @@ impl Network {
 
     fn host_bits_are_set(self) -> bool {
         let address = match self.first {
-            IpAddr::V4(first) => u128::from(first.to_bits()) << MAPPED,
+            // At the high end, as IPv6's bits are.
+            IpAddr::V4(first) => u128::from(first.to_bits()) << MAPPED_BITS,
             IpAddr::V6(first) => first.to_bits(),
         };
         address.checked_shl(self.prefix.into()).unwrap_or(0) != 0
     }
 }
 
+/// How many bits such an address has.
 fn bits(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }
@@ -77,8 +80,8 @@ impl TryFrom<String> for Network {
     }
 }
 
-/// Takes what PostgreSQL's type `cidr` takes, but for its abbreviations: an address without a prefix
-/// is a network of one.
+/// Accepts what PostgreSQL's type `cidr` accepts, except abbreviations such as `10.1/16`. An address without a prefix
+/// is a network of one address.
 impl FromStr for Network {
     type Err = String;
 
@@ -98,9 +101,9 @@ impl FromStr for Network {
         if prefix > bits(first) {
             return Err(format!("\"{text}\" has a prefix longer than its address"));
         }
-        if first.is_ipv6() && first.to_canonical().is_ipv4() && prefix >= MAPPED {
+        if first.is_ipv6() && first.to_canonical().is_ipv4() && prefix >= MAPPED_BITS {
             first = first.to_canonical();
-            prefix -= MAPPED;
+            prefix -= MAPPED_BITS;
         }
         let network = Network { first, prefix };
         if network.host_bits_are_set() {
@@ -112,8 +115,8 @@ impl FromStr for Network {
     }
 }
 
-/// The bits before the IPv4 address in an IPv4-mapped one.
-const MAPPED: u8 = 96;
+/// How many bits come before the IPv4 address in an IPv4-mapped IPv6 address.
+const MAPPED_BITS: u8 = 96;
 
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -134,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_contains_the_addresses_of_its_prefix() {
+    fn a_network_contains_the_addresses_with_its_prefix() {
         assert!(contains("10.0.0.0/8", "10.255.0.1"));
         assert!(!contains("10.0.0.0/8", "11.0.0.0"));
         assert!(contains("10.1.2.3", "10.1.2.3") && !contains("10.1.2.3", "10.1.2.2"));
@@ -145,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn each_family_has_its_own_networks_and_mapped_addresses_are_ipv4() {
+    fn families_do_not_mix_and_mapped_addresses_are_ipv4() {
         assert!(!contains("0.0.0.0/0", "::1") && !contains("::/0", "10.0.0.1"));
         assert!(contains("10.0.0.0/8", "::ffff:10.0.0.1") && !contains("::/0", "::ffff:10.0.0.1"));
         assert_eq!(network("::ffff:10.0.0.0/104"), network("10.0.0.0/8"));
@@ -157,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_network_is_named() {
+    fn an_error_names_the_text_that_is_no_network() {
         for bad in [
             "",
             "10",
@@ -183,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_written_as_it_is_read() {
+    fn a_network_is_displayed_as_it_was_written() {
         for text in [
             "10.0.0.0/8",
             "0.0.0.0/0",

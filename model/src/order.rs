@@ -1,4 +1,5 @@
-//! Who goes first: room that an earlier waiter fits in is left to it; a waiter that fits in none is overtaken.
+//! Who goes first. A waiter *goes first* if it would be admitted now, given the waiters that go first before it: room
+//! is then reserved for it under each limit that covers it. A waiter that would not be admitted is overtaken.
 
 use crate::attempt::{Attempt, FullLimit, ahead, room};
 use crate::count::SessionCounter;
@@ -7,8 +8,8 @@ use crate::members::Missing;
 use crate::queue::Waiter;
 use crate::table::Table;
 
-/// The enforced limit that has no room, and how many earlier waiters there is some for. Of several it
-/// is one for which the login may not wait, if there is such.
+/// The enforced limit that keeps the login out; None if none does. If several do, it is one for which the login may not
+/// wait, if there is such a one.
 pub fn find_exceeded<'a>(
     table: &Table,
     counter: &mut SessionCounter,
@@ -21,35 +22,36 @@ pub fn find_exceeded<'a>(
     if !has_rivals(table, counter, login)? {
         return Ok(None);
     }
-    // There is room, but earlier waiters that fit go first; those that do not are overtaken.
+    // Every limit has room, but waiters ahead may take it. Look for the first one that leaves the login none.
     counter.first.clear();
     for waiter in table.waiters_before(login.slot) {
         if !goes_first(table, counter, login, &waiter)? {
             continue;
         }
-        let mut short = None;
+        let mut reserved = None;
         for limit in login.limits.iter().filter(|limit| limit.enforced) {
             let ahead = ahead(table, counter, login, limit.condition())?;
             if room(table, counter, login, limit.condition())? <= ahead
-                && (short.is_none() || refuses(limit))
+                && (reserved.is_none() || refuses(limit))
             {
-                short = Some((limit, ahead));
+                reserved = Some((limit, ahead));
             }
         }
-        if short.is_some() {
-            return Ok(short);
+        if reserved.is_some() {
+            return Ok(reserved);
         }
     }
     Ok(None)
 }
 
-/// Whether the earlier waiters could take all the room that there is under one of the login's limits.
+/// Whether the waiters ahead could take all the room under one of the login's limits. Cheaper than to find out which of
+/// them go first, and mostly false.
 fn has_rivals(table: &Table, counter: &SessionCounter, login: &Attempt) -> Result<bool, Missing> {
     for limit in login.limits.iter().filter(|limit| limit.enforced) {
-        let counted = login.counted(limit.condition())?;
+        let filter = login.counted(limit.condition())?;
         let rivals = table
             .waiters_before(login.slot)
-            .filter(|waiter| counted.covers(&waiter.session))
+            .filter(|waiter| filter.covers(&waiter.session))
             .count() as u32;
         if rivals > 0 && room(table, counter, login, limit.condition())? <= rivals {
             return Ok(true);
@@ -58,7 +60,7 @@ fn has_rivals(table: &Table, counter: &SessionCounter, login: &Attempt) -> Resul
     Ok(false)
 }
 
-/// Finds which of the waiters before the login go first.
+/// Puts into `counter.first` which of the waiters ahead of the login go first.
 pub fn find_first(
     table: &Table,
     counter: &mut SessionCounter,
@@ -71,7 +73,7 @@ pub fn find_first(
     Ok(())
 }
 
-/// Finds out whether this waiter goes first, once that is known of those before it.
+/// Whether this waiter goes first. If so, adds it to `counter.first`, which has those ahead of it already.
 fn goes_first(
     table: &Table,
     counter: &mut SessionCounter,
@@ -88,7 +90,8 @@ fn goes_first(
     Ok(true)
 }
 
-/// Finds the waiters that may go in now, before the first of them, who asks. A waiter of which that is not known may.
+/// Puts into `counter.wake` the waiters that may go in now although the first waiter, whose attempt this is, may not.
+/// A waiter is among them, too, if the inputs of the attempt do not suffice to say whether it may.
 pub fn find_admissible(table: &Table, counter: &mut SessionCounter, first: &Attempt) {
     counter.first.clear();
     for waiter in table.waiters().skip(1) {

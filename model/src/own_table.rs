@@ -1,16 +1,17 @@
-//! A slot table in a process's own memory: a copy, for a view, or a test's.
+//! A slot table in a process's own memory: the copy that a view or a sweep reads without the lock, or a test's.
 
 use crate::atomics::Shared;
 use crate::limit::Condition;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::table::{Columns, Slot, TILE, Table};
 
+/// The memory of a [`Table`].
 pub struct OwnTable {
     pub atomics: OwnAtomics,
     pub rows: OwnRows,
 }
 
-/// What `Shared` refers to.
+/// The memory of a [`Shared`].
 pub struct OwnAtomics {
     claims: Vec<AtomicU64>,
     queue: Vec<AtomicU32>,
@@ -18,7 +19,7 @@ pub struct OwnAtomics {
     successors: Vec<AtomicU32>,
 }
 
-/// What the lock guards.
+/// The memory that nobody reads without the lock.
 pub struct OwnRows {
     slots: Vec<Slot>,
     databases: Vec<u32>,
@@ -28,7 +29,7 @@ pub struct OwnRows {
 }
 
 impl OwnTable {
-    /// With room for so many `conditions` of waiters.
+    /// An empty table, with room for `conditions` conditions of all waiters together.
     pub fn new(slots: usize, conditions: usize) -> OwnTable {
         OwnTable {
             atomics: OwnAtomics {
@@ -51,7 +52,7 @@ impl OwnTable {
         self.rows.table(self.atomics.shared())
     }
 
-    /// Becomes a copy of a table of the same size. Allocates nothing.
+    /// Becomes a copy of `table`, which has the same size. Allocates nothing, so it may run under the lock.
     pub fn copy(&mut self, table: &Table) {
         self.atomics.copy(table.shared);
         let rows = &mut self.rows;

@@ -1,11 +1,11 @@
-//! Which limits apply to a login. Pure: given what was read of its role, groups, database and the
-//! settings, nothing is looked up here.
+//! Which limits apply to a login, given what was read of its role, groups and database, and the settings. Nothing is
+//! looked up here.
 //!
-//! A limit's key is what it is kept for and which sessions it is about. For one key the nearest limit
-//! wins: the login role's own (its label and its `CONNECTION LIMIT`: the smaller), then its groups'
-//! (the smallest), then the cluster's. `max: -1`, no limit, lifts those further out. A group's total
-//! and what is set on the database always apply; for a whole database, its own limits are nearer than
-//! the cluster's.
+//! A limit's *key* is its `per`, `database` and `network`. Limits with different keys all apply. Of those with the same
+//! key the nearest wins: the login role's own (the smaller of its label's and its `CONNECTION LIMIT`), then its groups'
+//! (the smallest), then the cluster's. `max: -1` is no limit, and lifts those further out. A group's total and the
+//! limits set on the database always apply; but a limit on a whole database is nearer than the cluster's `per:
+//! database`.
 
 use crate::label::{Label, LabelLimit, LimitEnforcement};
 use crate::label_target::LabelTarget;
@@ -19,10 +19,11 @@ use std::time::Duration;
 pub struct LoginFacts<'a> {
     /// OID.
     pub role: u32,
-    /// `CONNECTION LIMIT`; negative: none.
+    /// The role's `CONNECTION LIMIT`; negative: none.
     pub connection_limit: i32,
+    /// The role's label.
     pub label: Label,
-    /// The groups that the role is a member of and that have a label, by OID.
+    /// The groups that the role is a member of and that have a label: OID and label.
     pub groups: Vec<(u32, Label)>,
     pub database: Option<InDatabase<'a>>,
     /// None over a Unix-domain socket.
@@ -36,32 +37,32 @@ pub struct InDatabase<'a> {
     /// OID.
     pub oid: u32,
     pub name: &'a [u8],
-    /// `CONNECTION LIMIT`; negative: none.
+    /// The database's `CONNECTION LIMIT`; negative: none.
     pub connection_limit: i32,
     pub label: Label,
 }
 
-/// What the settings say.
+/// The settings that say which limits apply.
 #[derive(Clone, Debug)]
 pub struct Defaults {
     pub cluster_limits: Label,
-    /// Negative: none.
+    /// The limit of every role that has no nearer one; negative: none.
     pub max_sessions_per_role: i32,
     pub on_excess: OnExcess,
     pub max_wait: Duration,
-    /// No limit is enforced.
+    /// Whether no limit is enforced, because `session_limit.enforcement` is `log`.
     pub dry_run: bool,
 }
 
-/// The limits that a login must meet.
+/// What applies to a login.
 #[derive(Debug, Default, PartialEq)]
 pub struct Applicable {
-    /// It is never refused, though.
+    /// Whether the login is exempt by a label: it is never refused, whatever the limits.
     pub exempt: bool,
     pub limits: Vec<Limit>,
 }
 
-/// A limit before it is known whether another takes its place.
+/// A limit that counts the login, before it is known whether another one wins.
 struct Candidate {
     level: Level,
     key: Key,
@@ -70,7 +71,7 @@ struct Candidate {
     limit: Limit,
 }
 
-/// The nearest first.
+/// Where a limit is set; the nearest first.
 #[derive(Clone, Copy, PartialEq, PartialOrd)]
 enum Level {
     Role,
@@ -79,18 +80,19 @@ enum Level {
     Cluster,
 }
 
-/// What a nearer limit must have in common with one further out to take its place.
+/// Of limits with the same key the nearest wins.
 #[derive(Clone, Copy, PartialEq)]
 struct Key {
     per: Per,
-    /// Whether only sessions in the login's database count.
+    /// Whether the limit has a `database`: that of the login, or it would not count the login.
     in_database: bool,
     network: Option<Network>,
-    /// The group or database whose sessions count, whichever the login's role.
+    /// If the limit is about a whole group or database: which.
     whole: Option<Object>,
 }
 
-/// The limits that apply. One that is only tried out takes no enforced limit's place.
+/// The limits that apply, and whether the login is exempt. A limit that is only tried out never replaces an enforced
+/// one: the enforced ones are chosen as if there were no others.
 pub fn applicable(facts: &LoginFacts) -> Applicable {
     let candidates = facts.candidates();
     let all: Vec<&Candidate> = candidates.iter().collect();
@@ -106,20 +108,19 @@ pub fn applicable(facts: &LoginFacts) -> Applicable {
     }
 }
 
-/// The limits whose place none of the others takes.
+/// The limits of the candidates that no other one wins over.
 fn nearest(candidates: &[&Candidate]) -> Vec<Limit> {
-    // Of which another of the same label is about a smaller network.
+    // Hidden: another limit of the same label is about a smaller network. It still wins over what is further out.
     let is_hidden = |one: &&Candidate| candidates.iter().any(|it| it.is_narrower_than(one));
     let hidden: Vec<bool> = candidates.iter().map(is_hidden).collect();
     let all = || candidates.iter().zip(&hidden).enumerate();
-    let applies = |(place, (one, hidden)): &(usize, (&&Candidate, &bool))| {
-        let takes_its_place =
-            |(other_place, (other, other_hidden)): (usize, (&&Candidate, &bool))| {
-                let is_smaller =
-                    (*other_hidden, other.rank(), other_place) < (**hidden, one.rank(), *place);
-                other.replaces(one, is_smaller)
-            };
-        one.max >= 0 && !**hidden && !all().any(takes_its_place)
+    let applies = |(index, (one, hidden)): &(usize, (&&Candidate, &bool))| {
+        let wins = |(other_index, (other, other_hidden)): (usize, (&&Candidate, &bool))| {
+            let is_smaller =
+                (*other_hidden, other.rank(), other_index) < (**hidden, one.rank(), *index);
+            other.wins_over(one, is_smaller)
+        };
+        one.max >= 0 && !**hidden && !all().any(wins)
     };
     all()
         .filter(applies)
@@ -128,8 +129,8 @@ fn nearest(candidates: &[&Candidate]) -> Vec<Limit> {
 }
 
 impl Candidate {
-    /// Of several limits of one label for the same client address, which count the same sessions, that of
-    /// the smallest network is about it.
+    /// Whether both are limits of one label for the same client address, and this one's network is smaller. The two count
+    /// the same sessions, those from that address; the limit with the smallest network is the one that is meant.
     fn is_narrower_than(&self, other: &Candidate) -> bool {
         let prefix = |candidate: &Candidate| candidate.key.network.map(Network::prefix);
         let (one, two) = (&self.limit, &other.limit);
@@ -138,52 +139,54 @@ impl Candidate {
             && prefix(self) > prefix(other)
     }
 
-    /// Negative, no limit, is the largest number of all.
+    /// `max` as a number to compare: no limit, which is negative, is larger than every limit.
     fn rank(&self) -> u32 {
         self.max as u32
     }
 
-    /// Whether it is nearer, or as near and the smaller one. Those of a database all apply.
-    fn replaces(&self, other: &Candidate, is_smaller: bool) -> bool {
+    /// Whether it has the same key and is nearer, or as near and the smaller one. Limits on a database do not win over
+    /// each other: all apply.
+    fn wins_over(&self, other: &Candidate, is_smaller: bool) -> bool {
         let as_near = self.level == other.level && self.level != Level::Database;
         self.key == other.key && (self.level < other.level || (as_near && is_smaller))
     }
 }
 
-/// `on_excess` and `max_wait` where a limit has none of its own.
+/// The `on_excess` and `max_wait` of a limit that has none of its own; None: as the settings say.
 pub type Policy = (Option<OnExcess>, Option<Duration>);
 
 impl LoginFacts<'_> {
-    /// The limits that count such a login, wherever they are set.
+    /// The limits that count the login, wherever they are set.
     fn candidates(&self) -> Vec<Candidate> {
         let mut all = Vec::new();
         let role = Object::Role(self.role);
-        self.labelled(&mut all, Level::Role, Source::Label(role), &self.label);
+        self.add_label(&mut all, Level::Role, Source::Label(role), &self.label);
         let (source, max) = (Source::ConnectionLimit(role), self.connection_limit);
-        self.bare(&mut all, Level::Role, source, max, self.role_policy());
+        self.add_number(&mut all, Level::Role, source, max, self.role_policy());
         for (group, label) in &self.groups {
             let source = Source::Label(Object::Role(*group));
-            self.labelled(&mut all, Level::Group, source, label);
+            self.add_label(&mut all, Level::Group, source, label);
         }
         if let Some(database) = &self.database {
             let object = Object::Database(database.oid);
             let (source, label) = (Source::Label(object), &database.label);
-            self.labelled(&mut all, Level::Database, source, label);
+            self.add_label(&mut all, Level::Database, source, label);
             let (source, max) = (Source::ConnectionLimit(object), database.connection_limit);
-            self.bare(&mut all, Level::Database, source, max, policy(label));
+            self.add_number(&mut all, Level::Database, source, max, policy(label));
         }
         let Defaults {
             cluster_limits: label,
             max_sessions_per_role: max,
             ..
         } = self.defaults;
-        self.labelled(&mut all, Level::Cluster, Source::ClusterLimits, label);
+        self.add_label(&mut all, Level::Cluster, Source::ClusterLimits, label);
         let (source, policy) = (Source::MaxSessionsPerRole, self.role_policy());
-        self.bare(&mut all, Level::Cluster, source, *max, policy);
+        self.add_number(&mut all, Level::Cluster, source, *max, policy);
         all
     }
 
-    /// For a limit on the role that is no label's.
+    /// The policy of a limit on the role that is not in a label: its label's, else of its groups' the mildest `on_excess`
+    /// and the shortest `max_wait`.
     pub fn role_policy(&self) -> Policy {
         let groups = || self.groups.iter().map(|(_, label)| label);
         (
@@ -196,8 +199,8 @@ impl LoginFacts<'_> {
         )
     }
 
-    /// A limit that is only a number; a negative one says nothing.
-    fn bare(
+    /// Adds a limit that is only a number. A negative one is no limit, and lifts none.
+    fn add_number(
         &self,
         all: &mut Vec<Candidate>,
         level: Level,
@@ -214,9 +217,9 @@ impl LoginFacts<'_> {
         }
     }
 
-    /// The limits of a label, but for those that this login, or now that it has lost or got LOGIN the
-    /// label's role, has nothing to do with.
-    fn labelled(&self, all: &mut Vec<Candidate>, level: Level, source: Source, label: &Label) {
+    /// Adds the limits of a label that count the login. When a role gets or loses LOGIN, its label stays as it is: limits
+    /// that it could not have now are left out.
+    fn add_label(&self, all: &mut Vec<Candidate>, level: Level, source: Source, label: &Label) {
         let target = match level {
             Level::Role => LabelTarget::Role,
             Level::Group => LabelTarget::Group,
@@ -232,7 +235,7 @@ impl LoginFacts<'_> {
         }
     }
 
-    /// None if the limit does not count such a login.
+    /// None if the limit does not count the login.
     fn candidate(
         &self,
         level: Level,
@@ -272,13 +275,18 @@ impl LoginFacts<'_> {
 
     /// Whether the login is to the limit's database and from its network.
     fn is_counted_by(&self, written: &LabelLimit) -> bool {
-        let to = self.database.as_ref().map(|database| database.name);
-        let from = |network: Network| self.address.is_some_and(|it| network.contains(it));
+        let own_database = self.database.as_ref().map(|database| database.name);
+        let is_from = |network: Network| {
+            self.address
+                .is_some_and(|address| network.contains(address))
+        };
         let database = written.database.as_ref().map(String::as_bytes);
-        database.is_none_or(|name| to == Some(name)) && written.network.is_none_or(from)
+        database.is_none_or(|name| own_database == Some(name))
+            && written.network.is_none_or(is_from)
     }
 
-    /// The group or database whose sessions all count. None if it is the login's database, and it has none.
+    /// The group or database that the limit is about as a whole, if it is about one. None if it is about the login's
+    /// database, and the login has none.
     fn whole(&self, per: Per, source: Source) -> Option<Option<Object>> {
         Some(match (per, source) {
             (Per::Group, Source::Label(group)) => Some(group),
@@ -289,7 +297,8 @@ impl LoginFacts<'_> {
         })
     }
 
-    /// The sessions that count with such a login. None if they are those of its address, and it has none.
+    /// The sessions that the limit counts together with the login. None if they are those from the login's address, and
+    /// it has none.
     fn scope(
         &self,
         per: Per,
@@ -316,7 +325,7 @@ impl LoginFacts<'_> {
     }
 }
 
-/// For a limit of this label.
+/// The policy of a limit in this label.
 pub fn policy(label: &Label) -> Policy {
     (label.on_excess, label.max_wait)
 }
@@ -344,43 +353,69 @@ mod tests {
         }
     }
 
-    /// A case: what is set, as lines of `where json`, and who logs in.
-    fn said(set: &[(&str, &str)], database: &str, address: &str) -> Vec<String> {
-        let of = |place: &str, target| {
-            let json = set.iter().find(|(other, _)| *other == place);
-            json.map_or(Label::default(), |(_, json)| label(target, json))
-        };
-        let number = |place: &str| {
-            let number = set.iter().find(|(other, _)| *other == place);
-            number.map_or(-1, |(_, number)| number.parse().expect(number))
-        };
+    /// What is set there: the rest of the entry that begins with `place`, among entries separated by semicolons.
+    fn set_on<'a>(set: &'a str, place: &str) -> Option<&'a str> {
+        let entries = set.split(';').map(str::trim);
+        let mut values = entries.filter_map(|entry| entry.strip_prefix(place)?.strip_prefix(' '));
+        values.next()
+    }
+
+    /// The label that is set there; an empty one if none is.
+    fn label_on(set: &str, place: &str, target: LabelTarget) -> Label {
+        set_on(set, place).map_or(Label::default(), |json| label(target, json))
+    }
+
+    /// The groups that alice is a member of, with the labels that are set on them.
+    fn groups(set: &str) -> Vec<(u32, Label)> {
+        vec![
+            (TEAM, label_on(set, "team", LabelTarget::Group)),
+            (STAFF, label_on(set, "staff", LabelTarget::Group)),
+        ]
+    }
+
+    /// What applies to a login of alice, sorted. `set` is what is set where: labels on `alice`, `team`, `staff` and `app`,
+    /// the `CONNECTION LIMIT` as `alice's` and `app's`, and the settings `cluster` and `default`.
+    fn applying(set: &str, database: &str, address: &str) -> Vec<String> {
+        for entry in set.split(';').map(str::trim).filter(|it| !it.is_empty()) {
+            let place = entry.split(' ').next().unwrap_or_default();
+            let places = [
+                "alice", "alice's", "team", "staff", "app", "app's", "cluster", "default",
+            ];
+            assert!(places.contains(&place), "{entry}");
+        }
+        let number = |place| set_on(set, place).map_or(-1, |number| number.parse().expect(number));
         let defaults = Defaults {
-            cluster_limits: of("cluster", LabelTarget::Cluster),
+            cluster_limits: label_on(set, "cluster", LabelTarget::Cluster),
             max_sessions_per_role: number("default"),
             ..defaults()
         };
         let facts = LoginFacts {
             role: ALICE,
             connection_limit: number("alice's"),
-            label: of("alice", LabelTarget::Role),
-            groups: vec![
-                (TEAM, of("team", LabelTarget::Group)),
-                (STAFF, of("staff", LabelTarget::Group)),
-            ],
+            label: label_on(set, "alice", LabelTarget::Role),
+            groups: groups(set),
             database: Some(InDatabase {
                 oid: APP,
                 name: database.as_bytes(),
                 connection_limit: number("app's"),
-                label: of("app", LabelTarget::Database),
+                label: label_on(set, "app", LabelTarget::Database),
             }),
             address: address.parse().ok(),
             defaults: &defaults,
         };
         let Applicable { exempt, limits } = applicable(&facts);
-        let mut said: Vec<String> = limits.iter().map(say).collect();
-        said.sort();
-        said.extend(exempt.then(|| "exempt".to_string()));
-        said
+        let mut lines: Vec<String> = limits.iter().map(say).collect();
+        lines.sort();
+        lines.extend(exempt.then(|| "exempt".to_string()));
+        lines
+    }
+
+    /// The same as the lines of a text.
+    fn lines(text: &str) -> Vec<String> {
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        let mut lines: Vec<String> = lines.map(str::to_string).collect();
+        lines.sort();
+        lines
     }
 
     fn say(limit: &Limit) -> String {
@@ -392,7 +427,7 @@ mod tests {
         };
         let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
         let subject = limit.subject(&names).map_or("all".to_string(), text);
-        let tried = if limit.enforced { "" } else { " tried out" };
+        let tried = if limit.enforced { "" } else { ", tried out" };
         format!(
             "{subject}: {} by {}{tried}",
             limit.max,
@@ -403,378 +438,214 @@ mod tests {
     const HERE: &str = "10.0.0.5";
     const SOCKET: &str = "";
 
+    /// One case a line: what is set, and what applies to a login from `HERE` to the database app.
+    const NEAREST: &str = r#"
+        =>
+        default 4 => alice: 4 by session_limit.max_sessions_per_role
+        default 4; alice's 7 => alice: 7 by CONNECTION LIMIT of role alice
+        default 4; alice's 0 => alice: 0 by CONNECTION LIMIT of role alice
+        alice {"max": 3}; alice's 7 => alice: 3 by label on role alice
+        alice {"max": 9}; alice's 7 => alice: 7 by CONNECTION LIMIT of role alice
+        alice {"max": -1}; alice's 7 => alice: 7 by CONNECTION LIMIT of role alice
+        alice {"max": 9}; team {"max": 2, "per": "role"}; default 1 => alice: 9 by label on role alice
+        team {"max": 2, "per": "role"}; default 1 => alice: 2 by label on role team
+        team {"max": 5, "per": "role"}; staff {"max": 2, "per": "role"} => alice: 2 by label on role staff
+        team {"max": 5, "per": "role"}; staff {"max": -1, "per": "role"} => alice: 5 by label on role team
+        team {"max": -1, "per": "role"}; default 1 =>
+        alice {"max": -1}; team {"max": 5, "per": "role"}; default 1 =>
+        cluster {"max": 5, "per": "role"}; default 3 => alice: 3 by session_limit.max_sessions_per_role
+        cluster {"max": 5, "per": "role"}; alice {"max": 8} => alice: 8 by label on role alice
+        cluster {"max": 5, "per": "address"}; alice {"max": 8, "per": "address"} => alice from 10.0.0.5: 8 by label on role alice
+        cluster {"max": 5, "per": "address"}; team {"max": 8, "per": "address"} => alice from 10.0.0.5: 8 by label on role team
+        cluster {"max": 50, "per": "database"} => app: 50 by session_limit.cluster_limits
+        cluster {"max": 50, "per": "database"}; app {"max": 80} => app: 80 by label on database app
+        cluster {"max": 50, "per": "database"}; app's 80 => app: 80 by CONNECTION LIMIT of database app
+        cluster {"max": 50, "per": "database"}; app {"max": -1} =>
+    "#;
+
     #[test]
     fn the_nearest_wins_for_one_key() {
-        type Case = (
-            &'static [(&'static str, &'static str)],
-            &'static [&'static str],
-        );
-        let cases: &[Case] = &[
-            (&[], &[]),
-            (
-                &[("default", "4")],
-                &["alice: 4 by session_limit.max_sessions_per_role"],
-            ),
-            (
-                &[("default", "4"), ("alice's", "7")],
-                &["alice: 7 by CONNECTION LIMIT of role alice"],
-            ),
-            (
-                &[("default", "4"), ("alice's", "0")],
-                &["alice: 0 by CONNECTION LIMIT of role alice"],
-            ),
-            (
-                &[("alice", r#"{"max": 3}"#), ("alice's", "7")],
-                &["alice: 3 by label on role alice"],
-            ),
-            (
-                &[("alice", r#"{"max": 9}"#), ("alice's", "7")],
-                &["alice: 7 by CONNECTION LIMIT of role alice"],
-            ),
-            (
-                &[("alice", r#"{"max": -1}"#), ("alice's", "7")],
-                &["alice: 7 by CONNECTION LIMIT of role alice"],
-            ),
-            (
-                &[
-                    ("alice", r#"{"max": 9}"#),
-                    ("team", r#"{"max": 2, "per": "role"}"#),
-                    ("default", "1"),
-                ],
-                &["alice: 9 by label on role alice"],
-            ),
-            (
-                &[("team", r#"{"max": 2, "per": "role"}"#), ("default", "1")],
-                &["alice: 2 by label on role team"],
-            ),
-            (
-                &[
-                    ("team", r#"{"max": 5, "per": "role"}"#),
-                    ("staff", r#"{"max": 2, "per": "role"}"#),
-                ],
-                &["alice: 2 by label on role staff"],
-            ),
-            (
-                &[
-                    ("team", r#"{"max": 5, "per": "role"}"#),
-                    ("staff", r#"{"max": -1, "per": "role"}"#),
-                ],
-                &["alice: 5 by label on role team"],
-            ),
-            (
-                &[("team", r#"{"max": -1, "per": "role"}"#), ("default", "1")],
-                &[],
-            ),
-            (
-                &[
-                    ("alice", r#"{"max": -1}"#),
-                    ("team", r#"{"max": 5, "per": "role"}"#),
-                    ("default", "1"),
-                ],
-                &[],
-            ),
-            (
-                &[
-                    ("cluster", r#"{"max": 5, "per": "role"}"#),
-                    ("default", "3"),
-                ],
-                &["alice: 3 by session_limit.max_sessions_per_role"],
-            ),
-            (
-                &[
-                    ("cluster", r#"{"max": 5, "per": "role"}"#),
-                    ("alice", r#"{"max": 8}"#),
-                ],
-                &["alice: 8 by label on role alice"],
-            ),
-            (
-                &[
-                    ("cluster", r#"{"max": 5, "per": "address"}"#),
-                    ("alice", r#"{"max": 8, "per": "address"}"#),
-                ],
-                &["alice from 10.0.0.5: 8 by label on role alice"],
-            ),
-            (
-                &[
-                    ("cluster", r#"{"max": 5, "per": "address"}"#),
-                    ("team", r#"{"max": 8, "per": "address"}"#),
-                ],
-                &["alice from 10.0.0.5: 8 by label on role team"],
-            ),
-            (
-                &[("cluster", r#"{"max": 50, "per": "database"}"#)],
-                &["app: 50 by session_limit.cluster_limits"],
-            ),
-            (
-                &[
-                    ("cluster", r#"{"max": 50, "per": "database"}"#),
-                    ("app", r#"{"max": 80}"#),
-                ],
-                &["app: 80 by label on database app"],
-            ),
-            (
-                &[
-                    ("cluster", r#"{"max": 50, "per": "database"}"#),
-                    ("app's", "80"),
-                ],
-                &["app: 80 by CONNECTION LIMIT of database app"],
-            ),
-            (
-                &[
-                    ("cluster", r#"{"max": 50, "per": "database"}"#),
-                    ("app", r#"{"max": -1}"#),
-                ],
-                &[],
-            ),
-        ];
-        for (set, expected) in cases {
-            assert_eq!(said(set, "app", HERE), *expected, "{set:?}");
+        for case in NEAREST.lines().filter(|case| !case.trim().is_empty()) {
+            let (set, expected) = case.split_once("=>").expect(case);
+            assert_eq!(applying(set, "app", HERE), lines(expected), "{set}");
         }
     }
 
     #[test]
     fn different_keys_all_apply() {
-        let alice = r#"{"limits": [{"max": 6}, {"max": 5, "per": "address"}, {"max": 4, "database": "app"},
-            {"max": 3, "network": "10.0.0.0/8"}, {"max": 2, "per": "address", "database": "app"}]}"#;
-        let set = [
-            ("alice", alice),
-            (
-                "team",
-                r#"{"limits": [{"max": 9, "per": "role"}, {"max": 20, "per": "group"}, {"max": 8, "per": "role", "network": "10.0.0.0/9"}]}"#,
-            ),
-            (
-                "staff",
-                r#"{"limits": [{"max": 30, "per": "group"}, {"max": 31, "per": "group", "database": "app"}]}"#,
-            ),
-            (
-                "app",
-                r#"{"limits": [{"max": 100}, {"max": 7, "per": "role"}, {"max": 10, "per": "address"}]}"#,
-            ),
-            ("app's", "90"),
-            (
-                "cluster",
-                r#"{"limits": [{"max": 11, "per": "address"}, {"max": 12, "per": "cluster"}, {"max": 13, "per": "cluster", "network": "0.0.0.0/0"}, {"max": 14, "per": "role", "database": "app"}]}"#,
-            ),
-        ];
-        let everywhere = [
-            "alice: 6 by label on role alice",
-            "all: 12 by session_limit.cluster_limits",
-            "team: 20 by label on role team",
-            "staff: 30 by label on role staff",
-        ];
-        let of_app = [
-            "app: 100 by label on database app",
-            "app: 90 by CONNECTION LIMIT of database app",
-            "alice in app: 7 by label on database app",
-        ];
-        let in_app = [
-            "alice in app: 4 by label on role alice",
-            "staff in app: 31 by label on role staff",
-        ];
-        let from_here = [
-            "alice from 10.0.0.5: 5 by label on role alice",
-            "alice from 10.0.0.0/8: 3 by label on role alice",
-            "alice from 10.0.0.0/9: 8 by label on role team",
-            "app from 10.0.0.5: 10 by label on database app",
-            "0.0.0.0/0: 13 by session_limit.cluster_limits",
-        ];
-        let both = ["alice in app from 10.0.0.5: 2 by label on role alice"];
-        let expect = |groups: &[&[&str]]| {
-            let mut all: Vec<String> = groups
-                .concat()
-                .iter()
-                .map(|line| line.to_string())
-                .collect();
-            all.sort();
-            all
-        };
+        let set = r#"
+            alice {"limits": [{"max": 6}, {"max": 5, "per": "address"}, {"max": 4, "database": "app"},
+                {"max": 3, "network": "10.0.0.0/8"}, {"max": 2, "per": "address", "database": "app"}]};
+            team {"limits": [{"max": 9, "per": "role"}, {"max": 20, "per": "group"},
+                {"max": 8, "per": "role", "network": "10.0.0.0/9"}]};
+            staff {"limits": [{"max": 30, "per": "group"}, {"max": 31, "per": "group", "database": "app"}]};
+            app {"limits": [{"max": 100}, {"max": 7, "per": "role"}, {"max": 10, "per": "address"}]};
+            app's 90;
+            cluster {"limits": [{"max": 11, "per": "address"}, {"max": 12, "per": "cluster"},
+                {"max": 13, "per": "cluster", "network": "0.0.0.0/0"}, {"max": 14, "per": "role", "database": "app"}]}
+        "#;
+        let everywhere = "
+            alice: 6 by label on role alice
+            all: 12 by session_limit.cluster_limits
+            team: 20 by label on role team
+            staff: 30 by label on role staff
+            app: 100 by label on database app
+            app: 90 by CONNECTION LIMIT of database app
+            alice in app: 7 by label on database app";
+        let in_app = "
+            alice in app: 4 by label on role alice
+            staff in app: 31 by label on role staff";
+        let in_app_from_here = "
+            alice from 10.0.0.5: 5 by label on role alice
+            alice from 10.0.0.0/8: 3 by label on role alice
+            alice from 10.0.0.0/9: 8 by label on role team
+            app from 10.0.0.5: 10 by label on database app
+            0.0.0.0/0: 13 by session_limit.cluster_limits
+            alice in app from 10.0.0.5: 2 by label on role alice";
         assert_eq!(
-            said(&set, "app", HERE),
-            expect(&[&everywhere, &of_app, &in_app, &from_here, &both])
+            applying(set, "app", HERE),
+            lines(&[everywhere, in_app, in_app_from_here].concat())
         );
-        // The database with this OID has another name now: what says "app" is not about it.
-        assert_eq!(said(&set, "web", SOCKET), expect(&[&everywhere, &of_app]));
+        // The database with this OID has another name now: limits with `"database": "app"` are not about it.
+        assert_eq!(applying(set, "web", SOCKET), lines(everywhere));
         assert_eq!(
-            said(&set, "app", SOCKET),
-            expect(&[&everywhere, &of_app, &in_app])
+            applying(set, "app", SOCKET),
+            lines(&[everywhere, in_app].concat())
         );
     }
 
     #[test]
     fn for_one_address_the_smallest_network_wins() {
-        let cluster = r#"{"limits": [{"max": 4, "per": "address"}, {"max": 6, "per": "address", "network": "10.0.0.0/8"},
-            {"max": 9, "per": "address", "network": "10.0.0.5/32"}, {"max": -1, "per": "address", "network": "10.9.0.0/16"}]}"#;
-        let at = |address| said(&[("cluster", cluster)], "app", address);
-        assert_eq!(at(HERE), ["10.0.0.5: 9 by session_limit.cluster_limits"]);
-        assert_eq!(
-            at("10.1.1.1"),
-            ["10.1.1.1: 6 by session_limit.cluster_limits"]
-        );
-        assert_eq!(
-            at("192.168.0.1"),
-            ["192.168.0.1: 4 by session_limit.cluster_limits"]
-        );
-        assert_eq!(at("10.9.0.1"), [""; 0]);
-        assert_eq!(at("::1"), ["::1: 4 by session_limit.cluster_limits"]);
+        let set = r#"cluster {"limits": [
+            {"max": 4, "per": "address"},
+            {"max": 6, "per": "address", "network": "10.0.0.0/8"},
+            {"max": 9, "per": "address", "network": "10.0.0.5/32"},
+            {"max": -1, "per": "address", "network": "10.9.0.0/16"}]}"#;
+        let cases = "
+            10.0.0.5: 9 by session_limit.cluster_limits
+            10.1.1.1: 6 by session_limit.cluster_limits
+            192.168.0.1: 4 by session_limit.cluster_limits
+            ::1: 4 by session_limit.cluster_limits";
+        for expected in lines(cases) {
+            let (address, _) = expected.split_once(": ").expect("an address");
+            assert_eq!(applying(set, "app", address), [expected.as_str()]);
+        }
+        assert_eq!(applying(set, "app", "10.9.0.1"), [""; 0]);
     }
 
     #[test]
-    fn what_is_hidden_hides_what_is_further_out_but_nothing_that_is_enforced() {
-        let role = r#"{"limits": [{"max": 4, "per": "address"}, {"max": 50, "per": "address", "network": "10.0.0.5/32"}]}"#;
-        let cluster = ("cluster", r#"{"max": 2, "per": "address"}"#);
-        assert_eq!(
-            said(&[("alice", role), cluster], "app", HERE),
-            ["alice from 10.0.0.5: 50 by label on role alice"]
-        );
-        let tried = r#"{"limits": [{"max": 4, "per": "address"}, {"max": 2, "per": "address", "network": "10.0.0.5/32", "enforcement": "log"}]}"#;
-        assert_eq!(
-            said(&[("alice", tried), cluster], "app", HERE),
-            [
-                "alice from 10.0.0.5: 2 by label on role alice tried out",
-                "alice from 10.0.0.5: 4 by label on role alice"
-            ]
-        );
-        let staff = ("staff", r#"{"max": 10, "per": "address"}"#);
-        assert_eq!(
-            said(&[("team", role), staff], "app", HERE),
-            [
-                "alice from 10.0.0.5: 10 by label on role staff",
-                "alice from 10.0.0.5: 50 by label on role team"
-            ]
-        );
-    }
-
-    #[test]
-    fn a_limit_that_is_tried_out_takes_no_enforced_ones_place() {
-        let tried = r#"{"max": 1, "enforcement": "log"}"#;
-        assert_eq!(
-            said(&[("alice", tried), ("alice's", "7")], "app", HERE),
-            [
-                "alice: 1 by label on role alice tried out",
-                "alice: 7 by CONNECTION LIMIT of role alice"
-            ]
-        );
-        assert_eq!(
-            said(
-                &[
-                    ("app", tried),
-                    ("cluster", r#"{"max": 5, "per": "database"}"#)
-                ],
-                "app",
-                HERE
+    fn a_hidden_limit_wins_over_those_further_out_unless_what_hides_it_is_tried_out() {
+        let hiding = r#"{"limits": [{"max": 4, "per": "address"}, {"max": 50, "per": "address", "network": "10.0.0.5/32"}]}"#;
+        let tried_out = r#"{"limits": [{"max": 4, "per": "address"},
+            {"max": 2, "per": "address", "network": "10.0.0.5/32", "enforcement": "log"}]}"#;
+        let cluster = r#"cluster {"max": 2, "per": "address"}"#;
+        let staff = r#"staff {"max": 10, "per": "address"}"#;
+        let cases = [
+            (
+                format!("alice {hiding}; {cluster}"),
+                "alice from 10.0.0.5: 50 by label on role alice",
             ),
-            [
-                "app: 1 by label on database app tried out",
-                "app: 5 by session_limit.cluster_limits"
-            ]
-        );
+            (
+                format!("alice {tried_out}; {cluster}"),
+                "alice from 10.0.0.5: 2 by label on role alice, tried out
+                alice from 10.0.0.5: 4 by label on role alice",
+            ),
+            (
+                format!("team {hiding}; {staff}"),
+                "alice from 10.0.0.5: 10 by label on role staff
+                alice from 10.0.0.5: 50 by label on role team",
+            ),
+        ];
+        for (set, expected) in cases {
+            assert_eq!(applying(&set, "app", HERE), lines(expected), "{set}");
+        }
     }
 
     #[test]
-    fn a_role_that_gets_or_loses_login() {
-        let mut set = vec![(
-            "alice",
-            r#"{"limits": [{"max": 1}, {"max": 2, "per": "address"}]}"#,
-        )];
+    fn a_limit_that_is_tried_out_never_replaces_an_enforced_one() {
+        let set = r#"alice {"max": 1, "enforcement": "log"}; alice's 7;
+            app {"max": 1, "enforcement": "log"}; cluster {"max": 5, "per": "database"}"#;
+        let expected = "
+            alice: 1 by label on role alice, tried out
+            alice: 7 by CONNECTION LIMIT of role alice
+            app: 1 by label on database app, tried out
+            app: 5 by session_limit.cluster_limits";
+        assert_eq!(applying(set, "app", HERE), lines(expected));
+    }
+
+    #[test]
+    fn when_a_role_gets_or_loses_login_its_label_is_read_as_what_it_is_now() {
+        let json = r#"{"limits": [{"max": 1}, {"max": 2, "per": "address"}]}"#;
         assert_eq!(
-            said(&set, "app", SOCKET),
+            applying(&format!("alice {json}"), "app", SOCKET),
             ["alice: 1 by label on role alice"]
         );
-        // What was a role's label is a group's: a limit without "per" covers nothing.
+        // A role's label has become a group's: its limit without "per" covers nothing.
         let defaults = defaults();
         let mut facts = LoginFacts {
             role: ALICE,
             connection_limit: -1,
             label: Label::default(),
-            groups: vec![(TEAM, label(LabelTarget::Role, set.remove(0).1))],
+            groups: vec![(TEAM, label(LabelTarget::Role, json))],
             database: None,
             address: HERE.parse().ok(),
             defaults: &defaults,
         };
-        let lines =
-            |facts: &LoginFacts| applicable(facts).limits.iter().map(say).collect::<Vec<_>>();
+        let said = |facts: &LoginFacts| -> Vec<String> {
+            applicable(facts).limits.iter().map(say).collect()
+        };
         assert_eq!(
-            lines(&facts),
+            said(&facts),
             ["alice from 10.0.0.5: 2 by label on role team"]
         );
-        // And what was a group's is the role's own: a total of its members covers nothing.
+        // A group's label has become a role's: its total of the members covers nothing.
         facts.groups.clear();
         facts.label = label(
             LabelTarget::Group,
             r#"{"limits": [{"max": 1, "per": "group"}, {"max": 2, "per": "role"}]}"#,
         );
-        assert_eq!(lines(&facts), ["alice: 2 by label on role alice"]);
+        assert_eq!(said(&facts), ["alice: 2 by label on role alice"]);
     }
 
     #[test]
-    fn exempt_by_the_roles_label_or_a_groups() {
+    fn a_login_is_exempt_by_its_roles_label_or_a_groups() {
+        let own = r#"alice {"exempt": true}"#;
+        assert_eq!(applying(own, "app", HERE), ["exempt"]);
+        let group = r#"team {"max": 1, "per": "role", "exempt": true}"#;
         assert_eq!(
-            said(&[("alice", r#"{"exempt": true}"#)], "app", HERE),
-            ["exempt"]
-        );
-        let team = r#"{"max": 1, "per": "role", "exempt": true}"#;
-        assert_eq!(
-            said(&[("team", team)], "app", HERE),
+            applying(group, "app", HERE),
             ["alice: 1 by label on role team", "exempt"]
         );
     }
 
+    /// One case a line: what is set, beside a `CONNECTION LIMIT` of alice's, and the policy of each limit. Of several
+    /// groups the mildest `on_excess` and the shortest wait; a group's limit has that group's policy, not the role's.
+    const POLICIES: &str = r#"
+        => refuse 100ms
+        alice {"on_excess": "replace_oldest"} => replace_oldest 100ms
+        team {"on_excess": "replace_oldest", "max_wait": "2s"}; staff {"on_excess": "replace_idle", "max_wait": "1s"} => replace_idle 1s
+        team {"on_excess": "replace_oldest", "max_wait": "2s"}; staff {"on_excess": "replace_idle", "max_wait": "1s"}; alice {"max_wait": "3s"} => replace_idle 3s
+        alice {"limits": [{"max": 1, "on_excess": "refuse", "max_wait": 7}], "on_excess": "replace_oldest"} => refuse 7ms
+        team {"max": 1, "per": "group", "max_wait": 8}; alice {"max_wait": 9} => refuse 9ms, refuse 8ms
+    "#;
+
     #[test]
     fn policy_is_the_limits_else_its_labels_else_the_settings() {
-        let policies = |set: &[(&str, &str)]| {
-            let of = |place: &str, target| {
-                set.iter()
-                    .find(|(other, _)| *other == place)
-                    .map_or(Label::default(), |(_, json)| label(target, json))
-            };
+        for case in POLICIES.lines().filter(|case| !case.trim().is_empty()) {
+            let (set, expected) = case.split_once("=>").expect(case);
             let defaults = defaults();
             let facts = LoginFacts {
                 role: ALICE,
                 connection_limit: 5,
-                label: of("alice", LabelTarget::Role),
-                groups: vec![
-                    (TEAM, of("team", LabelTarget::Group)),
-                    (STAFF, of("staff", LabelTarget::Group)),
-                ],
+                label: label_on(set, "alice", LabelTarget::Role),
+                groups: groups(set),
                 database: None,
                 address: None,
                 defaults: &defaults,
             };
-            let limits = applicable(&facts).limits;
-            limits
-                .iter()
-                .map(|limit| (limit.on_excess.word(), limit.max_wait.as_millis()))
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(policies(&[]), [("refuse", 100)]);
-        assert_eq!(
-            policies(&[("alice", r#"{"on_excess": "replace_oldest"}"#)]),
-            [("replace_oldest", 100)]
-        );
-        let groups = [
-            (
-                "team",
-                r#"{"on_excess": "replace_oldest", "max_wait": "2s"}"#,
-            ),
-            (
-                "staff",
-                r#"{"on_excess": "replace_idle", "max_wait": "1s"}"#,
-            ),
-        ];
-        assert_eq!(
-            policies(&groups),
-            [("replace_idle", 1000)],
-            "the mildest, the shortest"
-        );
-        let own = [&groups[..], &[("alice", r#"{"max_wait": "3s"}"#)]].concat();
-        assert_eq!(policies(&own), [("replace_idle", 3000)]);
-        let limit = r#"{"limits": [{"max": 1, "on_excess": "refuse", "max_wait": 7}], "on_excess": "replace_oldest"}"#;
-        assert_eq!(policies(&[("alice", limit)]), [("refuse", 7)]);
-        // A group's limit has that group's policy, not the role's.
-        let team = [
-            ("team", r#"{"max": 1, "per": "group", "max_wait": 8}"#),
-            ("alice", r#"{"max_wait": 9}"#),
-        ];
-        assert_eq!(policies(&team), [("refuse", 9), ("refuse", 8)]);
+            let policy = |limit: &Limit| format!("{} {:?}", limit.on_excess.word(), limit.max_wait);
+            let policies: Vec<String> = applicable(&facts).limits.iter().map(policy).collect();
+            assert_eq!(policies.join(", "), expected.trim(), "{set}");
+        }
     }
 }

@@ -1,8 +1,8 @@
-//! Which sessions end so that a login finds room. Pure.
+//! Which sessions end so that a login finds room: its victims (see [`crate::table`]).
 //!
-//! Only sessions of the login's own role, that arrived before it and are not too young. Of several
-//! limits that have no room each is given it, the one with the fewest such sessions first; a single
-//! one that refuses, or that no session can be ended for, and none ends.
+//! A victim is a session of the login's own role that arrived before the login and is old enough. If several limits are
+//! full, every one must get room, or the login is refused and no session ends. Victims are chosen for the limit with
+//! the fewest candidates first; one victim can make room under several limits.
 
 use crate::attempt::{Attempt, FullLimit, ahead, idle_since};
 use crate::count::{SessionCounter, VictimRank};
@@ -11,8 +11,9 @@ use crate::members::Missing;
 use crate::table::Table;
 use std::time::Duration;
 
-/// Hands over to the login, which has claimed its slot, as many sessions as make room under each of the chosen limits;
-/// or finds the limit that refuses it. Then, or if an input is missing, the caller rolls back.
+/// Makes as many sessions victims of the login, which has claimed its slot, as make room under each of the chosen
+/// limits. Returns the limit that refuses the login, if one does. In that case, and if an input is missing, the caller
+/// rolls back.
 pub fn make_room<'a>(
     table: &mut Table,
     counter: &mut SessionCounter,
@@ -23,12 +24,13 @@ pub fn make_room<'a>(
         match find_shortage(table, counter, login, &chosen)? {
             Shortage::None => return Ok(None),
             Shortage::Refuses(full) => return Ok(Some(full)),
-            // Until there is room under this limit, it stays the one with the fewest candidates.
+            // All its victims at once: until there is room under this limit, it stays the one with the fewest
+            // candidates.
             Shortage::Of(limit, excess) => {
                 find_candidates(table, counter, login, limit)?;
                 counter.candidates.sort_unstable();
-                for place in 0..counter.candidates.len().min(excess as usize) {
-                    if let Some((_, slot)) = counter.candidates.get(place) {
+                for index in 0..counter.candidates.len().min(excess as usize) {
+                    if let Some((_, slot)) = counter.candidates.get(index) {
                         counter.hand_over(table, *slot, login.slot);
                     }
                 }
@@ -37,16 +39,17 @@ pub fn make_room<'a>(
     }
 }
 
-/// What the login lacks.
+/// Where the login lacks room.
 enum Shortage<'a> {
+    /// Nowhere: every limit has room.
     None,
-    /// Nobody can be ended for this limit.
+    /// Under this limit, and no session may end for it.
     Refuses(FullLimit<'a>),
-    /// So many sessions must end for this limit.
+    /// Under this limit, by this number of sessions.
     Of(&'a Limit, u32),
 }
 
-/// Finds the limit without room for which the fewest sessions can be ended.
+/// Finds the full limit for which the fewest sessions may end.
 fn find_shortage<'a>(
     table: &Table,
     counter: &mut SessionCounter,
@@ -55,10 +58,10 @@ fn find_shortage<'a>(
 ) -> Result<Shortage<'a>, Missing> {
     let (mut shortage, mut fewest) = (Shortage::None, usize::MAX);
     for limit in login.limits.iter().filter(|limit| chosen(limit)) {
-        let counted = login.counted(limit.condition())?;
+        let filter = login.counted(limit.condition())?;
         let ahead = ahead(table, counter, login, limit.condition())?;
-        let then = counter.count_when_complete(table, login.slot, counted) + ahead;
-        if then <= limit.max {
+        let needed = counter.count_when_complete(table, login.slot, filter) + ahead;
+        if needed <= limit.max {
             continue;
         }
         find_candidates(table, counter, login, limit)?;
@@ -66,7 +69,7 @@ fn find_shortage<'a>(
             0 => return Ok(Shortage::Refuses((limit, ahead))),
             number if number < fewest => {
                 fewest = number;
-                shortage = Shortage::Of(limit, then - limit.max);
+                shortage = Shortage::Of(limit, needed - limit.max);
             }
             _ => {}
         }
@@ -74,7 +77,7 @@ fn find_shortage<'a>(
     Ok(shortage)
 }
 
-/// Finds the sessions that may be ended for the limit.
+/// Puts into `counter.candidates` the sessions that may end for the limit.
 fn find_candidates(
     table: &Table,
     counter: &mut SessionCounter,
@@ -83,9 +86,9 @@ fn find_candidates(
 ) -> Result<(), Missing> {
     let mut found = std::mem::take(&mut counter.candidates);
     found.clear();
-    let all_is_known = candidates(table, counter, login, limit, &mut found);
+    let result = candidates(table, counter, login, limit, &mut found);
     counter.candidates = found;
-    all_is_known
+    result
 }
 
 fn candidates(
@@ -126,6 +129,7 @@ fn candidates(
     Ok(())
 }
 
+/// In microseconds, as the times are.
 fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }

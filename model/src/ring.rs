@@ -1,12 +1,12 @@
-//! The most recent events, in records of one size. Pure: shared memory and its lock are `shmem`'s.
+//! The most recent events. Shared memory and the lock are the caller's.
 
 use crate::event::Record;
 use std::ops::Range;
 
-/// Keeps as many records as there is room for, the latest.
+/// Keeps the latest records, as many as there is room for.
 pub struct Ring<'a> {
     records: &'a mut [Record],
-    /// How many there have ever been: the next one's number.
+    /// How many records have ever been pushed. They are numbered from 0, so this is the next one's number.
     pushed: &'a mut u64,
 }
 
@@ -15,21 +15,22 @@ impl<'a> Ring<'a> {
         Ring { records, pushed }
     }
 
+    /// Adds a record; the oldest makes room for it.
     pub fn push(&mut self, record: &Record) {
-        let place = self.pushed.checked_rem(self.records.len() as u64);
-        if let Some(place) = place.and_then(|place| self.records.get_mut(place as usize)) {
-            *place = *record;
+        let index = self.pushed.checked_rem(self.records.len() as u64);
+        if let Some(oldest) = index.and_then(|index| self.records.get_mut(index as usize)) {
+            *oldest = *record;
             *self.pushed += 1;
         }
     }
 
-    /// The next record's number.
+    /// One more than the number of the latest record.
     pub fn end(&self) -> u64 {
         *self.pushed
     }
 
-    /// Copies records, the oldest first, of these numbers, and returns which it has copied: the oldest
-    /// may be gone, and `into` may have no room for all.
+    /// Copies the records with these numbers into `into`, the oldest first. Returns the numbers of those it has copied:
+    /// the oldest may be gone, the latest may not have been pushed yet, and `into` may be too short for all.
     pub fn read(&self, numbers: Range<u64>, into: &mut [Record]) -> Range<u64> {
         let size = self.records.len() as u64;
         let start = numbers.start.max(self.pushed.saturating_sub(size));
@@ -49,7 +50,7 @@ mod tests {
     use crate::event::{EventKind, FixedText};
     use std::net::IpAddr;
 
-    /// Every part of which says its number.
+    /// A record whose every field depends on the number.
     fn record(number: u32) -> Record {
         let text = number.to_string();
         Record {
@@ -71,7 +72,7 @@ mod tests {
         loop {
             let read = ring.read(next..ring.end(), &mut batch);
             for copy in &batch[..(read.end - read.start) as usize] {
-                assert_eq!(*copy, record(copy.pid), "whole");
+                assert_eq!(*copy, record(copy.pid), "not torn");
                 numbers.push(copy.pid);
             }
             if read.is_empty() {
@@ -97,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn who_reads_while_others_write_passes_over_what_is_gone() {
+    fn a_reader_passes_over_records_that_are_gone_meanwhile() {
         let (mut records, mut pushed) = ([Record::EMPTY; 3], 0);
         let mut ring = Ring::new(&mut records, &mut pushed);
         let mut batch = [Record::EMPTY; 2];
@@ -121,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_whole_or_none() {
+    fn a_fixed_text_is_never_cut() {
         assert_eq!(
             FixedText::<3>::new(b"abc").map(|text| text.bytes().to_vec()),
             Some(b"abc".to_vec())

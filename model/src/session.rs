@@ -1,9 +1,9 @@
-//! What is known of a session.
+//! A session, its claim on a slot, and why it was told to end.
 
 use crate::limit::Source;
 use std::net::IpAddr;
 
-/// A backend's hold on its slot: process ID and role OID in one word, 0 when free.
+/// A session's hold on its slot: process ID and role OID in one word, so that it can be taken and freed atomically.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim(u64);
 
@@ -12,7 +12,7 @@ impl Claim {
         Claim((u64::from(pid) << 32) | u64::from(role))
     }
 
-    /// The word in the slot table; 0, a free slot, is no claim.
+    /// The claim that a word of the slot table holds; None if the word is 0, a free slot.
     pub(crate) fn of(word: u64) -> Option<Claim> {
         (word != 0).then_some(Claim(word))
     }
@@ -30,7 +30,7 @@ impl Claim {
     }
 }
 
-/// What is known of a session, or of a login that waits to become one.
+/// A session, or a login that waits to become one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Session {
     pub role: u32,
@@ -38,20 +38,19 @@ pub struct Session {
     pub database: u32,
     /// None over a Unix-domain socket.
     pub address: Option<IpAddr>,
-    /// When its process started: microseconds since 2000-01-01, as in a `timestamptz`.
+    /// When its process started, in microseconds since 2000-01-01, as in a `timestamptz`.
     pub started: i64,
     pub walsender: bool,
-    /// SessionFilter, never refused.
+    /// It is counted, but never refused or ended because of a limit.
     pub exempt: bool,
-    /// The order in which logins arrived: no clock's, which can be set back.
+    /// Its number in the order in which logins arrived. Not a time: a clock can be set back.
     pub arrival: u64,
 }
 
-/// What a session has in common with those that the same limits apply to.
+/// Role, database, address, walsender: to sessions with the same four the same limits apply.
 pub type SessionKind = (u32, u32, Option<IpAddr>, bool);
 
 impl Session {
-    /// Role, database, address, walsender.
     pub fn kind(&self) -> SessionKind {
         (self.role, self.database, self.address, self.walsender)
     }
@@ -60,9 +59,9 @@ impl Session {
 /// Why a session was told to end.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum EndReason {
-    /// By a newer session of its role, from this address.
+    /// A newer session of its role, from this address, replaces it.
     Replaced(Option<IpAddr>),
-    /// This limit was lowered, or set, when there were so many sessions.
+    /// A limit, set there, was lowered or set to `max` while it counted `in_use` sessions.
     Swept {
         source: Source,
         in_use: u32,

@@ -1,10 +1,12 @@
-//! Which sessions end because a limit was lowered, or set, after they came. Pure.
+//! Which sessions end because a limit was set or lowered after they came.
 //!
-//! What is over a limit is what a login would be refused for: the limit counts more sessions than it
-//! allows, whoever they are. Who ends for it are those whom it holds: sessions to which it applies,
-//! not one that is exempt, nor one that has a nearer limit. Such a one is let in over the limit, and
-//! pushes out nobody who was there. The idle ones go first, so that none ends in a transaction while an
-//! idle one is there. A session is told once: from then on it is neither counted nor chosen.
+//! A limit is exceeded if it counts more sessions than its `max`, of whatever kind. But only sessions that the limit
+//! *holds* may end for it: those to which it applies. A limit holds no session that is exempt, and none for which a
+//! nearer limit takes its place. Such a session is counted; but as it may have been let in over the limit, no session
+//! that was there before it ends because of it.
+//!
+//! Idle sessions end first, so that none ends within a transaction while an idle one could. A session is told to end
+//! once: from then on it is neither counted nor chosen here.
 
 use crate::attempt::{Idle, idle_since};
 use crate::limit::{Limit, OnExcess};
@@ -13,16 +15,15 @@ use crate::session::{EndReason, Session, SessionKind};
 use crate::table::Table;
 use std::collections::BTreeMap;
 
-/// Which limits there are for the sessions of a table, as the catalogs and settings had it before the
-/// lock was taken.
+/// The limits that apply to the sessions of a table, as the catalogs and settings had them before the lock was taken.
 #[derive(Debug, Default)]
 pub struct Applying {
     pub limits: Vec<Limit>,
-    /// By their index those that hold a session of this kind: none, if it is exempt.
+    /// For each kind of session the limits that hold it, as indexes into `limits`; none if it is exempt.
     pub hold: BTreeMap<SessionKind, Vec<usize>>,
 }
 
-/// What a sweep knows.
+/// What a sweep needs to know.
 pub struct Sweep<'a> {
     pub applying: &'a Applying,
     pub members: &'a Members,
@@ -30,20 +31,20 @@ pub struct Sweep<'a> {
     pub count_walsenders: bool,
 }
 
-/// A limit that is exceeded.
+/// A limit that is exceeded by sessions that may end for it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Exceeded {
-    /// Which of the limits it is.
+    /// Its index in [`Applying::limits`].
     pub limit: usize,
-    /// How many sessions it counts, but for those that were told to end.
+    /// How many sessions it counts, without those that are about to end.
     pub in_use: u32,
-    /// How many of them may be ended for it.
+    /// How many of them it holds: they may end for it.
     pub held: u32,
-    /// How many of these are to be.
+    /// How many of these are to end.
     pub excess: u32,
 }
 
-/// A session that is to end, and for which limit.
+/// A session that is told to end, and for which limit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Ending {
     pub pid: u32,
@@ -51,17 +52,18 @@ pub struct Ending {
     pub over: Exceeded,
 }
 
-/// A session that may be ended: those that rank lowest are. It is not idle; since when it is idle, if that
-/// counts; its arrival.
+/// The order in which sessions end, the smallest first: (1) idle, which is false here; (2) idle since when, in
+/// microseconds since 2000-01-01, so the longest idle, or 0 if that does not matter; (3) earliest arrival.
 type SweepRank = (bool, i64, u64);
 
-/// Room for what is found under the lock, where nothing is allocated.
+/// Memory for what is found under the lock, where nothing is allocated.
 pub struct Found {
     candidates: Vec<(SweepRank, usize, u32)>,
     pub endings: Vec<Ending>,
 }
 
 impl Found {
+    /// With room for as many sessions as the table can have.
     pub fn with_room_for(sessions: usize) -> Found {
         Found {
             candidates: Vec::with_capacity(sessions),
@@ -71,30 +73,34 @@ impl Found {
 }
 
 impl Sweep<'_> {
-    /// The limits that are exceeded by sessions that may be ended for it. Those that hold the fewest come
-    /// first: who ends for them may be enough for the others.
+    /// The limits that are exceeded by sessions that may end for them. Those that hold the fewest come first: the
+    /// sessions that end for them may be enough for the others. Allocates, so it needs a copy of the table.
     pub fn over(&self, table: &Table) -> Vec<Exceeded> {
         let limits = 0..self.applying.limits.len();
-        let mut all: Vec<Exceeded> = limits.filter_map(|limit| self.look(table, limit)).collect();
+        let mut all: Vec<Exceeded> = limits
+            .filter_map(|limit| self.exceeded(table, limit))
+            .collect();
         all.sort_by_key(|over| over.held);
         all
     }
 
-    /// Chooses who ends so that these limits are met, and notes that they are told.
+    /// Chooses the sessions that end so that these limits are met, and notes in the table that they are told to. The
+    /// caller tells them once it has dropped the lock.
     pub fn end(&self, table: &mut Table, limits: &[Exceeded], found: &mut Found) {
         for over in limits {
-            // Those who end for the limits before may be enough.
-            if let Some(over) = self.look(table, over.limit) {
+            // Looked at anew: sessions that end for an earlier limit may be enough for this one.
+            if let Some(over) = self.exceeded(table, over.limit) {
                 self.end_for(table, over, found);
             }
         }
     }
 
+    /// Chooses the sessions that end for this limit.
     fn end_for(&self, table: &mut Table, over: Exceeded, found: &mut Found) {
-        let Some((limit, counted)) = self.limit(over.limit) else {
+        let Some((limit, filter)) = self.limit(over.limit) else {
             return;
         };
-        let held = self.held(table, over.limit, counted);
+        let held = self.held(table, over.limit, filter);
         let ranked =
             held.map(|(slot, pid, session)| (self.rank(limit.on_excess, pid, &session), slot, pid));
         found.candidates.clear();
@@ -115,22 +121,23 @@ impl Sweep<'_> {
         }
     }
 
-    /// None if the limit is met, or if nobody ends for it.
-    fn look(&self, table: &Table, index: usize) -> Option<Exceeded> {
-        let (limit, counted) = self.limit(index)?;
-        let in_use = table.staying(counted).count() as u32;
+    /// None if the limit is met, or if no session may end for it.
+    fn exceeded(&self, table: &Table, index: usize) -> Option<Exceeded> {
+        let (limit, filter) = self.limit(index)?;
+        let in_use = table.staying(filter).count() as u32;
         if in_use <= limit.max {
             return None;
         }
-        let held = self.held(table, index, counted);
+        let held = self.held(table, index, filter);
         let arrivals = held.map(|(_, _, session)| session.arrival);
         let (held, latest) = arrivals.fold((0, 0), |(held, latest), arrival| {
             (held + 1, arrival.max(latest))
         });
-        // When the latest of them came, there was room, or the limit was another.
-        let staying = table.staying(counted);
-        let then = staying.filter(|(_, _, session)| session.arrival <= latest);
-        let excess = (then.count() as u32).saturating_sub(limit.max).min(held);
+        // The latest session that the limit holds was let in: there was room, or the limit was another. So what came
+        // after it was let in over the limit, and does not count here.
+        let staying = table.staying(filter);
+        let earlier = staying.filter(|(_, _, session)| session.arrival <= latest);
+        let excess = (earlier.count() as u32).saturating_sub(limit.max).min(held);
         (excess > 0).then_some(Exceeded {
             limit: index,
             in_use,
@@ -139,26 +146,26 @@ impl Sweep<'_> {
         })
     }
 
-    /// The limit, and what it counts. None if nobody has asked who its members are.
+    /// The limit, and which sessions it counts. None if the members of its group are not known.
     fn limit(&self, index: usize) -> Option<(&Limit, SessionFilter<'_>)> {
         let limit = self.applying.limits.get(index)?;
-        let counted = SessionFilter::new(limit.scope, self.count_walsenders, self.members);
-        Some((limit, counted.ok()?))
+        let filter = SessionFilter::new(limit.scope, self.count_walsenders, self.members);
+        Some((limit, filter.ok()?))
     }
 
-    /// The sessions that may be ended for the limit. Of a kind that nobody has asked about, because
-    /// its first session has only just come, none may.
+    /// The sessions that may end for the limit. Not one of a kind that is not in [`Applying::hold`], because its first
+    /// session came after the catalogs were read.
     fn held<'b>(
         &'b self,
         table: &'b Table,
         limit: usize,
-        counted: SessionFilter<'b>,
+        filter: SessionFilter<'b>,
     ) -> impl Iterator<Item = (usize, u32, Session)> {
         let holds = move |session: &Session| {
             let hold = self.applying.hold.get(&session.kind());
             hold.is_some_and(|limits| limits.contains(&limit))
         };
-        let staying = table.staying(counted);
+        let staying = table.staying(filter);
         staying.filter(move |(slot, _, session)| holds(session) && !table.is_pending(*slot))
     }
 
@@ -186,7 +193,7 @@ mod tests {
     const APP: u32 = 5;
     const WEB: u32 = 6;
 
-    /// Sessions whose process IDs are 100 and up, in order of arrival.
+    /// A table whose sessions arrived in the order of their slots, and have the process IDs 100 and up.
     struct World {
         memory: OwnTable,
         applying: Applying,
@@ -195,7 +202,7 @@ mod tests {
     }
 
     impl World {
-        /// Every limit holds everyone.
+        /// Every limit holds every session.
         fn new(limits: impl Into<Vec<Limit>>, sessions: &[Session]) -> World {
             let limits = limits.into();
             let all: Vec<usize> = (0..limits.len()).collect();
@@ -228,13 +235,13 @@ mod tests {
             act(&sweep, &mut self.memory.table())
         }
 
-        /// The limits that are over, each with what it counts.
+        /// The exceeded limits, each with how many sessions it counts.
         fn over(&mut self) -> Vec<(usize, u32)> {
             let over = self.sweep(|sweep, table| sweep.over(table));
             over.iter().map(|over| (over.limit, over.in_use)).collect()
         }
 
-        /// The slots of those who end, in order.
+        /// The slots of the sessions that end, in the order in which they are chosen.
         fn end(&mut self) -> Vec<u32> {
             self.sweep(|sweep, table| {
                 let mut found = Found::with_room_for(10);
@@ -258,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_end_as_are_too_many() {
+    fn as_many_sessions_end_as_exceed_the_limit() {
         for (sessions, max, ended) in [(3, 3, 0), (3, 4, 0), (3, 2, 1), (3, 1, 2), (3, 0, 3)] {
             let mut world = alice(sessions, max, OnExcess::Refuse);
             assert_eq!(world.end().len(), ended, "{sessions} under {max}");
@@ -266,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_idle_end_first() {
+    fn the_longest_idle_end_first_and_then_the_oldest() {
         for on_excess in [OnExcess::Refuse, OnExcess::ReplaceIdle] {
             let mut world = alice(5, 1, on_excess);
             world.idle = vec![(101, 70), (103, 50), (104, 60)];
@@ -275,14 +282,14 @@ mod tests {
     }
 
     #[test]
-    fn or_the_oldest_of_the_idle() {
+    fn under_replace_oldest_the_oldest_of_the_idle_end_first() {
         let mut world = alice(5, 1, OnExcess::ReplaceOldest);
         world.idle = vec![(101, 70), (103, 50), (104, 60)];
         assert_eq!(world.end(), [1, 3, 4, 0]);
     }
 
     #[test]
-    fn none_ends_in_a_transaction_while_one_is_idle() {
+    fn no_session_ends_in_a_transaction_while_an_idle_one_could() {
         let policies = [
             OnExcess::Refuse,
             OnExcess::ReplaceIdle,
@@ -296,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_told_is_neither_told_again_nor_counted() {
+    fn a_session_that_was_told_is_neither_told_again_nor_counted() {
         let mut world = alice(3, 1, OnExcess::Refuse);
         assert_eq!(world.end(), [0, 1]);
         assert_eq!(world.end(), [] as [u32; 0]);
@@ -317,8 +324,8 @@ mod tests {
     }
 
     #[test]
-    fn nobody_ends_who_is_beyond_the_limit() {
-        // Slot 0 is exempt, or has a nearer limit, and slot 3 of a kind that nobody has asked about.
+    fn no_session_ends_that_the_limit_does_not_hold() {
+        // Bob is exempt, or has a nearer limit; or nothing is known of his sessions.
         let sessions = [
             session(BOB, APP),
             session(ALICE, APP),
@@ -329,14 +336,14 @@ mod tests {
         world.applying.hold.insert(session(BOB, APP).kind(), vec![]);
         assert_eq!(world.over(), [(0, 4)]);
         assert_eq!(world.end(), [1, 2]);
-        assert_eq!(world.over(), [], "two are left, whom it does not hold");
+        assert_eq!(world.over(), [], "it does not hold the two that are left");
         let mut world = World::new([at_most(1, in_database(APP))], &sessions);
         world.applying.hold.remove(&session(BOB, APP).kind());
         assert_eq!(world.end(), [1, 2]);
     }
 
     #[test]
-    fn who_was_let_in_over_the_limit_pushes_nobody_out() {
+    fn a_session_that_was_let_in_over_the_limit_pushes_no_earlier_one_out() {
         let sessions = [(); 3].map(|()| session(ALICE, APP));
         let over = [
             sessions[0],
@@ -349,7 +356,7 @@ mod tests {
         assert_eq!(
             world.end(),
             [0, 2],
-            "of the three when the last of alice came"
+            "three were there when alice's last one came"
         );
         let over = [sessions[0], sessions[1], session(BOB, APP)];
         let mut world = World::new([at_most(2, in_database(APP))], &over);
@@ -359,14 +366,14 @@ mod tests {
     }
 
     #[test]
-    fn who_ends_for_one_limit_ends_for_the_others_too() {
+    fn a_session_that_ends_for_one_limit_counts_for_the_others_too() {
         let sessions = [
             session(BOB, APP),
             session(ALICE, WEB),
             session(ALICE, APP),
             session(BOB, APP),
         ];
-        // Of all four one must end, and of Alice's two one.
+        // One of the three in the database must end, and one of alice's two.
         let limits = [at_most(2, in_database(APP)), at_most(1, of_role(ALICE))];
         let mut world = World::new(limits, &sessions);
         world.idle = vec![(102, 5)];
@@ -389,20 +396,20 @@ mod tests {
     }
 
     #[test]
-    fn a_session_that_is_replaced_leaves_already_and_its_heir_stays() {
+    fn a_victim_is_about_to_end_and_its_successor_is_not() {
         let mut world = alice(3, 1, OnExcess::Refuse);
         let mut table = world.memory.table();
         table.claim(3, 103, session(ALICE, APP));
         table.hand_over(0, 3);
         assert_eq!(world.over(), [(0, 3)], "1, 2 and the successor");
         assert_eq!(world.end(), [1, 2]);
-        // The successor gives up: its place falls back to the first.
+        // The successor gives up, so the first session stays; the others have been told to end.
         world.memory.table().roll_back(3);
-        assert_eq!(world.over(), [], "which is one");
+        assert_eq!(world.over(), [], "one session stays");
     }
 
     #[test]
-    fn walsenders_are_sessions_only_where_they_count() {
+    fn walsenders_end_only_where_they_count_as_sessions() {
         let walsender = Session {
             walsender: true,
             ..session(ALICE, 0)

@@ -1,20 +1,23 @@
-//! The slot table: who is in, and who waits. Pure: shared memory and its lock are `shmem`'s.
+//! The slot table: who is in, and who is to be replaced by whom.
 //!
-//! A backend owns the slot at its PGPROC's index. A session is the slot's *claim*, one atomic word,
-//! so that it can be given up after the process has left the process array, where no lock can be
-//! taken. Everything else is written under the lock. Counts are derived from the claims each time,
-//! never kept, so none can drift.
+//! Each backend owns one slot, the one with the number of its PGPROC. What is known of its session is in a [`Slot`] and
+//! in the [`Columns`], and changes only under the exclusive lock. Shared memory and the lock are the caller's.
 //!
-//! The queue holds the slots of the waiting logins in order of arrival. It too is atomic, because
-//! whoever gives up a claim must find the waiters without the lock. It reads the queue from the end,
-//! while entries only ever move towards the front, so it passes over none. And a waiter enters the
-//! queue before it counts, so either it sees the claim gone, or it is woken: that follows from one order
-//! of all stores and loads of claims, queue and length, hence SeqCst everywhere.
+//! **Claims.** A slot holds a session while it has a [`Claim`], one atomic word. A session takes it under the lock, and
+//! gives it up without the lock: by then its process has left the process array and can take none. [`crate::atomics`] has
+//! what works without the lock, and the fences that make it safe. Counts are derived from the claims each time and are
+//! stored nowhere, so none can drift.
 //!
-//! A session that is to be replaced has an *successor*: the slot of the login that gets its place. The successor
-//! claims its slot in the hold that decides it, so that nobody else can take the place. Until the session
-//! is gone the two count as one wherever a limit covers both, and an successor of several as the several: if
-//! it gives up, their places fall back, and nobody must have taken them. It *arrives* when all are gone.
+//! **Successor and victims.** A session that is to end so that a login finds room is a *victim*; that login's slot is
+//! its *successor*. The decision that chooses the victims also claims the successor's slot, so that nobody else can
+//! take the room. The successor is *pending* until its last victim is gone; then it is *complete*, a session like any
+//! other. If it gives up before, it is *rolled back*: its claim is gone, and its victims have no successor any more.
+//!
+//! A victim and its successor count once: a limit that covers a pending successor and victims of it that are still
+//! there counts the victims and not the successor. So the successor of two victims counts as two until one of them is
+//! gone, and nobody else can take their room before they leave it.
+//!
+//! The queue of waiting logins is in [`crate::queue`]. [`crate::count::SessionCounter`] counts faster than this table.
 
 use crate::atomics::Shared;
 use crate::limit::Condition;
@@ -23,20 +26,21 @@ use crate::session::{Claim, EndReason, Session};
 use crate::sync::Ordering;
 use std::net::IpAddr;
 
-/// One backend's place in the table, a cache line, but for what the columns have.
+/// One slot's row: what counts do not need, which is in the [`Columns`]. 64 bytes, a cache line.
 #[derive(Clone, Debug)]
 pub struct Slot {
     role: u32,
     address: Option<IpAddr>,
     started: i64,
     arrival: u64,
-    /// Some: it was told to end.
+    /// Why the session was told to end; None if it was not.
     end_reason: Option<EndReason>,
-    /// How many limits a waiting login must meet.
+    /// How many entries of [`Table`]'s `conditions` are this waiter's.
     pub(crate) conditions: u16,
 }
 
 impl Slot {
+    /// A slot that has had no owner yet.
     pub fn free() -> Slot {
         Slot {
             role: 0,
@@ -61,34 +65,40 @@ impl Slot {
     }
 }
 
+/// The mark of a walsender.
 pub const WALSENDER: u8 = 1;
+/// The mark of an exempt session.
 const EXEMPT: u8 = 2;
-/// It is the successor of sessions that may still be there.
+/// The mark of a pending successor: its victims may still be there.
 pub const PENDING: u8 = 4;
 
-/// So many slots are looked at together.
+/// How many slots a count looks at together. The number is fixed so that the compiler can make vector instructions of
+/// the loops. 128 elements of a column fill whole cache lines and whole vector registers, also with one byte each; and
+/// the 512 bytes of hits for one tile stay in the processor's nearest cache.
 pub const TILE: usize = 128;
 
-/// What sessions are counted by, besides their roles, which are in the claims: an element for each slot, side
-/// by side, so that a count reads little memory, and several slots at once (see `counter`).
+/// What sessions are counted by, except their roles, which are in the claims. Each column has one element for each
+/// slot, side by side, so that a count reads little memory and several slots at once (see [`crate::count`]).
 pub struct Columns<'a> {
+    /// OIDs.
     pub databases: &'a mut [u32],
-    /// The bits of IPv4 addresses; 0 for all other sessions.
+    /// IPv4 addresses as numbers; 0 for sessions without one.
     pub hosts: &'a mut [u32],
+    /// For each slot the marks that its session has, or-ed: walsender, exempt, pending.
     pub marks: &'a mut [u8],
 }
 
-/// The whole table: `&mut` under the exclusive lock, `&` under the shared one.
+/// The whole table. A caller that has it as `&mut` holds the lock exclusively; as `&`, at least shared.
 pub struct Table<'a> {
     pub shared: Shared<'a>,
     pub(crate) slots: &'a mut [Slot],
     pub columns: Columns<'a>,
-    /// What the waiters have to meet, one waiter's after the other's, in the order of the queue.
+    /// What the waiters wait for: one waiter's conditions after the other's, in the order of the queue.
     pub(crate) conditions: &'a mut [Condition],
 }
 
 impl<'a> Table<'a> {
-    /// `slots` has as many elements as there are claims, each column besides fills up its last tile.
+    /// `slots` has one element for each claim. The columns are longer: a whole number of [`TILE`]s.
     pub fn new(
         shared: Shared<'a>,
         slots: &'a mut [Slot],
@@ -103,13 +113,13 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// What is known of the owner of `slot`, or of its last one.
+    /// The session or waiter at `slot`; if there is none, what the last one left behind.
     pub fn session(&self, slot: usize) -> Option<Session> {
         let Columns {
             databases, marks, ..
         } = &self.columns;
-        let place = self.slots.get(slot)?;
-        Some(place.session(*databases.get(slot)?, *marks.get(slot)?))
+        let row = self.slots.get(slot)?;
+        Some(row.session(*databases.get(slot)?, *marks.get(slot)?))
     }
 
     /// The process ID and the session at `slot`, if there is one.
@@ -118,55 +128,55 @@ impl<'a> Table<'a> {
         Some((claim.pid(), self.session(slot)?))
     }
 
-    /// The slots that are claimed, by which process, and their sessions.
+    /// The sessions, each with its slot and process ID.
     fn claimed(&self) -> impl Iterator<Item = (usize, u32, Session)> {
         let claims = self.shared.claims();
         claims.filter_map(|(slot, claim)| Some((slot, claim.pid(), self.session(slot)?)))
     }
 
-    /// The sessions with their process IDs.
+    /// The sessions, each with its process ID.
     pub fn sessions(&self) -> impl Iterator<Item = (u32, Session)> {
         self.claimed().map(|(_, pid, session)| (pid, session))
     }
 
-    /// How many sessions a limit counts: not an pending one beside those whose place it is to have.
-    /// `SessionCounter` says the same, faster.
-    pub fn count(&self, counted: SessionFilter) -> u32 {
+    /// How many sessions a limit counts: those it covers, except pending successors of victims that it covers, too.
+    /// [`crate::count::SessionCounter::count`] returns the same, faster.
+    pub fn count(&self, filter: SessionFilter) -> u32 {
         let counts = |(slot, _, session): &(usize, u32, Session)| {
-            counted.covers(session) && !(self.is_pending(*slot) && self.has_victim(*slot, counted))
+            filter.covers(session) && !(self.is_pending(*slot) && self.has_victim(*slot, filter))
         };
         self.claimed().filter(counts).count() as u32
     }
 
-    /// Whether a session that the limit covers is left to the owner of `successor` and still there.
-    fn has_victim(&self, successor: usize, counted: SessionFilter) -> bool {
+    /// Whether the limit covers a victim of `successor` that is still there.
+    fn has_victim(&self, successor: usize, filter: SessionFilter) -> bool {
         self.claimed().any(|(slot, _, session)| {
-            self.shared.successor(slot) == Some(successor) && counted.covers(&session)
+            self.shared.successor(slot) == Some(successor) && filter.covers(&session)
         })
     }
 
-    /// The process ID and the session at `slot`, if nothing keeps it from being told to end: it is neither
-    /// exempt nor pending nor left to another already.
+    /// The process ID and the session at `slot`, if it may become a victim: it is not exempt, not pending, and not yet
+    /// a victim.
     pub fn replaceable(&self, slot: usize) -> Option<(u32, Session)> {
         let (pid, session) = self.process(slot)?;
-        let free =
+        let may_end =
             !session.exempt && !self.is_pending(slot) && self.shared.successor(slot).is_none();
-        free.then_some((pid, session))
+        may_end.then_some((pid, session))
     }
 
-    /// The sessions that a limit counts and that are not about to end: neither told to nor left to
-    /// another. With their slots and process IDs.
+    /// The sessions that a limit covers and that are not about to end: not told to, and no victims. Each comes with its
+    /// slot and process ID.
     pub fn staying<'b>(
         &'b self,
-        counted: SessionFilter<'b>,
+        filter: SessionFilter<'b>,
     ) -> impl Iterator<Item = (usize, u32, Session)> {
         self.claimed().filter(move |(slot, _, session)| {
             let leaves = self.end_reason(*slot).is_some() || self.shared.successor(*slot).is_some();
-            !leaves && counted.covers(session)
+            !leaves && filter.covers(session)
         })
     }
 
-    /// Whether the session at `slot` takes the place of others that may still be there.
+    /// Whether the session at `slot` is a successor whose victims may still be there.
     pub fn is_pending(&self, slot: usize) -> bool {
         let mark = self.columns.marks.get(slot);
         mark.is_some_and(|mark| mark & PENDING != 0)
@@ -178,13 +188,13 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// Notes that the session at `slot` is told to end, and why.
+    /// Notes that the session at `slot` is told to end, and why. Returns the session.
     pub fn tell_to_end(&mut self, slot: usize, end_reason: EndReason) -> Option<Session> {
         self.slots.get_mut(slot)?.end_reason = Some(end_reason);
         self.session(slot)
     }
 
-    /// Leaves the place of the session at `slot` to the owner of `successor`, which has claimed its own.
+    /// Makes the session at `slot` a victim of `successor`, whose login has claimed its slot.
     pub fn hand_over(&mut self, slot: usize, successor: usize) {
         if let Some(word) = self.shared.successors.get(slot) {
             word.store(successor as u32 + 1, Ordering::Relaxed);
@@ -192,36 +202,36 @@ impl<'a> Table<'a> {
         self.set_pending(successor, true);
     }
 
-    /// The process IDs of the sessions that are left to the owner of `successor` and still there.
+    /// The process IDs of the victims of `successor` that are still there.
     pub fn victims(&self, successor: usize) -> impl Iterator<Item = u32> {
-        let left = move |slot: &usize| self.shared.successor(*slot) == Some(successor);
+        let is_victim = move |slot: &usize| self.shared.successor(*slot) == Some(successor);
         self.claimed()
-            .filter(move |(slot, _, _)| left(slot))
+            .filter(move |(slot, _, _)| is_victim(slot))
             .map(|(_, pid, _)| pid)
     }
 
-    /// Notes that the sessions that are left to the owner of `successor` are told to end, and why.
+    /// Notes that the victims of `successor` are told to end, and that it replaces them.
     pub fn tell_victims(&mut self, successor: usize) {
-        let address = self.slots.get(successor).and_then(|place| place.address);
-        for (slot, place) in self.slots.iter_mut().enumerate() {
+        let address = self.slots.get(successor).and_then(|row| row.address);
+        for (slot, row) in self.slots.iter_mut().enumerate() {
             if self.shared.successor(slot) == Some(successor) {
-                place.end_reason = Some(EndReason::Replaced(address));
+                row.end_reason = Some(EndReason::Replaced(address));
             }
         }
     }
 
-    /// Makes the owner of `slot` a session like any other, if those before it are gone.
+    /// Makes the successor at `slot` a session like any other if its victims are gone; says whether it is one now.
     pub fn complete(&mut self, slot: usize) -> bool {
-        let arrived = self.victims(slot).next().is_none();
-        self.set_pending(slot, !arrived);
-        arrived
+        let is_complete = self.victims(slot).next().is_none();
+        self.set_pending(slot, !is_complete);
+        is_complete
     }
 
-    /// Takes back the claim of a login that has not arrived; the places that it was to have fall back.
+    /// Takes back the claim of the pending successor at `slot`; its victims have no successor any more.
     pub fn roll_back(&mut self, slot: usize) {
         for word in self.shared.successors {
             let successor = slot as u32 + 1;
-            // Whoever else changes it holds the lock, too.
+            // No compare-and-swap: nobody changes it without the lock.
             if word.load(Ordering::Relaxed) == successor {
                 word.store(0, Ordering::Relaxed);
             }
@@ -229,12 +239,12 @@ impl<'a> Table<'a> {
         self.vacate(slot);
     }
 
-    /// Why the session at `slot` was told to end.
+    /// Why the session at `slot` was told to end; None if it was not.
     pub fn end_reason(&self, slot: usize) -> Option<EndReason> {
         self.slots.get(slot)?.end_reason
     }
 
-    /// Makes the owner of `slot` a session.
+    /// Puts a session into `slot`: its process claims the slot.
     pub fn claim(&mut self, slot: usize, pid: u32, session: Session) {
         self.put(slot, session);
         if let Some(word) = self.shared.claims.get(slot) {
@@ -242,22 +252,23 @@ impl<'a> Table<'a> {
         }
     }
 
+    /// Writes what is known of a session or waiter into its row and columns.
     pub(crate) fn put(&mut self, slot: usize, session: Session) {
         let Columns {
             databases,
             hosts,
             marks,
         } = &mut self.columns;
-        if let (Some(place), Some(database), Some(host), Some(mark)) = (
+        if let (Some(row), Some(database), Some(host), Some(mark)) = (
             self.slots.get_mut(slot),
             databases.get_mut(slot),
             hosts.get_mut(slot),
             marks.get_mut(slot),
         ) {
-            place.role = session.role;
-            place.address = session.address;
-            place.started = session.started;
-            place.arrival = session.arrival;
+            row.role = session.role;
+            row.address = session.address;
+            row.started = session.started;
+            row.arrival = session.arrival;
             *database = session.database;
             *host = match session.address.map(|address| address.to_canonical()) {
                 Some(IpAddr::V4(address)) => address.to_bits(),
@@ -269,7 +280,7 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// Takes over `slot` for its new owner: the process that claimed it has left the process array.
+    /// Empties `slot` for its new owner: a process that had claimed it has left the process array.
     pub fn vacate(&mut self, slot: usize) {
         if let (Some(word), Some(successor)) = (
             self.shared.claims.get(slot),
@@ -278,8 +289,8 @@ impl<'a> Table<'a> {
             word.store(0, Ordering::Relaxed);
             successor.store(0, Ordering::Relaxed);
         }
-        if let Some(place) = self.slots.get_mut(slot) {
-            place.end_reason = None;
+        if let Some(row) = self.slots.get_mut(slot) {
+            row.end_reason = None;
         }
         self.set_pending(slot, false);
     }
@@ -366,7 +377,7 @@ pub mod tests {
     }
 
     #[test]
-    fn a_scope_covers_what_all_of_it_applies_to() {
+    fn a_scope_covers_the_sessions_that_all_of_it_matches() {
         let from = |address: Option<&str>| Session {
             address: address.map(|text| text.parse().expect(text)),
             ..session(ALICE, APP)
@@ -450,7 +461,7 @@ pub mod tests {
         assert_eq!(
             slots(&table),
             [3, 1, 4, 0],
-            "renewing what one waits for keeps the place"
+            "new conditions, the same position"
         );
         assert_eq!(
             table.waiters().nth(1).map(|waiter| waiter.session.role),
@@ -464,7 +475,7 @@ pub mod tests {
         assert_eq!(
             table.waiters_before(2).count(),
             3,
-            "who does not wait comes after all"
+            "a login that does not wait comes after all"
         );
         for slot in [3, 0, 4] {
             assert!(table.dequeue(slot));
@@ -473,7 +484,7 @@ pub mod tests {
     }
 
     #[test]
-    fn each_waiter_has_its_bounds_as_far_as_there_is_room() {
+    fn each_waiter_has_its_conditions_as_far_as_there_is_room() {
         let mut memory = OwnTable::new(5, 6);
         let mut table = memory.table();
         let conditions = |maxes: &'static [u32]| {
@@ -521,7 +532,7 @@ pub mod tests {
         assert_eq!(of(&copy.table()), of(&table));
     }
 
-    /// What the README says of the shared memory, but for the four conditions of each slot.
+    /// The size that the README gives: 249 bytes of shared memory for each slot, with four conditions.
     #[test]
     fn a_slot_is_small() {
         let words = size_of::<AtomicU64>() + 2 * size_of::<AtomicU32>();

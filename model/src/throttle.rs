@@ -1,32 +1,36 @@
-//! Keeps a storm of one event out of the server log: so many lines a second, then how many were left
-//! out. Pure: shared memory and its lock are `shmem`'s.
+//! Keeps a storm of like events out of the server log: a few lines of one key are written in each second, and afterwards
+//! one that says how many were suppressed. Shared memory and the lock are the caller's.
 
 use crate::event::{EventKind, FixedText, Name};
 
-/// Of one key. The next are left out.
+/// How many lines of one key are written in one second; the rest is suppressed. Ten show what is happening, while
+/// clients that try again in a loop could fill the log with hundreds.
 pub const LINES_A_SECOND: u32 = 10;
 
-/// What makes events alike.
+/// Events with the same key are alike: their lines are counted together.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LineKey {
     pub kind: EventKind,
     pub role: u32,
-    /// Empty if nobody knew it.
+    /// Empty if it is not known.
     pub role_name: Name,
-    /// Where the limit is set; empty if none decided.
+    /// Where the limit is set; empty if no limit decided. The longest is `CONNECTION LIMIT of database ` and a name of
+    /// 63 bytes.
     pub source: FixedText<96>,
 }
 
-/// The lines of one key in one second.
+/// How many lines one key has had in one second.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
     key: Option<LineKey>,
+    /// The second, as the caller numbers them.
     second: i64,
     written: u32,
     suppressed: u32,
 }
 
 impl Entry {
+    /// An entry without a key.
     pub const FREE: Entry = Entry {
         key: None,
         second: i64::MIN,
@@ -34,6 +38,7 @@ impl Entry {
         suppressed: 0,
     };
 
+    /// How many lines were suppressed that have not been reported; then they have. None if there are none.
     fn take(&mut self) -> Option<Suppressed> {
         let number = std::mem::take(&mut self.suppressed);
         let key = self.key.filter(|_| number > 0)?;
@@ -41,14 +46,14 @@ impl Entry {
     }
 }
 
-/// So many lines were left out, which is now to be said.
+/// The number of lines of one key that were suppressed; the caller must log it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Suppressed {
     pub key: LineKey,
     pub number: u32,
 }
 
-/// The keys of the latest lines.
+/// Decides which lines are written. It remembers as many keys as it has entries.
 pub struct Throttle<'a> {
     entries: &'a mut [Entry],
 }
@@ -58,21 +63,22 @@ impl<'a> Throttle<'a> {
         Throttle { entries }
     }
 
-    /// Whether another line of this key may be written in this second, and what has to be said
-    /// before: a second is over, or the key takes another one's place. With more keys in a second
-    /// than there are places, each new one has its first line.
+    /// Whether another line of this key may be written in this second, and what to report before it: lines that were
+    /// suppressed in an earlier second, or those of the key whose entry this one takes. It takes the entry with the
+    /// earliest second. So with more keys in a second than entries, the first line of each key is written all the same.
     pub fn admit(&mut self, key: &LineKey, second: i64) -> (bool, Option<Suppressed>) {
-        let known = |entry: &Entry| entry.key.as_ref() == Some(key);
-        let place = self.entries.iter().position(known).or_else(|| {
-            let ages = self.entries.iter().enumerate();
-            ages.min_by_key(|(_, entry)| entry.second)
-                .map(|(place, _)| place)
+        let is_its = |entry: &Entry| entry.key.as_ref() == Some(key);
+        let index = self.entries.iter().position(is_its).or_else(|| {
+            let entries = self.entries.iter().enumerate();
+            entries
+                .min_by_key(|(_, entry)| entry.second)
+                .map(|(index, _)| index)
         });
-        let Some(entry) = place.and_then(|place| self.entries.get_mut(place)) else {
+        let Some(entry) = index.and_then(|index| self.entries.get_mut(index)) else {
             return (true, None);
         };
         let mut earlier = None;
-        if !known(entry) || entry.second != second {
+        if !is_its(entry) || entry.second != second {
             earlier = entry.take();
             *entry = Entry {
                 key: Some(*key),
@@ -88,10 +94,14 @@ impl<'a> Throttle<'a> {
         (fits, earlier)
     }
 
-    /// Something that was left out, and that nobody has said: not in this second, which goes on.
+    /// Lines of some key that were suppressed and have not been reported, except those of the second `except`, which is
+    /// not over yet. None if there are none.
     pub fn take(&mut self, except: Option<i64>) -> Option<Suppressed> {
-        let over = |entry: &&mut Entry| Some(entry.second) != except;
-        self.entries.iter_mut().filter(over).find_map(Entry::take)
+        let is_over = |entry: &&mut Entry| Some(entry.second) != except;
+        self.entries
+            .iter_mut()
+            .filter(is_over)
+            .find_map(Entry::take)
     }
 }
 
@@ -108,20 +118,20 @@ mod tests {
         }
     }
 
-    /// So many events; how many lines there are, and what was said before.
+    /// Given a number of events with one key, how many lines are written, and what is reported.
     fn lines(
         throttle: &mut Throttle,
         key: &LineKey,
         second: i64,
         events: u32,
     ) -> (u32, Vec<Suppressed>) {
-        let (mut written, mut said) = (0, Vec::new());
+        let (mut written, mut reports) = (0, Vec::new());
         for _ in 0..events {
             let (line, suppressed) = throttle.admit(key, second);
             written += u32::from(line);
-            said.extend(suppressed);
+            reports.extend(suppressed);
         }
-        (written, said)
+        (written, reports)
     }
 
     fn suppressed(key: LineKey, number: u32) -> Suppressed {
@@ -129,22 +139,22 @@ mod tests {
     }
 
     #[test]
-    fn so_many_lines_a_second_and_then_the_number_left_out() {
+    fn ten_lines_a_second_are_written_and_then_the_number_suppressed() {
         let mut entries = [Entry::FREE; 4];
         let mut throttle = Throttle::new(&mut entries);
         let alice = key(1);
         assert_eq!(lines(&mut throttle, &alice, 7, 60), (10, vec![]));
         assert_eq!(throttle.take(Some(7)), None, "the second goes on");
-        let said = vec![suppressed(alice, 50)];
-        assert_eq!(lines(&mut throttle, &alice, 8, 12), (10, said));
+        let report = vec![suppressed(alice, 50)];
+        assert_eq!(lines(&mut throttle, &alice, 8, 12), (10, report));
         assert_eq!(throttle.take(Some(9)), Some(suppressed(alice, 2)));
-        assert_eq!(throttle.take(Some(9)), None, "said once");
+        assert_eq!(throttle.take(Some(9)), None, "reported once");
         assert_eq!(lines(&mut throttle, &alice, 20, 10), (10, vec![]));
         assert_eq!(lines(&mut throttle, &alice, 21, 1), (1, vec![]));
     }
 
     #[test]
-    fn each_cause_has_its_own_lines() {
+    fn each_key_has_its_own_lines() {
         let mut entries = [Entry::FREE; 4];
         let mut throttle = Throttle::new(&mut entries);
         let source = FixedText::new(b"label on role team").expect("short");
@@ -167,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_at_the_end_does_not_open_the_second_again() {
+    fn a_report_within_a_second_does_not_begin_it_anew() {
         let mut entries = [Entry::FREE; 1];
         let mut throttle = Throttle::new(&mut entries);
         assert_eq!(lines(&mut throttle, &key(1), 7, 11), (10, vec![]));
@@ -177,27 +187,27 @@ mod tests {
     }
 
     #[test]
-    fn a_new_cause_takes_the_oldest_place_and_nothing_is_lost() {
+    fn a_new_key_takes_the_oldest_entry_and_no_count_is_lost() {
         let mut entries = [Entry::FREE; 2];
         let mut throttle = Throttle::new(&mut entries);
         assert_eq!(lines(&mut throttle, &key(1), 7, 13), (10, vec![]));
         assert_eq!(lines(&mut throttle, &key(2), 8, 14), (10, vec![]));
-        let said = vec![suppressed(key(1), 3)];
-        assert_eq!(lines(&mut throttle, &key(3), 8, 1), (1, said));
+        let report = vec![suppressed(key(1), 3)];
+        assert_eq!(lines(&mut throttle, &key(3), 8, 1), (1, report));
         assert_eq!(throttle.take(None), Some(suppressed(key(2), 4)));
     }
 
     #[test]
-    fn a_clock_that_is_set_back_holds_no_line_up() {
+    fn a_clock_that_is_set_back_suppresses_no_line() {
         let mut entries = [Entry::FREE; 1];
         let mut throttle = Throttle::new(&mut entries);
         assert_eq!(lines(&mut throttle, &key(1), 7000, 11), (10, vec![]));
-        let said = vec![suppressed(key(1), 1)];
-        assert_eq!(lines(&mut throttle, &key(1), 7, 11), (10, said));
+        let report = vec![suppressed(key(1), 1)];
+        assert_eq!(lines(&mut throttle, &key(1), 7, 11), (10, report));
     }
 
     #[test]
-    fn without_room_every_line_is_written() {
+    fn without_entries_every_line_is_written() {
         assert_eq!(
             lines(&mut Throttle::new(&mut []), &key(1), 7, 11),
             (11, vec![])

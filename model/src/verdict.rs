@@ -1,4 +1,4 @@
-//! What becomes of a login, and what is to be said of it.
+//! The outcome of a decision: what becomes of a login, and what messages and events say of it.
 
 use crate::limit::Limit;
 use crate::session::Session;
@@ -8,58 +8,59 @@ use std::net::IpAddr;
 #[derive(Debug, PartialEq)]
 #[allow(
     clippy::large_enum_variant,
-    reason = "under the lock nothing is allocated"
+    reason = "it is made under the lock, where nothing is allocated"
 )]
 pub enum Verdict {
     /// It is a session.
     Admitted(Admission),
-    /// It has the places of these sessions as soon as they are gone; without them it is over a limit.
+    /// It has claimed its slot, and becomes a session when these victims are gone. The excess is that without them.
     Replacing(Admission, Ended, Excess),
-    /// It is in the queue: try again when woken.
+    /// It is in the queue, and tries again when it is woken.
     Waiting,
-    /// It is not, and no longer waits.
+    /// It is refused, and not in the queue.
     Refused(Excess),
 }
 
-/// What is to be said of a login that got in.
+/// What is said of a login that gets in.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Admission {
-    /// It is over this limit, which is only tried out, and these sessions would end for it: none if it
-    /// would be refused.
+    /// The limit that it exceeds and that is only tried out, and the sessions that would end for it: none if it would be
+    /// refused.
     pub over: Option<(Excess, Ended)>,
-    /// The sessions of its role in its database, itself among them.
+    /// How many sessions its role has in its database, this one included.
     pub sessions: u32,
-    /// A session of its role from another address, if that was asked for.
+    /// A session of its role from another address, if there is one and [`crate::attempt::Rules::audit`] asks for it.
     pub elsewhere: Option<ShownSession>,
 }
 
-/// The sessions that end for a login.
+/// The sessions that end for a login, its victims.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Ended {
     pub number: u32,
-    /// The process IDs of the first few.
+    /// The process IDs of the first five, so that a message stays short.
     pub shown: [Option<u32>; 5],
 }
 
-/// The limit that has no room, and what fills it.
+/// A limit without room for the login, and what fills it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Excess {
     pub limit: Limit,
-    /// Sessions that the limit counts.
+    /// How many sessions the limit counts.
     pub in_use: u32,
-    /// Earlier logins that wait for the room there is. Not 0 only if there is some.
+    /// How many earlier waiters the free room is reserved for; 0 when there is no free room.
     pub ahead: u32,
     /// How many of the sessions are of the login's own role.
     pub own: u32,
-    /// The first few of these.
+    /// The first five of these, so that a message stays short.
     pub shown: [Option<ShownSession>; 5],
 }
 
-/// A session as a login of the same role is told of it.
+/// What a login may learn of another session of its role.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ShownSession {
     pub pid: u32,
     pub address: Option<IpAddr>,
+    /// Microseconds since 2000-01-01.
     pub started: i64,
 }
 
@@ -73,12 +74,12 @@ impl ShownSession {
     }
 }
 
-/// One of a login's limits, as it stands.
+/// How one of a login's limits stands.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Standing {
     pub limit: Limit,
-    /// Sessions that the limit counts.
+    /// How many sessions the limit counts.
     pub in_use: u32,
-    /// Whether it would let the login in now.
+    /// Whether it has room for the login now that is not reserved for waiters.
     pub fits: bool,
 }

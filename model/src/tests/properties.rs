@@ -1,7 +1,6 @@
-//! Properties: any sequence of steps, against a reference that is slow and plain; and any bytes.
+//! Property tests: any sequence of steps, compared with a reference that is slow and plain; any settings; and any bytes.
 
-/// Any sequence of logins, retries and departures, under limits of every kind, against a reference
-/// that is slow and plain.
+/// Any sequence of logins, retries and departures, under limits of every kind that refuse.
 mod decisions {
     use crate::attempt::{Attempt, Replacing, Rules};
     use crate::decide::explain;
@@ -20,10 +19,10 @@ mod decisions {
 
     pub const SLOTS: usize = 12;
     pub const MAX_WAITERS: u32 = 8;
-    /// From 1: no role has the OID 0.
+    /// The roles have the OIDs 1 to this: 0 is no role's.
     const ROLES: u32 = 4;
 
-    /// Limits, and who is a member of the groups 10 and 11.
+    /// The limits, and the members of the groups 10 and 11.
     #[derive(Clone, Debug)]
     pub struct World {
         pub limits: Vec<Limit>,
@@ -69,13 +68,13 @@ mod decisions {
 
     #[derive(Clone, Debug)]
     enum Step {
-        /// Whoever is at the slot tries: a new login, or one that waits.
+        /// The login at the slot tries: a new one, or the one that waits there.
         Try {
             slot: usize,
             session: Session,
             may_wait: bool,
         },
-        /// Whoever is at the slot goes away.
+        /// The session or waiter at the slot goes away.
         Leave { slot: usize },
     }
 
@@ -105,13 +104,13 @@ mod decisions {
                 database,
                 network,
             } = limit.scope;
-            let theirs = match who {
+            let of_role = match who {
                 Who::Anyone => true,
                 Who::Role(role) => role == session.role,
                 Who::MembersOf(group) => self.members[group as usize - 10].contains(&session.role),
             };
-            let here = database.is_none() || database == Some(session.database);
-            let from = match (network, session.address) {
+            let in_database = database.is_none() || database == Some(session.database);
+            let from_network = match (network, session.address) {
                 (None, _) => true,
                 (Some(network), Some(address)) => match network.to_string().as_str() {
                     "10.0.0.1/32" => address.to_string() == "10.0.0.1",
@@ -120,10 +119,10 @@ mod decisions {
                 },
                 (Some(_), None) => false,
             };
-            theirs && here && from
+            of_role && in_database && from_network
         }
 
-        /// Everyone's groups.
+        /// The members of both groups.
         pub fn members(&self) -> Members {
             let mut members = Members::default();
             for (group, of_group) in (10..).zip(&self.members) {
@@ -132,7 +131,7 @@ mod decisions {
             members
         }
 
-        /// The limits that such a session must meet.
+        /// The limits that cover the session.
         pub fn of(&self, session: &Session) -> Vec<Limit> {
             self.limits
                 .iter()
@@ -141,6 +140,7 @@ mod decisions {
                 .collect()
         }
 
+        /// Those of the limits that are enforced and full with these sessions.
         fn full<'a>(&self, limits: &'a [Limit], among: &[Session]) -> Vec<&'a Limit> {
             let is_full = |limit: &&Limit| {
                 let in_use = among
@@ -153,7 +153,7 @@ mod decisions {
         }
     }
 
-    /// Who is in, and who waits, by slot; the waiters in order of arrival.
+    /// The sessions and the waiters, each with its slot; the waiters in the order of the queue.
     #[derive(Default)]
     struct Reference {
         sessions: Vec<(usize, Session)>,
@@ -161,7 +161,7 @@ mod decisions {
     }
 
     impl Reference {
-        /// The sessions there are once earlier waiters that fit have gone in.
+        /// The sessions that there would be once the waiters ahead of `slot` that find room had gone in.
         fn among(&self, world: &World, slot: usize) -> Vec<Session> {
             let mut among: Vec<Session> =
                 self.sessions.iter().map(|(_, session)| *session).collect();
@@ -177,14 +177,14 @@ mod decisions {
             among
         }
 
-        /// Every limit has room for the session without any waiter.
+        /// Whether every limit has room for the session, if no room is reserved for waiters.
         fn has_room(&self, world: &World, session: &Session) -> bool {
             let among: Vec<Session> = self.sessions.iter().map(|(_, session)| *session).collect();
             world.full(&world.of(session), &among).is_empty()
         }
     }
 
-    /// Runs one login through both, and compares.
+    /// Decides on a login, and compares the verdict with the reference.
     fn try_one(
         world: &World,
         table: &mut Table,
@@ -215,8 +215,8 @@ mod decisions {
             }
             Verdict::Waiting => {
                 prop_assert!(!full.is_empty() && may_wait && place);
-                // Nobody waits under a limit that lets nobody wait and that is full, not only spoken
-                // for by those who wait.
+                // No login waits under a limit without max_wait that is full even without what is reserved for
+                // waiters.
                 let among: Vec<Session> = reference
                     .sessions
                     .iter()
@@ -237,7 +237,7 @@ mod decisions {
         Ok(())
     }
 
-    /// As the login hook: learns who is in a group when it must.
+    /// Decides as the login hook does: supplies the members of a group when they are missing.
     fn ask(
         world: &World,
         table: &mut Table,
@@ -280,7 +280,7 @@ mod decisions {
             let waiting = table.waiters().any(|waiter| waiter.slot == slot);
             match attempt(table, &login) {
                 Ok(verdict) => {
-                    // What is explained of a new login is what it meets.
+                    // What `explain` says of a new login is what the login meets.
                     if let (Ok(standings), false) = (explained, waiting) {
                         let fits = standings.iter().all(|it| it.fits || !it.limit.enforced);
                         assert_eq!(fits, matches!(verdict, Verdict::Admitted(_)));
@@ -333,7 +333,7 @@ mod decisions {
                 prop_assert_eq!(queue(&table), waiters);
                 prop_assert_eq!(table.sessions().count(), reference.sessions.len());
             }
-            // Woken until nothing changes, nobody is left waiting who has room.
+            // All waiters try again until nothing changes: then none is left that has room.
             loop {
                 let before = queue(&table);
                 for slot in before.iter().rev() {
@@ -352,8 +352,8 @@ mod decisions {
     }
 }
 
-/// Any sequence of logins that replace or do not, of departures, and of successors that complete or give up,
-/// against plain books of who is in.
+/// Any sequence of logins, which may replace sessions, of departures, and of successors that complete or give up,
+/// compared with plain books of who is in.
 mod replacements {
     use super::decisions::{MAX_WAITERS, SLOTS, World, any_session, world};
     use crate::attempt::{Attempt, Idle, Replacing, Rules};
@@ -372,7 +372,7 @@ mod replacements {
     const MIN_AGE: i64 = 30;
     const IDLE_AFTER: i64 = 40;
 
-    /// The same limits, each with any policy. Whoever may wait may do so for any of them.
+    /// Any limits, each with any policy.
     fn any_policy() -> impl Strategy<Value = World> {
         let policy = prop_oneof![
             1 => Just(OnExcess::Refuse),
@@ -389,11 +389,12 @@ mod replacements {
 
     #[derive(Clone, Debug)]
     enum Step {
-        /// Someone new at the slot, whose last owner is gone or goes, or who waits there, tries.
+        /// The login at the slot tries: the one that waits there, or else a new one, after the session that was there has
+        /// gone.
         Try { slot: usize, login: Login },
-        /// Whoever is at the slot goes away.
+        /// The session or waiter at the slot goes away.
         Leave { slot: usize },
-        /// The successor at the slot looks.
+        /// The successor at the slot asks whether it is complete.
         Look { slot: usize },
     }
 
@@ -402,13 +403,13 @@ mod replacements {
         session: Session,
         may_wait: bool,
         allowed: bool,
-        /// Since when; None: it will be at work.
+        /// Since when the session will be idle; None: it will not be idle.
         idle: Option<i64>,
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let started = prop_oneof![3 => 0..NOW - MIN_AGE + 1, 1 => 0..NOW + 5];
-        // Which login was first to ask for its number says little about which is first to be decided.
+        // Arrivals are random: logins are not decided in the order in which they got their numbers.
         let times = (started, 0..20u64, proptest::bool::weighted(0.1));
         let session =
             (any_session(), times).prop_map(|(session, (started, arrival, exempt))| Session {
@@ -431,16 +432,16 @@ mod replacements {
         vec(prop_oneof![6 => login, 2 => leave, 1 => look], 1..120)
     }
 
-    /// A session, or a login that is to be one.
+    /// A session, or a successor that is to be one.
     struct Place {
         slot: usize,
         session: Session,
         idle: Option<i64>,
-        /// The slots of those that it is the successor of, as long as it has not arrived.
+        /// The slots of its victims, as long as it is pending; None if it is a session like any other.
         replaces: Option<Vec<usize>>,
     }
 
-    /// Who is in by slot, and who waits.
+    /// The sessions, and the waiters with their slots.
     #[derive(Default)]
     struct Books {
         places: Vec<Place>,
@@ -452,13 +453,13 @@ mod replacements {
             self.places.iter().find(|place| place.slot == slot)
         }
 
-        /// Those whom this one replaces and that are still there.
-        fn replaced_by<'a>(&'a self, successor: &'a Place) -> impl Iterator<Item = &'a Place> {
+        /// The victims of this successor that are still there.
+        fn victims<'a>(&'a self, successor: &'a Place) -> impl Iterator<Item = &'a Place> {
             let slots = successor.replaces.iter().flatten();
             slots.filter_map(|slot| self.place(*slot))
         }
 
-        fn is_left_to_another(&self, place: &Place) -> bool {
+        fn is_victim(&self, place: &Place) -> bool {
             let mut successors = self.places.iter();
             successors.any(|successor| {
                 successor
@@ -469,7 +470,7 @@ mod replacements {
             })
         }
 
-        /// Everyone who is there, but an successor only where none is that it replaces.
+        /// The sessions that a limit counts: those that it covers, except successors of victims that it covers, too.
         fn counted<'a>(
             &'a self,
             world: &'a World,
@@ -477,11 +478,11 @@ mod replacements {
         ) -> impl Iterator<Item = &'a Place> {
             self.places.iter().filter(move |place| {
                 let covers = |place: &&Place| world.covers(limit, &place.session);
-                covers(place) && !self.replaced_by(place).any(|other| covers(&other))
+                covers(place) && !self.victims(place).any(|other| covers(&other))
             })
         }
 
-        /// Who may be told to end so that the login gets room under the limit.
+        /// The sessions that may end so that the login gets room under the limit.
         fn may_end<'a>(
             &'a self,
             world: &'a World,
@@ -509,13 +510,13 @@ mod replacements {
                     && NOW - started >= MIN_AGE
                     && !exempt
                     && place.replaces.is_none()
-                    && !self.is_left_to_another(place)
+                    && !self.is_victim(place)
                     && world.covers(limit, &place.session)
             })
         }
 
-        /// What was at the slot is not any more.
-        fn clear_cache(&mut self, slot: usize) {
+        /// The session or waiter at the slot is gone.
+        fn forget(&mut self, slot: usize) {
             self.places.retain(|place| place.slot != slot);
             self.waiters.retain(|(waiter, _)| *waiter != slot);
             for successor in &mut self.places {
@@ -525,6 +526,7 @@ mod replacements {
             }
         }
 
+        /// A login was refused: its limit has no room, nor would have if all that may end did.
         fn refused(&self, world: &World, slot: usize, login: &Login, excess: &Excess) {
             let Excess {
                 limit,
@@ -535,7 +537,6 @@ mod replacements {
             assert!(limit.enforced && world.covers(&limit, &login.session));
             let counted = self.counted(world, &limit).count();
             assert_eq!(in_use as usize, counted);
-            // Whoever could end does not make enough room.
             let end = self.may_end(world, &limit, login).count();
             let earlier = self
                 .waiters
@@ -549,7 +550,7 @@ mod replacements {
             );
         }
 
-        /// Whether each of these may end, and is needed.
+        /// Sessions at these slots end for a login: each may, for a limit that may be full.
         fn replaced(
             &self,
             world: &World,
@@ -584,6 +585,7 @@ mod replacements {
         }
     }
 
+    /// The idle sessions, as a login learns them.
     fn idle(books: &Books) -> Idle {
         let since = |place: &Place| Some((100 + place.slot as u32, place.idle?));
         let mut idle: Idle = books.places.iter().filter_map(since).collect();
@@ -591,6 +593,7 @@ mod replacements {
         idle
     }
 
+    /// Decides on a login, checks the verdict against the books, and enters it.
     fn try_one(world: &World, table: &mut Table, books: &mut Books, slot: usize, login: Login) {
         let limits = match login.session.exempt {
             true => Vec::new(),
@@ -636,10 +639,10 @@ mod replacements {
             Verdict::Refused(excess) => {
                 books.refused(world, slot, &login, &excess);
                 assert!(slots.is_empty(), "a refused login leaves a mark");
-                return books.clear_cache(slot);
+                return books.forget(slot);
             }
         };
-        books.clear_cache(slot);
+        books.forget(slot);
         let Login { session, idle, .. } = login;
         books.places.push(Place {
             slot,
@@ -647,23 +650,21 @@ mod replacements {
             idle,
             replaces,
         });
-        // Not one too many, once all is as was decided.
+        // When the victims are gone, no limit of the login is exceeded.
         for limit in limits.iter().filter(|limit| limit.enforced) {
             let successor = books.place(slot).expect("it is in");
-            let replaced = |place: &&Place| {
-                books
-                    .replaced_by(successor)
-                    .any(|other| other.slot == place.slot)
-            };
+            let is_its_victim =
+                |place: &&Place| books.victims(successor).any(|it| it.slot == place.slot);
             let counted = books
                 .places
                 .iter()
                 .filter(|place| world.covers(limit, &place.session));
-            let leaving = |place: &&Place| {
-                let mut others = books.replaced_by(place);
-                place.slot != slot && others.any(|other| world.covers(limit, &other.session))
+            let counts_as_its_victims = |place: &&Place| {
+                let mut victims = books.victims(place);
+                place.slot != slot && victims.any(|it| world.covers(limit, &it.session))
             };
-            let counted = counted.filter(|place| !replaced(place) && !leaving(place));
+            let counted =
+                counted.filter(|place| !is_its_victim(place) && !counts_as_its_victims(place));
             assert!(
                 counted.count() <= limit.max as usize,
                 "one too many: {limit:?}"
@@ -671,42 +672,43 @@ mod replacements {
         }
     }
 
+    /// The session or waiter at the slot goes away, as a backend that exits.
     fn go(table: &mut Table, books: &mut Books, slot: usize) {
         table.dequeue(slot);
         if let Some(place) = books.place(slot) {
-            // As a backend that exits.
             if place.replaces.is_some() {
                 table.roll_back(slot);
             }
             let claim = Claim::new(100 + slot as u32, place.session.role);
             table.shared.release(slot, claim);
         }
-        books.clear_cache(slot);
+        books.forget(slot);
     }
 
+    /// The table counts and may replace what the books say, and no enforced limit is exceeded but by exempt sessions.
     fn compare(world: &World, table: &Table, books: &Books) {
         let members = world.members();
         for limit in world.limits.iter() {
-            let counted = SessionFilter::new(limit.scope, false, &members).expect("a known group");
+            let filter = SessionFilter::new(limit.scope, false, &members).expect("a known group");
             let expected = books.counted(world, limit);
-            assert_eq!(table.count(counted) as usize, expected.count(), "{limit:?}");
-            let others = books
+            assert_eq!(table.count(filter) as usize, expected.count(), "{limit:?}");
+            let not_exempt = books
                 .counted(world, limit)
                 .filter(|place| !place.session.exempt);
             assert!(
-                !limit.enforced || others.count() <= limit.max as usize,
+                !limit.enforced || not_exempt.count() <= limit.max as usize,
                 "{limit:?}"
             );
         }
         let replaceable = (0..SLOTS).filter(|slot| table.replaceable(*slot).is_some());
         let mut replaceable: Vec<usize> = replaceable.collect();
-        let free = |place: &&Place| {
-            !place.session.exempt && place.replaces.is_none() && !books.is_left_to_another(place)
+        let may_end = |place: &&Place| {
+            !place.session.exempt && place.replaces.is_none() && !books.is_victim(place)
         };
         let mut expected: Vec<usize> = books
             .places
             .iter()
-            .filter(free)
+            .filter(may_end)
             .map(|place| place.slot)
             .collect();
         replaceable.sort_unstable();
@@ -718,7 +720,7 @@ mod replacements {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1000) })]
 
         #[test]
-        fn no_limit_is_exceeded_and_nobody_ends_who_must_not(world in any_policy(), steps in steps()) {
+        fn no_limit_is_exceeded_and_no_session_ends_that_must_not(world in any_policy(), steps in steps()) {
             let mut memory = OwnTable::new(SLOTS, 4 * SLOTS);
             let mut table = memory.table();
             let mut books = Books::default();
@@ -732,8 +734,8 @@ mod replacements {
                         };
                         match books.place(slot) {
                             Some(place) if place.replaces.is_some() => go(&mut table, &mut books, slot),
-                            // Its process has left the process array, and not freed its slot yet.
-                            Some(_) => books.clear_cache(slot),
+                            // Its process has left the process array, but has not freed the slot yet.
+                            Some(_) => books.forget(slot),
                             None => {}
                         }
                         try_one(&world, &mut table, &mut books, slot, login);
@@ -763,8 +765,8 @@ mod replacements {
     }
 }
 
-/// Which limits apply, against the rules as they are told: one limit at a time, by what would have to
-/// be so if it applied.
+/// Which limits apply, compared with the rules as the documentation tells them: for each limit by itself, whether a rule
+/// keeps it from applying.
 mod applying {
     use crate::label::Label;
     use crate::label_target::LabelTarget;
@@ -774,7 +776,7 @@ mod applying {
     use std::collections::BTreeSet;
     use std::time::Duration;
 
-    /// A limit as written: per, database, network, max, enforced.
+    /// A limit as written: `per`, whether it has a `database` and a `network`, `max`, and whether it is enforced.
     type Written = (&'static str, bool, bool, i32, bool);
 
     fn written(
@@ -849,16 +851,17 @@ mod applying {
             )
     }
 
-    /// Where a limit is set, how far out that is, and what is written there.
+    /// Where a limit is set, how far out that is (0: the role), and what is written there.
     type Placed = (Source, u32, Written);
 
     impl Case {
+        /// The limits that count the login.
         fn all(&self) -> Vec<Placed> {
             let mut all: Vec<Placed> = Vec::new();
             let mut add = |source, level, limits: &[Written]| {
                 all.extend(limits.iter().map(|limit| (source, level, *limit)))
             };
-            let bare = |per: &'static str, max| {
+            let number = |per: &'static str, max| {
                 if max < 0 {
                     vec![]
                 } else {
@@ -869,7 +872,7 @@ mod applying {
             add(
                 Source::ConnectionLimit(Object::Role(1)),
                 0,
-                &bare("role", self.numbers[0]),
+                &number("role", self.numbers[0]),
             );
             add(Source::Label(Object::Role(2)), 1, &self.groups[0]);
             add(Source::Label(Object::Role(3)), 1, &self.groups[1]);
@@ -877,13 +880,13 @@ mod applying {
             add(
                 Source::ConnectionLimit(Object::Database(9)),
                 2,
-                &bare("database", self.numbers[1]),
+                &number("database", self.numbers[1]),
             );
             add(Source::ClusterLimits, 3, &self.cluster);
             add(
                 Source::MaxSessionsPerRole,
                 3,
-                &bare("role", self.numbers[2]),
+                &number("role", self.numbers[2]),
             );
             all.retain(|(_, _, limit)| self.matches(limit));
             all
@@ -895,7 +898,7 @@ mod applying {
                 && (*per != "address" || self.address.is_some())
         }
 
-        /// For one address the smaller network is nearer, in one label.
+        /// Whether the same label has a limit for the same address with a smaller network.
         fn is_hidden(&self, (source, _, limit): &Placed, among: &[Placed]) -> bool {
             let nearer = |other: &Placed| {
                 other.0 == *source
@@ -904,7 +907,7 @@ mod applying {
             limit.0 == "address" && !limit.2 && among.iter().any(nearer)
         }
 
-        /// Whether of these limits this one applies.
+        /// Whether this one of the limits applies.
         fn applies(&self, limit: &Placed, among: &[Placed]) -> bool {
             let (source, level, (per, database, network, max, _)) = *limit;
             let as_number = |max: i32| if max < 0 { i32::MAX } else { max };
@@ -954,7 +957,7 @@ mod applying {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(5000) })]
 
         #[test]
-        fn those_apply_that_should(case in case()) {
+        fn the_limits_that_apply_are_those_by_the_rules(case in case()) {
             let defaults = Defaults {
                 cluster_limits: label(LabelTarget::Cluster, &case.cluster),
                 max_sessions_per_role: case.numbers[2],
@@ -987,7 +990,7 @@ mod applying {
     }
 }
 
-/// Whatever is given as a label, reading it ends, without a panic, in a label or an error.
+/// Reading a label or a network ends in a result or an error, and not in a panic, whatever the bytes are.
 mod any_bytes {
     use crate::label::Label;
     use crate::label_target::LabelTarget;
@@ -996,7 +999,7 @@ mod any_bytes {
     use proptest::prelude::*;
 
     /// Pieces of labels, in any order.
-    fn nearly() -> impl Strategy<Value = String> {
+    fn pieces() -> impl Strategy<Value = String> {
         const PIECES: &[&str] = &[
             "{",
             "}",
@@ -1053,17 +1056,17 @@ mod any_bytes {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(20000) })]
 
         #[test]
-        fn of_any_kind(bytes in vec(any::<u8>(), 0..200)) {
+        fn any_bytes_are_a_label_or_an_error(bytes in vec(any::<u8>(), 0..200)) {
             check(&bytes)?;
         }
 
         #[test]
-        fn that_look_like_a_label(text in nearly()) {
+        fn any_pieces_of_labels_are_a_label_or_an_error(text in pieces()) {
             check(text.as_bytes())?;
         }
 
         #[test]
-        fn as_a_network(text in "[0-9a-f:./]{0,40}") {
+        fn any_text_is_a_network_or_an_error(text in "[0-9a-f:./]{0,40}") {
             if let Ok(network) = text.parse::<Network>() {
                 prop_assert_eq!(network.to_string().parse(), Ok(network));
                 prop_assert!(network.contains(network.first()));
@@ -1072,7 +1075,7 @@ mod any_bytes {
     }
 }
 
-/// Whatever the file of the statistics holds.
+/// The bytes of the statistics, whatever the file holds, and its sums.
 mod statistics {
     use crate::counters::{CountedLogin, CountedOutcome, How, Pair, Statistics};
     use proptest::collection::vec;
@@ -1119,7 +1122,7 @@ mod statistics {
 
     proptest! {
         #[test]
-        fn what_was_written_is_read(statistics in statistics()) {
+        fn what_was_encoded_is_decoded(statistics in statistics()) {
             let mut read = Box::new(Statistics::new(0));
             prop_assert_eq!(read.decode(&statistics.encode()), Ok(()));
             prop_assert!(read == statistics);
@@ -1144,15 +1147,14 @@ mod statistics {
         }
 
         #[test]
-        fn any_bytes_are_none(bytes in vec(any::<u8>(), 0..5000)) {
+        fn other_bytes_are_refused(bytes in vec(any::<u8>(), 0..5000)) {
             let mut read = Box::new(Statistics::new(0));
             prop_assert!(read.decode(&bytes).is_err());
             prop_assert!(*read == Statistics::new(0));
         }
 
-        /// Whoever comes, the sums are those of the logins.
         #[test]
-        fn no_login_is_lost(logins in vec((pair(), login()), 0..200)) {
+        fn every_login_is_counted_once(logins in vec((pair(), login()), 0..200)) {
             let mut statistics = Box::new(Statistics::new(0));
             logins.iter().for_each(|(pair, login)| statistics.count(*pair, login));
             for (pair, counters) in statistics.rows() {

@@ -1,7 +1,7 @@
 //! Which sessions end so that a login finds room: whole decisions.
 
 use crate::attempt::{Attempt, Idle, Replacing, Rules};
-use crate::decide::tests::decided as attempt;
+use crate::decide::tests::decided;
 use crate::limit::tests::{at_most, in_database, of_role};
 use crate::limit::{Limit, OnExcess, Per, Scope, Who};
 use crate::members::{Missing, SessionFilter};
@@ -14,16 +14,47 @@ use std::time::Duration;
 
 const ALICE: u32 = 10;
 const BOB: u32 = 11;
+const CAROL: u32 = 12;
 const APP: u32 = 5;
 const WEB: u32 = 6;
+/// In microseconds.
 const SECOND: i64 = 1_000_000;
 const NOW: i64 = 100 * SECOND;
 
-/// To `APP`, old enough to be replaced.
+/// A table with 16 slots and no session.
+fn table() -> Table<'static> {
+    Box::leak(Box::new(OwnTable::new(16, 64))).table()
+}
+
+/// A session in `APP`, old enough to be replaced.
 fn of(role: u32, arrival: u64) -> Session {
     Session {
         arrival,
         ..session(role, APP)
+    }
+}
+
+fn started(started: i64, session: Session) -> Session {
+    Session { started, ..session }
+}
+
+/// Too young to be replaced.
+fn young(session: Session) -> Session {
+    started(NOW, session)
+}
+
+/// In the other database.
+fn elsewhere(session: Session) -> Session {
+    Session {
+        database: WEB,
+        ..session
+    }
+}
+
+fn exempt(session: Session) -> Session {
+    Session {
+        exempt: true,
+        ..session
     }
 }
 
@@ -89,40 +120,59 @@ fn login(slot: usize, session: Session, limits: impl Into<Vec<Limit>>) -> Attemp
     }
 }
 
-fn patient(login: Attempt) -> Attempt {
-    Attempt {
-        rules: Rules {
-            may_wait: Some(true),
-            ..login.rules
-        },
-        ..login
-    }
+/// Such a login of alice's to `APP`.
+fn alice(slot: usize, arrival: u64, limits: impl Into<Vec<Limit>>) -> Attempt<'static> {
+    login(slot, of(ALICE, arrival), limits)
 }
 
-fn is_in(table: &mut Table, slot: usize, session: Session) {
+/// A login that may wait.
+fn patient(mut login: Attempt) -> Attempt {
+    login.rules.may_wait = Some(true);
+    login
+}
+
+/// Puts a session into a slot.
+fn put(table: &mut Table, slot: usize, session: Session) {
     table.claim(slot, 100 + slot as u32, session);
 }
 
+/// Puts sessions of alice's into the first slots, in order of arrival.
+fn put_alices(table: &mut Table, number: usize) {
+    (0..number).for_each(|slot| put(table, slot, of(ALICE, slot as u64)));
+}
+
 fn verdict(table: &mut Table, login: &Attempt) -> Verdict {
-    attempt(table, login).expect("all is known")
+    decided(table, login).expect("all is known")
+}
+
+fn is_admitted(table: &mut Table, login: &Attempt) -> bool {
+    matches!(verdict(table, login), Verdict::Admitted(_))
+}
+
+fn waits(table: &mut Table, login: &Attempt) -> bool {
+    verdict(table, login) == Verdict::Waiting
 }
 
 fn pids(ended: &Ended) -> Vec<u32> {
     ended.shown.iter().flatten().copied().collect()
 }
 
-/// The process IDs of the sessions that end for it.
+fn victims(table: &Table, successor: usize) -> Vec<u32> {
+    table.victims(successor).collect()
+}
+
+/// Decides on a login that replaces sessions, and returns their process IDs.
 fn replaced(table: &mut Table, login: &Attempt) -> Vec<u32> {
     match verdict(table, login) {
         Verdict::Replacing(_, ended, _) => {
-            assert_eq!(table.victims(login.slot).collect::<Vec<_>>(), pids(&ended));
+            assert_eq!(victims(table, login.slot), pids(&ended));
             pids(&ended)
         }
         other => panic!("not replacing but {other:?}"),
     }
 }
 
-/// It is refused, and nothing is left of it.
+/// Decides on a login that is refused and leaves no trace.
 fn refused(table: &mut Table, login: &Attempt) -> Excess {
     let before = state(table);
     match verdict(table, login) {
@@ -134,14 +184,12 @@ fn refused(table: &mut Table, login: &Attempt) -> Excess {
     }
 }
 
-/// Who is in and can be told to end.
+/// The process IDs of the sessions, and of those that can be replaced.
 fn state(table: &Table) -> (Vec<u32>, Vec<u32>) {
+    let replaceable = (0..16).filter_map(|slot| table.replaceable(slot));
     (
         table.sessions().map(|(pid, _)| pid).collect(),
-        (0..8)
-            .filter_map(|slot| table.replaceable(slot))
-            .map(|(pid, _)| pid)
-            .collect(),
+        replaceable.map(|(pid, _)| pid).collect(),
     )
 }
 
@@ -151,133 +199,85 @@ fn count(table: &Table, scope: Scope) -> u32 {
 }
 
 fn leave(table: &Table, slot: usize, role: u32) {
-    assert!(
-        table
-            .shared
-            .release(slot, Claim::new(100 + slot as u32, role))
-    );
+    let claim = Claim::new(100 + slot as u32, role);
+    assert!(table.shared.release(slot, claim));
 }
 
 #[test]
 fn the_oldest_by_arrival_ends() {
-    let mut memory = OwnTable::new(8, 32);
-    let mut table = memory.table();
-    // Neither by slot nor by the clock.
-    is_in(&mut table, 0, of(ALICE, 5));
-    is_in(
-        &mut table,
-        1,
-        Session {
-            started: 9 * SECOND,
-            ..of(ALICE, 3)
-        },
-    );
-    is_in(&mut table, 2, of(ALICE, 4));
+    let mut table = table();
+    // The oldest neither by slot nor by the clock.
+    put(&mut table, 0, of(ALICE, 5));
+    put(&mut table, 1, started(9 * SECOND, of(ALICE, 3)));
+    put(&mut table, 2, of(ALICE, 4));
     let limit = oldest(3, of_role(ALICE));
-    assert_eq!(
-        replaced(&mut table, &login(3, of(ALICE, 9), [limit])),
-        [101]
-    );
-    assert_eq!(
-        replaced(&mut table, &login(4, of(ALICE, 10), [limit])),
-        [102]
-    );
+    assert_eq!(replaced(&mut table, &alice(3, 9, [limit])), [101]);
+    assert_eq!(replaced(&mut table, &alice(4, 10, [limit])), [102]);
     assert_eq!(count(&table, of_role(ALICE)), 3);
 }
 
 #[test]
-fn who_was_told_and_is_still_there_ends_last() {
-    let mut memory = OwnTable::new(8, 32);
-    let mut table = memory.table();
-    is_in(&mut table, 0, of(ALICE, 1));
-    is_in(&mut table, 1, of(ALICE, 2));
+fn a_session_that_was_told_and_is_still_there_ends_last() {
+    let mut table = table();
+    put(&mut table, 0, of(ALICE, 1));
+    put(&mut table, 1, of(ALICE, 2));
     let limit = oldest(2, of_role(ALICE));
-    let first = login(2, of(ALICE, 9), [limit]);
-    assert_eq!(replaced(&mut table, &first), [100]);
+    assert_eq!(replaced(&mut table, &alice(2, 9, [limit])), [100]);
     table.tell_victims(2);
     table.roll_back(2);
-    assert_eq!(
-        replaced(&mut table, &login(3, of(ALICE, 10), [limit])),
-        [101]
-    );
-    assert_eq!(
-        replaced(&mut table, &login(4, of(ALICE, 11), [limit])),
-        [100],
-        "if there is no other"
-    );
+    assert_eq!(replaced(&mut table, &alice(3, 10, [limit])), [101]);
+    let victims = replaced(&mut table, &alice(4, 11, [limit]));
+    assert_eq!(victims, [100], "if there is no other");
 }
 
 #[test]
-fn only_sessions_of_its_own_role_end() {
-    let mut memory = OwnTable::new(8, 32);
-    let mut table = memory.table();
-    is_in(&mut table, 0, of(BOB, 1));
-    is_in(&mut table, 1, of(ALICE, 2));
+fn only_sessions_of_the_logins_own_role_end() {
+    let mut table = table();
+    put(&mut table, 0, of(BOB, 1));
+    put(&mut table, 1, of(ALICE, 2));
     let limit = oldest(2, in_database(APP));
-    let carol = login(2, of(12, 9), [limit]);
+    let carol = login(2, of(CAROL, 9), [limit]);
     assert_eq!(refused(&mut table, &carol).own, 0);
-    assert_eq!(
-        replaced(&mut table, &login(2, of(ALICE, 9), [limit])),
-        [101]
-    );
+    assert_eq!(replaced(&mut table, &alice(2, 9, [limit])), [101]);
     // Nor does one that the limit does not count.
-    is_in(
-        &mut table,
-        3,
-        Session {
-            database: WEB,
-            ..of(BOB, 0)
-        },
-    );
-    assert_eq!(replaced(&mut table, &login(4, of(BOB, 9), [limit])), [100]);
+    put(&mut table, 3, elsewhere(of(BOB, 0)));
+    let bob = login(4, of(BOB, 9), [limit]);
+    assert_eq!(replaced(&mut table, &bob), [100]);
 }
 
 #[test]
-fn only_sessions_that_arrived_before_it_end() {
-    let mut memory = OwnTable::new(8, 32);
-    let mut table = memory.table();
-    is_in(&mut table, 0, of(ALICE, 7));
+fn only_sessions_that_arrived_before_the_login_end() {
+    let mut table = table();
+    put(&mut table, 0, of(ALICE, 7));
     let limit = oldest(1, of_role(ALICE));
-    refused(&mut table, &login(1, of(ALICE, 6), [limit]));
-    assert_eq!(
-        replaced(&mut table, &login(1, of(ALICE, 8), [limit])),
-        [100]
-    );
+    refused(&mut table, &alice(1, 6, [limit]));
+    assert_eq!(replaced(&mut table, &alice(1, 8, [limit])), [100]);
 }
 
 #[test]
-fn the_young_are_spared() {
-    let mut memory = OwnTable::new(8, 32);
-    let mut table = memory.table();
-    let started = |started| Session {
-        started,
-        ..of(ALICE, 1)
-    };
-    let limit = oldest(1, of_role(ALICE));
-    let late = login(1, of(ALICE, 2), [limit]);
-    // By a clock that was set back meanwhile, too.
+fn young_sessions_are_spared() {
+    let mut table = table();
+    let late = alice(1, 2, [oldest(1, of_role(ALICE))]);
+    // The last one started in the future: the clock has been set back.
     for time in [NOW - SECOND + 1, NOW, NOW + SECOND] {
-        is_in(&mut table, 0, started(time));
+        put(&mut table, 0, started(time, of(ALICE, 1)));
         refused(&mut table, &late);
     }
-    is_in(&mut table, 0, started(NOW - SECOND));
+    put(&mut table, 0, started(NOW - SECOND, of(ALICE, 1)));
     assert_eq!(replaced(&mut table, &late), [100]);
 }
 
 #[test]
-fn of_the_idle_the_one_that_is_idle_longest_ends() {
-    let mut memory = OwnTable::new(8, 32);
-    let mut table = memory.table();
-    for slot in 0..5 {
-        is_in(&mut table, slot, of(ALICE, slot as u64));
-    }
-    is_in(&mut table, 5, of(BOB, 0));
+fn under_replace_idle_the_longest_idle_session_ends() {
+    let mut table = table();
+    put_alices(&mut table, 5);
+    put(&mut table, 5, of(BOB, 0));
     let limit = longest_idle(5, of_role(ALICE));
-    let unknowing = login(6, of(ALICE, 9), [limit]);
     let before = state(&table);
-    assert_eq!(attempt(&mut table, &unknowing), Err(Missing::Idle));
+    let unknowing = alice(6, 9, [limit]);
+    assert_eq!(decided(&mut table, &unknowing), Err(Missing::Idle));
     assert_eq!(state(&table), before);
-    // The first two are at work, the third is idle, though for less than five seconds.
+    // The first two are not idle; the third is, but for less than five seconds.
     let idle: Idle = vec![
         (102, NOW - 5 * SECOND + 1),
         (103, NOW - 6 * SECOND),
@@ -286,143 +286,96 @@ fn of_the_idle_the_one_that_is_idle_longest_ends() {
     ];
     let knowing = |slot| Attempt {
         idle: Some(Box::leak(Box::new(idle.clone()))),
-        ..login(slot, of(ALICE, 9), [limit])
+        ..alice(slot, 9, [limit])
     };
     assert_eq!(replaced(&mut table, &knowing(6)), [104]);
     assert_eq!(replaced(&mut table, &knowing(7)), [103]);
     table.roll_back(6);
     leave(&table, 4, ALICE);
-    table.claim(6, 106, of(ALICE, 10));
+    put(&mut table, 6, of(ALICE, 10));
     assert_eq!(refused(&mut table, &knowing(4)).in_use, 5);
 }
 
 #[test]
-fn who_is_idle_matters_only_if_someone_could_end() {
-    let mut memory = OwnTable::new(8, 32);
-    let mut table = memory.table();
-    is_in(&mut table, 0, of(BOB, 1));
-    is_in(
-        &mut table,
-        1,
-        Session {
-            started: NOW,
-            ..of(ALICE, 1)
-        },
-    );
+fn idle_sessions_are_missing_only_if_one_could_end() {
+    let mut table = table();
+    put(&mut table, 0, of(BOB, 1));
+    put(&mut table, 1, young(of(ALICE, 1)));
     refused(
         &mut table,
-        &login(2, of(ALICE, 9), [longest_idle(2, in_database(APP))]),
+        &alice(2, 9, [longest_idle(2, in_database(APP))]),
     );
 }
 
 #[test]
-fn the_exempt_the_arriving_and_those_told_already_are_spared() {
-    let mut memory = OwnTable::new(8, 32);
-    let mut table = memory.table();
-    is_in(
-        &mut table,
-        0,
-        Session {
-            exempt: true,
-            ..of(ALICE, 1)
-        },
-    );
-    is_in(&mut table, 1, of(ALICE, 2));
+fn exempt_and_pending_sessions_and_victims_are_spared() {
+    let mut table = table();
+    put(&mut table, 0, exempt(of(ALICE, 1)));
+    put(&mut table, 1, of(ALICE, 2));
     let limit = oldest(2, of_role(ALICE));
-    assert_eq!(
-        replaced(&mut table, &login(2, of(ALICE, 3), [limit])),
-        [101]
-    );
-    let next = login(3, of(ALICE, 4), [limit]);
+    assert_eq!(replaced(&mut table, &alice(2, 3, [limit])), [101]);
+    let next = alice(3, 4, [limit]);
     assert_eq!(refused(&mut table, &next).in_use, 2);
     leave(&table, 1, ALICE);
-    assert_eq!(refused(&mut table, &next).in_use, 2, "not arrived yet");
+    assert_eq!(refused(&mut table, &next).in_use, 2, "still pending");
     assert!(table.complete(2));
     assert_eq!(replaced(&mut table, &next), [102]);
 }
 
 #[test]
 fn one_limit_that_refuses_is_enough() {
-    let mut memory = OwnTable::new(8, 32);
-    let mut table = memory.table();
-    is_in(&mut table, 0, of(ALICE, 1));
+    let mut table = table();
+    put(&mut table, 0, of(ALICE, 1));
     let replaces = oldest(1, of_role(ALICE));
     let refuses = at_most(1, in_database(APP));
     for limits in [[replaces, refuses], [refuses, replaces]] {
-        let late = login(1, of(ALICE, 9), limits);
-        assert_eq!(refused(&mut table, &late).limit, refuses);
+        assert_eq!(refused(&mut table, &alice(1, 9, limits)).limit, refuses);
     }
     // Unless it has room.
     let roomy = at_most(2, in_database(APP));
-    assert_eq!(
-        replaced(&mut table, &login(1, of(ALICE, 9), [replaces, roomy])),
-        [100]
-    );
+    assert_eq!(replaced(&mut table, &alice(1, 9, [replaces, roomy])), [100]);
 }
 
 #[test]
-fn nobody_ends_for_a_login_that_would_fail() {
-    let mut memory = OwnTable::new(8, 32);
-    let mut table = memory.table();
-    is_in(&mut table, 0, of(ALICE, 1));
-    let mut fails = login(1, of(ALICE, 9), [oldest(1, of_role(ALICE))]);
+fn no_session_ends_for_a_login_that_would_fail() {
+    let mut table = table();
+    put(&mut table, 0, of(ALICE, 1));
+    let mut fails = alice(1, 9, [oldest(1, of_role(ALICE))]);
     fails.rules.replacing.allowed = false;
     refused(&mut table, &fails);
 }
 
 #[test]
-fn one_that_makes_room_under_several_limits_ends_alone() {
-    let mut memory = OwnTable::new(8, 32);
-    let mut table = memory.table();
-    is_in(
-        &mut table,
-        0,
-        Session {
-            database: WEB,
-            ..of(ALICE, 1)
-        },
-    );
-    is_in(&mut table, 1, of(ALICE, 2));
+fn one_session_that_makes_room_under_several_limits_ends_alone() {
+    let mut table = table();
+    put(&mut table, 0, elsewhere(of(ALICE, 1)));
+    put(&mut table, 1, of(ALICE, 2));
     // The first of these by itself would end the session in the other database.
     let limits = [oldest(2, of_role(ALICE)), oldest(1, in_database(APP))];
-    assert_eq!(replaced(&mut table, &login(2, of(ALICE, 9), limits)), [101]);
+    assert_eq!(replaced(&mut table, &alice(2, 9, limits)), [101]);
 }
 
 #[test]
-fn each_limit_is_given_room_or_none() {
-    let mut memory = OwnTable::new(8, 32);
-    let mut table = memory.table();
-    let elsewhere = Session {
-        database: WEB,
-        ..of(ALICE, 1)
-    };
-    is_in(&mut table, 0, from("10.0.0.2", elsewhere));
-    is_in(&mut table, 1, of(ALICE, 2));
+fn each_limit_gets_room_or_no_session_ends() {
+    let mut table = table();
+    let there = from("10.0.0.2", elsewhere(of(ALICE, 1)));
+    put(&mut table, 0, there);
+    put(&mut table, 1, of(ALICE, 2));
     let net = oldest(1, from_network("10.0.0.0/8"));
     let app = oldest(1, in_database(APP));
     let both = login(2, from("10.0.0.1", of(ALICE, 9)), [net, app]);
     assert_eq!(replaced(&mut table, &both), [100, 101]);
     table.roll_back(2);
-    // One of them cannot be: neither ends.
-    table.claim(
-        0,
-        100,
-        Session {
-            exempt: true,
-            ..from("10.0.0.2", elsewhere)
-        },
-    );
+    // One of the two cannot end: neither does.
+    put(&mut table, 0, exempt(there));
     assert_eq!(refused(&mut table, &both).limit, net);
 }
 
 #[test]
-fn under_a_lowered_limit_several_end() {
-    let mut memory = OwnTable::new(16, 64);
-    let mut table = memory.table();
-    for slot in 0..8 {
-        is_in(&mut table, slot, of(ALICE, slot as u64));
-    }
-    let late = |max| login(8, of(ALICE, 9), [oldest(max, of_role(ALICE))]);
+fn under_a_lowered_limit_several_sessions_end() {
+    let mut table = table();
+    put_alices(&mut table, 8);
+    let late = |max| alice(8, 9, [oldest(max, of_role(ALICE))]);
     assert_eq!(replaced(&mut table, &late(6)), [100, 101, 102]);
     assert_eq!(count(&table, of_role(ALICE)), 8, "until they are gone");
     table.roll_back(8);
@@ -430,7 +383,7 @@ fn under_a_lowered_limit_several_end() {
         panic!("not replacing");
     };
     assert_eq!((ended.number, without.in_use, without.own), (8, 8, 8));
-    assert_eq!(pids(&ended), [100, 101, 102, 103, 104], "the first few");
+    assert_eq!(pids(&ended), [100, 101, 102, 103, 104], "the first five");
     assert_eq!(
         admission,
         Admission {
@@ -444,35 +397,20 @@ fn under_a_lowered_limit_several_end() {
 }
 
 #[test]
-fn if_not_enough_can_end_none_does() {
-    let mut memory = OwnTable::new(8, 32);
-    let mut table = memory.table();
-    is_in(&mut table, 0, of(ALICE, 1));
-    is_in(
-        &mut table,
-        1,
-        Session {
-            started: NOW,
-            ..of(ALICE, 2)
-        },
-    );
-    let limit = oldest(1, of_role(ALICE));
-    refused(&mut table, &login(2, of(ALICE, 9), [limit]));
-    let none = oldest(0, of_role(ALICE));
+fn if_not_enough_sessions_can_end_none_does() {
+    let mut table = table();
+    put(&mut table, 0, of(ALICE, 1));
+    put(&mut table, 1, young(of(ALICE, 2)));
+    refused(&mut table, &alice(2, 9, [oldest(1, of_role(ALICE))]));
     leave(&table, 1, ALICE);
-    refused(&mut table, &login(2, of(ALICE, 9), [none]));
+    refused(&mut table, &alice(2, 9, [oldest(0, of_role(ALICE))]));
 }
 
-/// Alice's first session is at one address and in one database, its successor at and in another.
+/// Alice's first session and its successor are in different databases and at different addresses.
 #[test]
-fn an_heir_counts_beside_whom_it_replaces_only_where_a_limit_covers_one_of_them() {
-    let mut memory = OwnTable::new(8, 32);
-    let mut table = memory.table();
-    let there = Session {
-        database: WEB,
-        ..of(ALICE, 1)
-    };
-    is_in(&mut table, 0, from("10.0.0.1", there));
+fn a_successor_counts_beside_its_victim_where_a_limit_covers_only_one_of_them() {
+    let mut table = table();
+    put(&mut table, 0, from("10.0.0.1", elsewhere(of(ALICE, 1))));
     let here = from("10.0.0.2", of(ALICE, 2));
     let limit = oldest(1, of_role(ALICE));
     assert_eq!(replaced(&mut table, &login(1, here, [limit])), [100]);
@@ -482,7 +420,7 @@ fn an_heir_counts_beside_whom_it_replaces_only_where_a_limit_covers_one_of_them(
         scopes.map(|scope| count(table, scope))
     };
     assert_eq!(counts(&table), [1, 1, 1, 1, 1]);
-    // So whoever is limited by where it leaves waits until it has left.
+    // So a login that a limit on the victim's address covers finds no room before the victim has left.
     let bob = login(2, from("10.0.0.1", of(BOB, 3)), [at_most(1, one)]);
     refused(&mut table, &bob);
     leave(&table, 0, ALICE);
@@ -491,108 +429,82 @@ fn an_heir_counts_beside_whom_it_replaces_only_where_a_limit_covers_one_of_them(
     assert_eq!(counts(&table), [1, 0, 1, 0, 1]);
 }
 
-/// Else someone could take a place that falls back, or that the server still counts.
+/// Else another login could take the room of a victim that stays, or that the server still counts.
 #[test]
-fn the_heir_of_two_counts_as_two_until_one_is_gone() {
-    let mut memory = OwnTable::new(8, 32);
-    let mut table = memory.table();
-    for slot in 0..3 {
-        is_in(&mut table, slot, of(ALICE, slot as u64));
-    }
+fn the_successor_of_two_victims_counts_as_two_until_one_is_gone() {
+    let mut table = table();
+    put_alices(&mut table, 3);
     let limit = oldest(2, of_role(ALICE));
-    assert_eq!(
-        replaced(&mut table, &login(3, of(ALICE, 9), [limit])),
-        [100, 101]
-    );
+    assert_eq!(replaced(&mut table, &alice(3, 9, [limit])), [100, 101]);
     leave(&table, 2, ALICE);
-    let next = login(4, of(ALICE, 10), [at_most(2, of_role(ALICE))]);
+    let next = alice(4, 10, [at_most(2, of_role(ALICE))]);
     assert_eq!(refused(&mut table, &next).in_use, 2);
     leave(&table, 1, ALICE);
-    assert!(matches!(verdict(&mut table, &next), Verdict::Admitted(_)));
+    assert!(is_admitted(&mut table, &next));
     assert_eq!(count(&table, of_role(ALICE)), 2);
     table.roll_back(3);
     assert_eq!(count(&table, of_role(ALICE)), 2, "it gave up");
 }
 
 #[test]
-fn a_place_that_is_given_back_is_its_sessions_again() {
-    let mut memory = OwnTable::new(8, 32);
-    let mut table = memory.table();
-    for slot in 0..2 {
-        is_in(&mut table, slot, of(ALICE, slot as u64));
-    }
+fn after_a_rollback_the_victims_are_sessions_like_others() {
+    let mut table = table();
+    put_alices(&mut table, 2);
     let limit = oldest(2, of_role(ALICE));
     let before = state(&table);
-    assert_eq!(
-        replaced(&mut table, &login(2, of(ALICE, 8), [limit])),
-        [100]
-    );
-    assert_eq!(
-        replaced(&mut table, &login(3, of(ALICE, 9), [limit])),
-        [101]
-    );
+    assert_eq!(replaced(&mut table, &alice(2, 8, [limit])), [100]);
+    assert_eq!(replaced(&mut table, &alice(3, 9, [limit])), [101]);
     table.roll_back(2);
-    assert_eq!(table.victims(2).count(), 0);
-    assert_eq!(table.victims(3).collect::<Vec<_>>(), [101], "another's");
+    assert!(victims(&table, 2).is_empty());
+    assert_eq!(victims(&table, 3), [101], "another's");
     table.roll_back(3);
     assert_eq!(state(&table), before);
-    assert_eq!(
-        replaced(&mut table, &login(2, of(ALICE, 10), [limit])),
-        [100]
-    );
+    assert_eq!(replaced(&mut table, &alice(2, 10, [limit])), [100]);
 }
 
 #[test]
-fn a_login_arrives_when_all_before_it_are_gone() {
-    let mut memory = OwnTable::new(8, 32);
-    let mut table = memory.table();
-    for slot in 0..2 {
-        is_in(&mut table, slot, of(ALICE, slot as u64));
-    }
-    let late = login(2, of(ALICE, 9), [oldest(1, of_role(ALICE))]);
+fn a_successor_is_complete_when_all_victims_are_gone() {
+    let mut table = table();
+    put_alices(&mut table, 2);
+    let late = alice(2, 9, [oldest(1, of_role(ALICE))]);
     assert_eq!(replaced(&mut table, &late), [100, 101]);
     assert!(!table.complete(2));
     leave(&table, 0, ALICE);
     assert!(!table.complete(2));
-    assert_eq!(table.victims(2).collect::<Vec<_>>(), [101]);
-    // The other's process is gone, too, and its slot is another's, who asks for itself.
+    assert_eq!(victims(&table, 2), [101]);
+    // The other victim's process is gone, too: its slot has a new owner, which logs in.
     let next = login(1, of(BOB, 10), [at_most(0, of_role(BOB))]);
     assert!(matches!(verdict(&mut table, &next), Verdict::Refused(_)));
     assert!(table.complete(2));
-    is_in(&mut table, 1, of(BOB, 11));
+    put(&mut table, 1, of(BOB, 11));
     assert_eq!(count(&table, in_database(APP)), 2);
     assert_eq!(state(&table).1, [101, 102]);
 }
 
 #[test]
-fn who_is_told_to_end_finds_why_until_the_slot_is_anothers() {
-    let mut memory = OwnTable::new(8, 32);
-    let mut table = memory.table();
-    is_in(&mut table, 0, of(ALICE, 1));
-    is_in(&mut table, 1, of(ALICE, 2));
-    let late = login(
-        2,
-        from("10.0.0.1", of(ALICE, 9)),
-        [oldest(2, of_role(ALICE))],
-    );
+fn a_victim_finds_why_it_ends_until_its_slot_has_a_new_owner() {
+    let mut table = table();
+    put(&mut table, 0, of(ALICE, 1));
+    put(&mut table, 1, of(ALICE, 2));
+    let session = from("10.0.0.1", of(ALICE, 9));
+    let late = login(2, session, [oldest(2, of_role(ALICE))]);
     assert_eq!(replaced(&mut table, &late), [100]);
     assert_eq!(table.end_reason(0), None, "not told yet");
     table.tell_victims(2);
-    let address = late.session.address;
-    assert_eq!(table.end_reason(0), Some(EndReason::Replaced(address)));
+    let replaced = EndReason::Replaced(session.address);
+    assert_eq!(table.end_reason(0), Some(replaced));
     assert_eq!((table.end_reason(1), table.end_reason(2)), (None, None));
     table.vacate(0);
     assert_eq!(table.end_reason(0), None);
 }
 
 #[test]
-fn a_dry_run_says_who_would_end_and_ends_nobody() {
-    let mut memory = OwnTable::new(8, 32);
-    let mut table = memory.table();
-    is_in(&mut table, 0, of(ALICE, 1));
-    let would = |table: &mut Table, slot, limits: &[Limit]| {
-        let (replaceable, asking) = (state(table).1, login(slot, of(ALICE, 2), limits));
-        let verdict = verdict(table, &asking);
+fn a_dry_run_says_which_sessions_would_end_and_ends_none() {
+    let mut table = table();
+    put(&mut table, 0, of(ALICE, 1));
+    let would = |table: &mut Table, limits: &[Limit]| {
+        let replaceable = state(table).1;
+        let verdict = verdict(table, &alice(1, 2, limits));
         let Verdict::Admitted(Admission {
             over: Some((excess, ended)),
             ..
@@ -600,100 +512,78 @@ fn a_dry_run_says_who_would_end_and_ends_nobody() {
         else {
             panic!("not admitted over a limit but {verdict:?}");
         };
-        leave(table, slot, ALICE);
+        leave(table, 1, ALICE);
         assert_eq!(state(table).1, replaceable);
         (excess.limit, excess.in_use, pids(&ended))
     };
     let replaces = tried_out(oldest(1, of_role(ALICE)));
     let refuses = tried_out(at_most(1, in_database(APP)));
-    assert_eq!(would(&mut table, 1, &[replaces]), (replaces, 1, vec![100]));
-    assert_eq!(would(&mut table, 1, &[refuses]), (refuses, 1, vec![]));
-    assert_eq!(
-        would(&mut table, 1, &[replaces, refuses]),
-        (refuses, 1, vec![])
-    );
-    // Beside one that is enforced, which ends another.
-    is_in(
-        &mut table,
-        1,
-        Session {
-            database: WEB,
-            ..of(ALICE, 0)
-        },
-    );
-    let limits = [
-        oldest(2, of_role(ALICE)),
-        tried_out(oldest(1, in_database(APP))),
-    ];
-    let Verdict::Replacing(admission, ended, _) =
-        verdict(&mut table, &login(2, of(ALICE, 9), limits))
-    else {
+    assert_eq!(would(&mut table, &[replaces]), (replaces, 1, vec![100]));
+    assert_eq!(would(&mut table, &[refuses]), (refuses, 1, vec![]));
+    let both = would(&mut table, &[replaces, refuses]);
+    assert_eq!(both, (refuses, 1, vec![]));
+    // Together with an enforced limit, which ends another session.
+    put(&mut table, 1, elsewhere(of(ALICE, 0)));
+    let trial = tried_out(oldest(1, in_database(APP)));
+    let late = alice(2, 9, [oldest(2, of_role(ALICE)), trial]);
+    let Verdict::Replacing(admission, ended, _) = verdict(&mut table, &late) else {
         panic!("not replacing");
     };
     assert_eq!(pids(&ended), [101]);
-    let over = admission
-        .over
-        .map(|(excess, ended)| (excess.limit, pids(&ended)));
-    assert_eq!(over, Some((limits[1], vec![100])));
-    assert_eq!(table.victims(2).collect::<Vec<_>>(), [101]);
+    let (excess, would_end) = admission.over.expect("it exceeds the other limit");
+    assert_eq!((excess.limit, pids(&would_end)), (trial, vec![100]));
+    assert_eq!(victims(&table, 2), [101]);
 }
 
 #[test]
 fn a_login_waits_before_it_replaces() {
-    let mut memory = OwnTable::new(8, 32);
-    let mut table = memory.table();
-    is_in(&mut table, 0, of(ALICE, 1));
-    let mut late = patient(login(1, of(ALICE, 9), [oldest(1, of_role(ALICE))]));
-    assert_eq!(verdict(&mut table, &late), Verdict::Waiting);
+    let mut table = table();
+    put(&mut table, 0, of(ALICE, 1));
+    let mut late = patient(alice(1, 9, [oldest(1, of_role(ALICE))]));
+    assert!(waits(&mut table, &late));
     late.rules.tried = late.limits[0].max_wait;
     assert_eq!(replaced(&mut table, &late), [100]);
     assert_eq!(table.waiters().count(), 0);
 }
 
 #[test]
-fn a_waiter_does_not_get_the_place_that_is_left_to_another() {
-    let mut memory = OwnTable::new(8, 32);
-    let mut table = memory.table();
-    is_in(&mut table, 0, of(ALICE, 1));
-    let waits = patient(login(1, of(BOB, 2), [at_most(1, in_database(APP))]));
-    assert_eq!(verdict(&mut table, &waits), Verdict::Waiting);
-    let late = login(2, of(ALICE, 3), [oldest(1, in_database(APP))]);
+fn a_waiter_does_not_get_the_room_of_a_victim() {
+    let mut table = table();
+    put(&mut table, 0, of(ALICE, 1));
+    let bob = patient(login(1, of(BOB, 2), [at_most(1, in_database(APP))]));
+    assert!(waits(&mut table, &bob));
+    let late = alice(2, 3, [oldest(1, in_database(APP))]);
     assert_eq!(replaced(&mut table, &late), [100]);
-    assert_eq!(verdict(&mut table, &waits), Verdict::Waiting);
+    assert!(waits(&mut table, &bob));
     leave(&table, 0, ALICE);
-    assert_eq!(verdict(&mut table, &waits), Verdict::Waiting);
+    assert!(waits(&mut table, &bob));
     assert!(table.complete(2));
-    assert_eq!(verdict(&mut table, &waits), Verdict::Waiting);
+    assert!(waits(&mut table, &bob));
     table.roll_back(2);
-    assert!(matches!(verdict(&mut table, &waits), Verdict::Admitted(_)));
+    assert!(is_admitted(&mut table, &bob));
 }
 
 #[test]
-fn room_that_earlier_logins_wait_for_is_left_to_them() {
-    let mut memory = OwnTable::new(8, 32);
-    let mut table = memory.table();
-    is_in(&mut table, 0, of(ALICE, 1));
-    is_in(&mut table, 1, of(BOB, 1));
-    let waits = patient(login(2, of(BOB, 2), [at_most(2, in_database(APP))]));
-    assert_eq!(verdict(&mut table, &waits), Verdict::Waiting);
+fn room_that_is_reserved_for_earlier_waiters_is_left_to_them() {
+    let mut table = table();
+    put(&mut table, 0, of(ALICE, 1));
+    put(&mut table, 1, of(BOB, 1));
+    let bob = patient(login(2, of(BOB, 2), [at_most(2, in_database(APP))]));
+    assert!(waits(&mut table, &bob));
     leave(&table, 1, BOB);
-    // One place is free, and bob's; carol has nobody to end, alice has.
+    // There is room for one, reserved for bob. Carol has no session that could end, alice has.
     let limit = oldest(2, in_database(APP));
-    let carol = refused(&mut table, &login(3, of(12, 3), [limit]));
-    assert_eq!((carol.in_use, carol.ahead), (1, 1));
-    assert_eq!(
-        replaced(&mut table, &login(3, of(ALICE, 4), [limit])),
-        [100]
-    );
-    assert!(matches!(verdict(&mut table, &waits), Verdict::Admitted(_)));
+    let excess = refused(&mut table, &login(3, of(CAROL, 3), [limit]));
+    assert_eq!((excess.in_use, excess.ahead), (1, 1));
+    assert_eq!(replaced(&mut table, &alice(3, 4, [limit])), [100]);
+    assert!(is_admitted(&mut table, &bob));
 }
 
 #[test]
-fn what_a_limit_counts_by_address_is_not_given_room_elsewhere() {
-    let mut memory = OwnTable::new(8, 32);
-    let mut table = memory.table();
-    is_in(&mut table, 0, from("10.0.0.1", of(ALICE, 1)));
-    is_in(&mut table, 1, from("10.0.0.2", of(ALICE, 2)));
+fn under_a_limit_per_address_only_sessions_from_that_address_end() {
+    let mut table = table();
+    put(&mut table, 0, from("10.0.0.1", of(ALICE, 1)));
+    put(&mut table, 1, from("10.0.0.2", of(ALICE, 2)));
     let limit = Limit {
         per: Per::Address,
         ..oldest(1, from_network("10.0.0.2/32"))
