@@ -2,6 +2,7 @@
 
 use crate::error;
 use crate::pg::backend;
+use model::event::EventSet;
 use model::label::{Label, MAX_SESSIONS, MAX_WAIT as LONGEST_WAIT};
 use model::label_target::LabelTarget;
 use model::limit::OnExcess;
@@ -47,18 +48,6 @@ pub enum OnExcessSetting {
     ReplaceIdle,
 }
 
-/// Which events the server log has.
-#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
-pub enum LogEvents {
-    #[name = c"none"]
-    None,
-    /// Everything that happens because of a limit.
-    #[name = c"excess"]
-    Excess,
-    #[name = c"all"]
-    All,
-}
-
 /// What the sweep does about sessions over a limit that was lowered, or set, after they came.
 #[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
 pub enum SweepSetting {
@@ -86,7 +75,8 @@ static EXEMPT_REPLICATION: GucSetting<bool> = GucSetting::<bool>::new(true);
 static SWEEP: GucSetting<SweepSetting> = GucSetting::<SweepSetting>::new(SweepSetting::Log);
 static SWEEP_INTERVAL_MS: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 static REFUSAL_HINT: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
-static LOG_EVENTS: GucSetting<LogEvents> = GucSetting::<LogEvents>::new(LogEvents::Excess);
+static LOG_EVENTS: GucSetting<Option<CString>> =
+    GucSetting::<Option<CString>>::new(Some(c"excess"));
 static MAX_EVENTS: GucSetting<i32> = GucSetting::<i32>::new(1000);
 
 /// The values of the settings at one moment.
@@ -183,8 +173,30 @@ pub fn refusal_hint() -> Option<CString> {
     REFUSAL_HINT.get().filter(|hint| !hint.is_empty())
 }
 
-pub fn log_events() -> LogEvents {
-    LOG_EVENTS.get()
+/// Which events the server log has.
+pub fn log_events() -> EventSet {
+    let list = LOG_EVENTS.get().unwrap_or_default();
+    event_set(&list).unwrap_or_else(|_| EventSet::excess())
+}
+
+fn event_set(list: &CStr) -> Result<EventSet, String> {
+    EventSet::read(&list.to_string_lossy())
+}
+
+/// As for `cluster_limits`, but a wrong list at start is a warning.
+unsafe extern "C-unwind" fn session_limit_check_log_events(
+    value: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    _source: pg_sys::GucSource::Type,
+) -> bool {
+    // SAFETY: the server passes the new value, which ends with a zero byte.
+    match event_set(unsafe { CStr::from_ptr(*value) }) {
+        Ok(_) => true,
+        Err(why) => {
+            error::not_an_event(&why);
+            false
+        }
+    }
 }
 
 /// How many events the view keeps. No process changes it.
@@ -344,14 +356,21 @@ fn define_sweep() {
 
 /// Which events are logged, and how many are kept.
 fn define_events() {
-    GucRegistry::define_enum_guc(
-        c"session_limit.log_events",
-        c"Sets which events are logged.",
-        c"\"excess\" logs what happens for the sake of a limit; \"all\" logs every admission, too.",
-        &LOG_EVENTS,
-        GucContext::Sighup,
-        GucFlags::default(),
-    );
+    // SAFETY: the hook raises nothing, and does not panic.
+    unsafe {
+        GucRegistry::define_string_guc_with_hooks(
+            c"session_limit.log_events",
+            c"Sets which events are logged.",
+            c"A list of events, or \"none\"; \"excess\", everything that happens because of a limit; \"all\", every admission, too.",
+            &LOG_EVENTS,
+            GucContext::Sighup,
+            // GUC_LIST_INPUT, which pgrx leaves out: ALTER SYSTEM takes a list without quotes.
+            GucFlags::from_bits_retain(pg_sys::GUC_LIST_INPUT as i32),
+            Some(session_limit_check_log_events),
+            None,
+            None,
+        );
+    }
     GucRegistry::define_int_guc(
         c"session_limit.max_events",
         c"Sets how many events the view session_limit.events shows, the latest.",

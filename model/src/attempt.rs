@@ -99,8 +99,8 @@ impl<'a> Attempt<'a> {
         self.rules.may_wait.is_none() && self.limits.iter().any(|limit| self.has_time(limit))
     }
 
-    fn has_time(&self, limit: &Limit) -> bool {
-        self.rules.tried < limit.max_wait
+    pub fn has_time(&self, limit: &Limit) -> bool {
+        limit.max > 0 && self.rules.max_waiters > 0 && self.rules.tried < limit.max_wait
     }
 
     /// The first of the chosen limits that is full; if some of those are preferred, the first of these. Full

@@ -8,7 +8,7 @@ use crate::order::{find_admissible, find_exceeded, find_first};
 use crate::replace::make_room;
 use crate::session::Session;
 use crate::table::Table;
-use crate::verdict::{Admission, Ended, Excess, ShownSession, Standing, Verdict};
+use crate::verdict::{Admission, Ended, Excess, NotWaited, ShownSession, Standing, Verdict};
 
 /// Admits the login, queues it, or refuses it. If an input is missing, the login has no claim, but it may have entered
 /// the queue: the caller supplies the input and tries again. After it has dropped the lock, the caller wakes the slots
@@ -51,12 +51,19 @@ fn decide(
     if exceeded.is_some() && login.must_know_whether_to_wait() {
         return Err(Missing::Patience);
     }
-    if exceeded.is_some_and(|(limit, _)| may_wait(table, login, limit)) && enqueue(table, login) {
-        // A session that left before this login was in the queue did not wake it. So count again.
-        counter.refresh(table);
-        exceeded = find_exceeded(table, counter, login)?;
-        if exceeded.is_some_and(|(limit, _)| login.lets_wait(limit)) {
-            return Ok(Verdict::Waiting);
+    let mut not_waited = None;
+    if exceeded.is_some_and(|(limit, _)| login.has_time(limit)) {
+        not_waited = why_not_wait(table, login);
+        if not_waited.is_none() && !enqueue(table, login) {
+            not_waited = Some(NotWaited::QueueFull(table.waiters().count() as u32));
+        }
+        if not_waited.is_none() {
+            // A session that left before it saw this login in the queue did not wake it: count again.
+            counter.refresh(table);
+            exceeded = find_exceeded(table, counter, login)?;
+            if exceeded.is_some_and(|(limit, _)| login.lets_wait(limit)) {
+                return Ok(Verdict::Waiting);
+            }
         }
     }
     let over = tried_out(table, counter, login)?;
@@ -70,7 +77,10 @@ fn decide(
             Ok((excess, ended)) => {
                 Verdict::Replacing(admission(table, counter, login, over)?, ended, excess)
             }
-            Err(excess) => Verdict::Refused(excess),
+            Err(excess) => Verdict::Refused(Excess {
+                not_waited,
+                ..excess
+            }),
         },
         None => {
             claim(table, counter, login);
@@ -210,16 +220,27 @@ pub fn explain(table: &Table, login: &Attempt) -> Result<Vec<Standing>, Missing>
     login.limits.iter().map(standing).collect()
 }
 
-/// Whether the login may wait for room under the limit: by the rules, and because the queue has room for its role.
-fn may_wait(table: &Table, login: &Attempt, limit: &Limit) -> bool {
-    let (mut all, mut own, mut queued) = (0, 0, false);
+/// Why the login may not wait, if it may not: by the rules, or because the queue has no room for it.
+fn why_not_wait(table: &Table, login: &Attempt) -> Option<NotWaited> {
+    if login.rules.may_wait != Some(true) {
+        return Some(NotWaited::NothingToSpare);
+    }
+    let (mut all, mut own) = (0, 0);
     for waiter in table.waiters() {
-        queued |= waiter.slot == login.slot;
+        if waiter.slot == login.slot {
+            return None;
+        }
         all += 1;
         own += u32::from(waiter.session.role == login.session.role);
     }
     let max = login.rules.max_waiters;
-    login.lets_wait(limit) && (queued || (all < max && own < max.div_ceil(4)))
+    if all >= max {
+        Some(NotWaited::QueueFull(all))
+    } else if own >= max.div_ceil(4) {
+        Some(NotWaited::RoleQueueFull(own))
+    } else {
+        None
+    }
 }
 
 fn enqueue(table: &mut Table, login: &Attempt) -> bool {
@@ -247,6 +268,7 @@ fn excess(
         ahead,
         own: counter.count(table, own),
         shown,
+        not_waited: None,
     })
 }
 
@@ -499,7 +521,8 @@ pub mod tests {
     fn the_queue_is_bounded_and_one_role_has_a_quarter_of_it() {
         let mut memory = OwnTable::new(16, 64);
         let mut table = memory.table();
-        let full = [at_most(0, in_database(APP))];
+        let full = [at_most(1, in_database(APP))];
+        assert_eq!(attempt(&mut table, &login(15, CAROL, full)), IN);
         let queued = |table: &mut Table, slot, role| {
             let mut login = login(slot, role, full);
             login.rules.max_waiters = 6;
@@ -519,9 +542,50 @@ pub mod tests {
     fn a_refused_waiter_leaves_the_queue() {
         let mut memory = OwnTable::new(4, 16);
         let mut table = memory.table();
-        assert_eq!(attempt(&mut table, &alice(0, 0)), Verdict::Waiting);
-        refused(attempt(&mut table, &at_once(alice(0, 0))));
+        assert_eq!(attempt(&mut table, &alice(1, 1)), IN);
+        assert_eq!(attempt(&mut table, &alice(0, 1)), Verdict::Waiting);
+        refused(attempt(&mut table, &at_once(alice(0, 1))));
         assert_eq!(table.waiters().count(), 0);
+    }
+
+    #[test]
+    fn under_a_limit_of_0_nobody_waits() {
+        let mut memory = OwnTable::new(4, 16);
+        let mut table = memory.table();
+        let excess = refused(attempt(&mut table, &alice(0, 0)));
+        assert_eq!((excess.limit.max, excess.not_waited), (0, None));
+        assert_eq!(table.waiters().count(), 0);
+    }
+
+    #[test]
+    fn a_refusal_says_why_the_login_did_not_wait() {
+        let mut memory = OwnTable::new(16, 64);
+        let mut table = memory.table();
+        let full = [at_most(1, in_database(APP))];
+        assert_eq!(attempt(&mut table, &login(15, CAROL, full)), IN);
+        let six = |slot, role, may_wait| {
+            let mut login = login(slot, role, full);
+            login.rules.max_waiters = 6;
+            login.rules.may_wait = Some(may_wait);
+            login
+        };
+        let why = |table: &mut Table, login| refused(attempt(table, &login)).not_waited;
+        let spare = Some(NotWaited::NothingToSpare);
+        assert_eq!(why(&mut table, six(0, ALICE, false)), spare);
+        for slot in 1..3 {
+            assert_eq!(
+                attempt(&mut table, &six(slot, ALICE, true)),
+                Verdict::Waiting
+            );
+        }
+        let share = Some(NotWaited::RoleQueueFull(2));
+        assert_eq!(why(&mut table, six(3, ALICE, true)), share);
+        for slot in 3..7 {
+            let login = six(slot, slot as u32, true);
+            assert_eq!(attempt(&mut table, &login), Verdict::Waiting);
+        }
+        let all = Some(NotWaited::QueueFull(6));
+        assert_eq!(why(&mut table, six(8, BOB, true)), all);
     }
 
     #[test]

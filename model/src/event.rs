@@ -27,6 +27,22 @@ pub enum EventKind {
 }
 
 impl EventKind {
+    pub const ALL: [EventKind; 9] = [
+        EventKind::Admitted,
+        EventKind::Waited,
+        EventKind::Refused,
+        EventKind::Replaced,
+        EventKind::WouldRefuse,
+        EventKind::WouldReplace,
+        EventKind::Swept,
+        EventKind::Reclaimed,
+        EventKind::ConcurrentAddresses,
+    ];
+
+    fn bit(self) -> u16 {
+        1 << self as u16
+    }
+
     /// Its name in the log and in the view.
     pub fn word(self) -> &'static str {
         match self {
@@ -45,6 +61,47 @@ impl EventKind {
     /// Whether it happens without any limit being exceeded.
     pub fn is_usual(self) -> bool {
         matches!(self, EventKind::Admitted | EventKind::ConcurrentAddresses)
+    }
+}
+
+/// A set of events, as the setting `log_events` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventSet(u16);
+
+impl EventSet {
+    pub const NONE: EventSet = EventSet(0);
+
+    /// Every event of a limit: none that can happen while everybody finds room.
+    pub fn excess() -> EventSet {
+        EventSet::of(EventKind::ALL.into_iter().filter(|kind| !kind.is_usual()))
+    }
+
+    fn of(kinds: impl IntoIterator<Item = EventKind>) -> EventSet {
+        let bits = kinds.into_iter().map(EventKind::bit);
+        EventSet(bits.fold(0, |all, bit| all | bit))
+    }
+
+    /// Reads a list of events, separated by commas; `none`, `excess` and `all` stand for several. Or says what is none.
+    pub fn read(list: &str) -> Result<EventSet, String> {
+        let mut set = EventSet::NONE;
+        for word in list.split(',').map(str::trim) {
+            let is_word = |kind: &EventKind| kind.word().eq_ignore_ascii_case(word);
+            let named = match word.to_ascii_lowercase().as_str() {
+                "none" => EventSet::NONE,
+                "excess" => EventSet::excess(),
+                "all" => EventSet::of(EventKind::ALL),
+                _ => match EventKind::ALL.into_iter().find(is_word) {
+                    Some(kind) => EventSet(kind.bit()),
+                    None => return Err(format!("\"{word}\" is not an event")),
+                },
+            };
+            set.0 |= named.0;
+        }
+        Ok(set)
+    }
+
+    pub fn has(self, kind: EventKind) -> bool {
+        self.0 & kind.bit() != 0
     }
 }
 
@@ -118,4 +175,30 @@ impl Record {
         pid: 0,
         detail: FixedText::EMPTY,
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_is_a_list_of_events() {
+        let words = |list: &str| {
+            let set = EventSet::read(list).expect(list);
+            let has = EventKind::ALL.into_iter().filter(|kind| set.has(*kind));
+            has.map(EventKind::word).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(words("none"), "");
+        assert_eq!(words("refused, Swept"), "refused swept");
+        let excess = "waited refused replaced would_refuse would_replace swept reclaimed";
+        assert_eq!(words("EXCESS"), excess);
+        let audited = format!("{excess} concurrent_addresses");
+        assert_eq!(words("concurrent_addresses,excess"), audited);
+        assert_eq!(words("all").split(' ').count(), EventKind::ALL.len());
+        for wrong in ["", "refuse", "refused,", "all none"] {
+            assert!(EventSet::read(wrong).is_err(), "{wrong}");
+        }
+        let why = EventSet::read("refused, left_out");
+        assert_eq!(why, Err(r#""left_out" is not an event"#.to_string()));
+    }
 }

@@ -1,5 +1,6 @@
 //! The JSON of a label, which is also that of the setting `session_limit.cluster_limits`.
 
+use crate::json_error;
 use crate::label_target::LabelTarget;
 use crate::limit::{Names, Object, OnExcess, Per, Source};
 use crate::network::Network;
@@ -156,27 +157,16 @@ impl LabelLimit {
 
     /// The error names the field, and says what is wrong with it.
     fn check(&self, target: LabelTarget) -> Result<(), (&'static str, String)> {
-        let pers = target
-            .pers()
-            .iter()
-            .map(|per| format!("\"{}\"", per.word()));
-        let choices = pers.collect::<Vec<_>>().join(", ");
+        let choices = target.choices();
         match self.per.or(target.default_per()) {
             None => {
-                return Err((
-                    "per",
-                    format!("must be given for {}: one of {choices}", target.words()),
-                ));
+                let why = format!("must be given for {}: {choices}", target.words());
+                return Err(("per", why));
             }
             Some(per) if !target.pers().contains(&per) => {
-                return Err((
-                    "per",
-                    format!(
-                        "\"{}\" is none of {choices}, which {} has",
-                        per.word(),
-                        target.words()
-                    ),
-                ));
+                let (per, target) = (per.word(), target.words());
+                let why = format!("\"{per}\" is not allowed for {target}; use {choices}");
+                return Err(("per", why));
             }
             Some(_) => {}
         }
@@ -186,10 +176,8 @@ impl LabelLimit {
             return Err(("database", "not the name of a database".to_string()));
         }
         if target == LabelTarget::Database && self.database.is_some() {
-            return Err((
-                "database",
-                "a database's limits are about itself".to_string(),
-            ));
+            let why = "not allowed in a database's label".to_string();
+            return Err(("database", why));
         }
         Ok(())
     }
@@ -206,8 +194,11 @@ impl Written {
             let path = track.path().to_string();
             // If the JSON itself is wrong, the last part of the path may be unknown: a question mark.
             match path.trim_end_matches(['.', '?']) {
-                "" => error.to_string(),
-                path => format!("field \"{path}\": {error}"),
+                "" => match json_error::text(&error) {
+                    text if text.starts_with("is ") => format!("it {text}"),
+                    text => text,
+                },
+                path => format!("field \"{path}\": {}", json_error::text(&error)),
             }
         })
     }
@@ -285,7 +276,7 @@ fn optional_max<'de, D: Deserializer<'de>>(value: D) -> Result<Option<i32>, D::E
     max(value).map(Some)
 }
 
-/// Reads an interval of at most [`MAX_WAIT`], written as in a setting: `"5s"`, `"100ms"`, `"1min"`. A number is
+/// Reads an interval of at most [`MAX_WAIT`], written as in a setting: `"5s"`, `"0.5s"`, `"100ms"`, `"1min"`. A number is
 /// milliseconds.
 fn interval<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {
     struct Interval;
@@ -297,39 +288,55 @@ fn interval<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::
             f.write_str("an interval from 0 to 10min such as \"5s\" or \"100ms\"")
         }
 
-        fn visit_u64<E: de::Error>(self, milliseconds: u64) -> Result<Duration, E> {
-            let interval = Duration::from_millis(milliseconds);
-            let refused = || E::invalid_value(de::Unexpected::Unsigned(milliseconds), &self);
-            (interval <= MAX_WAIT)
-                .then_some(interval)
-                .ok_or_else(refused)
+        fn visit_f64<E: de::Error>(self, number: f64) -> Result<Duration, E> {
+            let refused = || E::invalid_value(de::Unexpected::Float(number), &self);
+            of_milliseconds(number).ok_or_else(refused)
+        }
+
+        fn visit_i64<E: de::Error>(self, number: i64) -> Result<Duration, E> {
+            let refused = || E::invalid_value(de::Unexpected::Signed(number), &self);
+            of_milliseconds(number as f64).ok_or_else(refused)
+        }
+
+        fn visit_u64<E: de::Error>(self, number: u64) -> Result<Duration, E> {
+            let refused = || E::invalid_value(de::Unexpected::Unsigned(number), &self);
+            of_milliseconds(number as f64).ok_or_else(refused)
         }
 
         fn visit_str<E: de::Error>(self, text: &str) -> Result<Duration, E> {
             let refused = || E::invalid_value(de::Unexpected::Str(text), &self);
-            milliseconds(text)
-                .ok_or_else(refused)
-                .and_then(|ms| self.visit_u64(ms))
+            let number = milliseconds(text);
+            number.and_then(of_milliseconds).ok_or_else(refused)
         }
     }
 
     value.deserialize_any(Interval).map(Some)
 }
 
-/// None if the text is not an interval.
-fn milliseconds(text: &str) -> Option<u64> {
+/// Whole milliseconds, rounded as the server rounds a setting. None if it is out of range.
+fn of_milliseconds(number: f64) -> Option<Duration> {
+    let rounded = number.round_ties_even();
+    let most = MAX_WAIT.as_millis() as f64;
+    (0.0..=most)
+        .contains(&rounded)
+        .then(|| Duration::from_millis(rounded as u64))
+}
+
+/// The units of `src/backend/utils/misc/guc.c`. None if the text is not an interval.
+fn milliseconds(text: &str) -> Option<f64> {
     let text = text.trim();
-    let unit_at = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at_checked(unit_at)?;
-    let factor = match unit.trim_start() {
-        "" | "ms" => 1,
-        "s" => 1000,
-        "min" => 60_000,
+    let is_unit = |char: char| char.is_ascii_alphabetic() && !matches!(char, 'e' | 'E');
+    let (number, unit) = text.split_at(text.find(is_unit).unwrap_or(text.len()));
+    let factor = match unit {
+        "us" => 0.001,
+        "" | "ms" => 1.0,
+        "s" => 1000.0,
+        "min" => 60_000.0,
+        "h" => 3_600_000.0,
+        "d" => 86_400_000.0,
         _ => return None,
     };
-    number.parse::<u64>().ok()?.checked_mul(factor)
+    Some(number.trim_end().parse::<f64>().ok()? * factor)
 }
 
 /// What is wrong with a label that a login has read.
@@ -415,6 +422,13 @@ mod tests {
             ("250", 250),
             ("\"0\"", 0),
             ("\"10min\"", 600_000),
+            ("\"0.5s\"", 500),
+            ("\"500us\"", 0),
+            ("\"1500us\"", 2),
+            ("\"0.1h\"", 360_000),
+            ("\"0.001d\"", 86_400),
+            ("\"1e2\"", 100),
+            ("1.6", 2),
         ];
         for (written, ms) in table {
             let label = good(
@@ -427,45 +441,48 @@ mod tests {
 
     /// One case a line: what the label is on, the label, and a part of the error.
     const WRONG: &str = r##"
-        role => EOF
-        role [] => expected a label
-        role {} x => trailing characters
-        role {"max": 1 => EOF while parsing an object
-        role {"limits": [{"max": 1 => field "limits[0]": EOF while parsing an object
+        role => end of the text in a value
+        role [] => it is an array; expected a label
+        role {} x => trailing characters at character 4
+        role {"max": 1 => end of the text in an object at character 9
+        role {"limits": [{"max": 1 => field "limits[0]": end of the text in an object
         role {"limits": [[1, null, null, null, null, 5, null]]} => field "limits[0]":
         role {"maximum": 1} => unknown field "maximum"
         role {"limits": [{"max": 1}, {"max": 2, "per": "address", "color": 3}]} => unknown field "limits[1].color"
-        role {"max": "1"} => field "max": invalid type: string "1"
-        role {"max": 1.5} => field "max": invalid type: floating point
-        role {"max": -2} => field "max": invalid value: integer `-2`, expected an integer from -1 to 262143
-        role {"max": 262144} => field "max": invalid value: integer `262144`
-        role {"max": 1, "max": 2} => duplicate field `max`
-        role {"max": null} => field "max": invalid type: null
-        role {"limits": [{"per": "role"}]} => field "limits[0]": missing field `max`
-        role {"limits": {"max": 1}} => field "limits": invalid type: map
+        role {"max": "1"} => field "max": is "1"; expected an integer from -1 to 262143
+        role {"max": 1.5} => field "max": is 1.5; expected an integer
+        role {"max": -2} => field "max": is -2; expected an integer from -1 to 262143
+        role {"max": 262144} => field "max": is 262144; expected
+        role {"max": 1, "max": 2} => duplicate field "max"
+        role {"max": null} => field "max": is null; expected an integer
+        role {"limits": [{"per": "role"}]} => field "limits[0]": missing field "max"
+        role {"limits": {"max": 1}} => field "limits": is an object; expected an array
         role {"limits": [], "max": 1} => field "max": "limits" is given, too
         role {"network": "10.0.0.0/8"} => field "network": belongs to a limit
-        role {"max": 1, "per": "week"} => field "per": unknown variant `week`
-        role {"max": 1, "per": "group"} => field "per": "group" is none of "role", "address"
+        role {"max": 1, "per": "week"} => field "per": unknown value "week", expected one of "role", "address"
+        role {"max": 1, "per": "group"} => field "per": "group" is not allowed for a role; use "role" or "address"
         role {"max": 1, "per": "database"} => field "per"
         role {"max": 1, "network": "10.0.0.1/8"} => field "network": "10.0.0.1/8" has bits set
         role {"limits": [{"max": 1, "network": "ten"}]} => field "limits[0].network": "ten" is not a network
-        role {"max": 1, "database": 5} => field "database": invalid type: integer `5`
-        role {"max": 1, "max_wait": "5 weeks"} => field "max_wait": invalid value: string "5 weeks", expected an interval
-        role {"max": 1, "max_wait": "11min"} => field "max_wait": invalid value
-        role {"max": 1, "max_wait": -5} => field "max_wait": invalid
-        role {"on_excess": "replace"} => field "on_excess": unknown variant `replace`
-        role {"max": 1, "enforcement": "off"} => field "enforcement": unknown variant `off`
-        role {"exempt": "yes"} => field "exempt": invalid type: string "yes"
+        role {"max": 1, "database": 5} => field "database": is 5; expected a string
+        role {"max": 1, "max_wait": "5 weeks"} => field "max_wait": is "5 weeks"; expected an interval
+        role {"max": 1, "max_wait": "11min"} => field "max_wait": is "11min"; expected
+        role {"max": 1, "max_wait": "1d"} => field "max_wait": is "1d"; expected
+        role {"max": 1, "max_wait": "-1s"} => field "max_wait": is "-1s"; expected
+        role {"max": 1, "max_wait": [5]} => field "max_wait": is an array; expected an interval
+        role {"max": 1, "max_wait": -5} => field "max_wait": is -5; expected
+        role {"on_excess": "replace"} => field "on_excess": unknown value "replace"
+        role {"max": 1, "enforcement": "off"} => field "enforcement": unknown value "off"
+        role {"exempt": "yes"} => field "exempt": is "yes"; expected true or false
         role {"limits": [{"max": 1}, {"max": 2, "per": "role"}]} => field "limits[1]": same "per", "database" and "network" as limits[0]
         role {"limits": [{"max": 1, "network": "10.0.0.0/8"}, {"max": 2, "network": "::ffff:10.0.0.0/104"}]} => field "limits[1]": same
-        role {"limits": [{"max": 1}, {"max": 1, "per": "group"}]} => field "limits[1].per": "group" is none of
+        role {"limits": [{"max": 1}, {"max": 1, "per": "group"}]} => field "limits[1].per": "group" is not allowed for a role
         role {"max": 1, "database": ""} => field "database": not the name
         role {"max": 1, "database": "a\u0000b"} => field "database": not the name of a database
-        group {"max": 1} => field "per": must be given for a group: one of "role", "address", "group"
-        group {"max": 1, "per": "cluster"} => field "per": "cluster" is none of
-        database {"max": 1, "per": "group"} => field "per": "group" is none of
-        database {"max": 1, "database": "app"} => field "database": a database's limits
+        group {"max": 1} => field "per": must be given for a group: "role", "address" or "group"
+        group {"max": 1, "per": "cluster"} => field "per": "cluster" is not allowed for a group; use "role", "address" or "group"
+        database {"max": 1, "per": "group"} => field "per": "group" is not allowed for a database
+        database {"max": 1, "database": "app"} => field "database": not allowed in a database's label
         database {"exempt": true} => field "exempt": not for a database
         cluster {"max": 1} => field "per": must be given for the cluster
         cluster {"exempt": true} => field "exempt": not for the cluster

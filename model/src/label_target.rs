@@ -61,6 +61,20 @@ impl LabelTarget {
     }
 
     /// What it is called in a message.
+    /// These in words, such as `"role" or "address"`.
+    pub fn choices(self) -> String {
+        let words: Vec<String> = self
+            .pers()
+            .iter()
+            .map(|per| format!("\"{}\"", per.word()))
+            .collect();
+        match words.split_last() {
+            Some((last, [])) => last.clone(),
+            Some((last, others)) => format!("{} or {last}", others.join(", ")),
+            None => String::new(),
+        }
+    }
+
     pub fn words(self) -> &'static str {
         match self {
             LabelTarget::Role => "a role",

@@ -33,6 +33,7 @@ pub mod count;
 pub mod counters;
 pub mod decide;
 pub mod event;
+pub mod json_error;
 pub mod label;
 pub mod label_changes;
 pub mod label_target;

@@ -53,6 +53,29 @@ pub struct Excess {
     pub own: u32,
     /// The first five of these, so that a message stays short.
     pub shown: [Option<ShownSession>; 5],
+    /// Why the login was refused without waiting, though the limit lets it wait.
+    pub not_waited: Option<NotWaited>,
+}
+
+/// Why a login may not wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotWaited {
+    /// So many logins wait already, as many as may.
+    QueueFull(u32),
+    /// So many logins of its role wait already, as many as may.
+    RoleQueueFull(u32),
+    /// Only connections that the server reserves would be left, or its own timeout comes too soon.
+    NothingToSpare,
+}
+
+impl NotWaited {
+    pub fn word(self) -> &'static str {
+        match self {
+            NotWaited::QueueFull(_) => "queue_full",
+            NotWaited::RoleQueueFull(_) => "role_queue_full",
+            NotWaited::NothingToSpare => "nothing_to_spare",
+        }
+    }
 }
 
 /// What a login may learn of another session of its role.

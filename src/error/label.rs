@@ -2,6 +2,7 @@
 
 use crate::error::report::{Report, composed, sentence};
 use crate::pg::catalog;
+use model::event::EventKind;
 use model::label::{LabelProblem, MAX_LABEL_BYTES};
 use model::label_target::LabelTarget;
 use model::limit::{Object, Source};
@@ -114,6 +115,17 @@ pub fn label_is_invalid(object: Object, why: &str) -> ! {
 
 /// The value that a setting was to have is no good: the server says which, and keeps the old one.
 pub fn bad_setting(why: &str, target: LabelTarget) {
+    say_of_setting(sentence(why), example(target));
+}
+
+/// The list that `log_events` was to have names something else.
+pub fn not_an_event(why: &str) {
+    let words = EventKind::ALL.map(EventKind::word).join(", ");
+    let hint = format!("Name none, excess, all, or some of {words}.");
+    say_of_setting(sentence(why), hint);
+}
+
+fn say_of_setting(detail: String, hint: String) {
     let say = |text: String| {
         let text = composed(text.into_bytes());
         // SAFETY: what the macros GUC_check_errdetail and GUC_check_errhint do; the text is copied.
@@ -124,8 +136,8 @@ pub fn bad_setting(why: &str, target: LabelTarget) {
     };
     // SAFETY: variables of this process, for the check hook that calls this.
     unsafe {
-        pg_sys::GUC_check_errdetail_string = say(sentence(why));
-        pg_sys::GUC_check_errhint_string = say(example(target));
+        pg_sys::GUC_check_errdetail_string = say(detail);
+        pg_sys::GUC_check_errhint_string = say(hint);
     }
 }
 
@@ -141,5 +153,5 @@ pub fn cannot_start(value: &CStr, why: &str, target: LabelTarget) -> ! {
 }
 
 fn example(target: LabelTarget) -> String {
-    format!("A right one is: {}", target.example())
+    format!("Example: {}", target.example())
 }

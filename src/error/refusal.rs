@@ -8,7 +8,7 @@ use crate::pg::catalog;
 use crate::pg::client::{self, has_database_encoding, own_database, own_role};
 use crate::pg::compat;
 use model::limit::{Limit, Object, Scope, Source, Who};
-use model::verdict::{Excess, ShownSession};
+use model::verdict::{Excess, NotWaited, ShownSession};
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
 use std::ffi::{CStr, CString};
@@ -79,6 +79,12 @@ pub fn too_many(
 ) -> ! {
     let hint = match hint {
         Some(hint) => Text::Composed(hint),
+        None if excess.limit.max == 0 => {
+            Text::literal(c"Under this limit no login is let in; ask for it to be raised.")
+        }
+        None if not_waited(excess, waited).is_some() => {
+            Text::literal(c"Try again in a moment, or ask for session_limit.max_waiters or the limit to be raised.")
+        }
         None if excess.own > 0 => {
             Text::literal(c"Close one of these sessions, or ask for the limit to be raised.")
         }
@@ -209,6 +215,9 @@ fn what_is_in_the_way(excess: &Excess, waited: Option<Duration>, told: Option<u3
     if let Some(waited) = waited {
         text.extend(format!(" The login waited {} ms for room.", waited.as_millis()).bytes());
     }
+    if let Some(why) = not_waited(excess, waited) {
+        text.extend(format!(" The login did not wait: {}.", cannot_wait(why)).bytes());
+    }
     if told.is_none() && limit.replaces() && *own > 0 {
         text.extend(b" None of these sessions may be replaced now.");
     }
@@ -219,6 +228,31 @@ fn what_is_in_the_way(excess: &Excess, waited: Option<Duration>, told: Option<u3
         );
     }
     text
+}
+
+fn not_waited(excess: &Excess, waited: Option<Duration>) -> Option<NotWaited> {
+    excess.not_waited.filter(|_| waited.is_none())
+}
+
+fn cannot_wait(why: NotWaited) -> String {
+    let wait = |number| match number {
+        1 => "1 login".to_string(),
+        _ => format!("{number} logins"),
+    };
+    match why {
+        NotWaited::QueueFull(number) => {
+            let logins = wait(number);
+            format!("{logins} wait already, as many as session_limit.max_waiters allows")
+        }
+        NotWaited::RoleQueueFull(number) => {
+            let logins = wait(number);
+            format!("{logins} of this role wait already, its share of session_limit.max_waiters")
+        }
+        NotWaited::NothingToSpare => {
+            "the connections that are left are reserved, or authentication_timeout leaves no time"
+                .to_string()
+        }
+    }
 }
 
 /// How many of the sessions are the role's own, and the first few of those.

@@ -24,9 +24,10 @@ use crate::pg::client::Client;
 use crate::pg::connect_privilege::may_connect;
 use crate::record::decision::{Decision, Outcome};
 use crate::record::{self, events};
-use crate::settings::{self, Enforcement, LogEvents, Settings};
+use crate::settings::{self, Enforcement, Settings};
 use crate::{error, slot};
 use model::attempt::{Attempt, Replacing, Rules};
+use model::event::EventKind;
 use model::label::LabelProblem;
 use model::limit::Limit;
 use model::members::Members;
@@ -138,7 +139,7 @@ fn decide(client: &Client, wait: &Wait, asked: &Asked) -> Verdict {
             min_age: settings.replace_min_age,
             idle_after: settings.replace_idle_after,
         },
-        audit: settings::log_events() == LogEvents::All,
+        audit: settings::log_events().has(EventKind::ConcurrentAddresses),
     };
     let may_wait = || wait.may_wait(client, limits);
     let inputs = Inputs {

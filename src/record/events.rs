@@ -6,14 +6,14 @@
 use crate::pg::backend::now;
 use crate::pg::{catalog, client};
 use crate::record::decision::{Decision, Outcome};
-use crate::settings::{self, LogEvents};
+use crate::settings;
 use crate::shmem;
 use model::event::{EventKind, FixedText, Record};
 use model::label::LabelProblem;
 use model::limit::{Limit, Names, Object};
 use model::session::Session;
 use model::throttle::{LineKey, Suppressed};
-use model::verdict::{Admission, Ended, Excess};
+use model::verdict::{Admission, Ended, Excess, NotWaited};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSqlErrorCode};
 use serde::{Serialize, Serializer};
@@ -70,6 +70,9 @@ struct OverLimit {
     max: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     waited_ms: Option<u128>,
+    /// Why it did not wait, though the limit lets it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_waited: Option<&'static str>,
     /// The process IDs of the first few sessions that end for the login.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     ended_pids: Vec<u32>,
@@ -78,8 +81,8 @@ struct OverLimit {
 /// How a login ended.
 pub fn decided(decision: &Decision) {
     let (admission, kind, detail) = what_happened(decision);
-    // Admissions are recorded only with log_events = all: they would push everything else out of the ring.
-    if !kind.is_usual() || settings::log_events() == LogEvents::All {
+    // Admissions are recorded only if the log has them, too: they would push everything else out of the ring.
+    if !kind.is_usual() || settings::log_events().has(kind) {
         tell(&of_login(decision, kind, detail));
     }
     if let Some(other) = admission.and_then(|admission| admission.elsewhere) {
@@ -140,6 +143,10 @@ fn of_login(decision: &Decision, kind: EventKind, detail: Detail) -> Event {
 fn over_limit(excess: &Excess, ended: &Ended, waited: Option<Duration>) -> Detail {
     Detail::Over(OverLimit {
         waited_ms: waited.map(|waited| waited.as_millis()),
+        not_waited: excess
+            .not_waited
+            .filter(|_| waited.is_none())
+            .map(NotWaited::word),
         ended_pids: ended.shown.iter().flatten().copied().collect(),
         ..of_limit(&excess.limit, excess.in_use, &client::name_of)
     })
@@ -154,6 +161,7 @@ fn of_limit(limit: &Limit, in_use: u32, names: Names) -> OverLimit {
         in_use,
         max: limit.max,
         waited_ms: None,
+        not_waited: None,
         ended_pids: Vec::new(),
     }
 }
@@ -212,7 +220,7 @@ pub fn cannot_read_limits(why: &str) {
 /// whoever asks for them wants all of them.
 fn tell(event: &Event) {
     let usual = event.kind.is_usual();
-    let logged = settings::log_events() != LogEvents::None;
+    let logged = settings::log_events().has(event.kind);
     let (mut record, key) = (event.record(), event.key());
     let (fits, suppressed) = shmem::event_log(|log| {
         record.time = now();

@@ -4,6 +4,7 @@
 use crate::lookup::Labels;
 use crate::pg::catalog::{Database, Role};
 use crate::{error, shmem};
+use model::json_error;
 use model::label::{Label, LabelLimit};
 use model::label_target::LabelTarget;
 use model::limit::Object;
@@ -107,10 +108,10 @@ fn edited(
     let has_key = |other: &LabelLimit| Some(other.key(target)) == key;
     let position = read.limits.iter().position(has_key);
     let limit: Value =
-        serde_json::from_str(limit).map_err(|error| Wrong::Limit(error.to_string()))?;
+        serde_json::from_str(limit).map_err(|error| Wrong::Limit(json_error::text(&error)))?;
 
     let mut label: Map<String, Value> =
-        serde_json::from_slice(label).map_err(|error| Wrong::Label(error.to_string()))?;
+        serde_json::from_slice(label).map_err(|error| Wrong::Label(json_error::text(&error)))?;
     let mut limits = match label.remove("limits") {
         Some(Value::Array(limits)) => limits,
         _ => written_out(&mut label),

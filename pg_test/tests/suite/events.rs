@@ -276,6 +276,22 @@ fn log_events(server: &Server) {
     assert_eq!(three_logins(), pair(all, all), "all");
     cluster.set(&[("session_limit.log_events", "excess")]);
     assert_eq!(three_logins(), pair("refused", "refused"), "excess again");
+    cluster.set(&[("session_limit.log_events", "excess, concurrent_addresses")]);
+    let audited = "concurrent_addresses refused";
+    assert_eq!(three_logins(), pair(audited, audited), "a list");
+    cluster.set(&[("session_limit.log_events", "Waited")]);
+    assert_eq!(three_logins(), pair("", "refused"), "another");
+
+    let mut superuser = cluster.superuser();
+    superuser.query("ALTER SYSTEM SET session_limit.log_events = refused, swept");
+    let wrong = "ALTER SYSTEM SET session_limit.log_events = refused, left_out";
+    let error = superuser.try_query(wrong).expect_err("no event");
+    assert_eq!(error.sqlstate(), "22023");
+    assert_eq!(error.detail(), r#""left_out" is not an event."#);
+    assert!(
+        error.hint().contains("would_refuse, would_replace"),
+        "{error:?}"
+    );
 }
 
 fn what_is_usual_is_logged_however_often(server: &Server) {

@@ -4,8 +4,11 @@ use crate::scene::{admitted, refused, wait_until};
 use pg_test::client::Target;
 use pg_test::cluster::Cluster;
 use pg_test::server::Server;
+use pg_test::wait_for;
 
 tests![
+    who_cannot_wait_is_told_why,
+    under_a_limit_of_0_nobody_waits,
     over_a_roles_limit,
     over_a_databases_limit,
     many_sessions_are_summed_up,
@@ -142,7 +145,7 @@ fn a_limit_of_zero(server: &Server) {
         );
         assert_eq!(
             refusal.hint(),
-            "Try again later, or ask for the limit to be raised."
+            "Under this limit no login is let in; ask for it to be raised."
         );
     }
 }
@@ -322,4 +325,54 @@ fn names_with_odd_characters(server: &Server) {
         "{}",
         refusal.detail()
     );
+}
+
+/// The queue is full for the role: its logins are told that they did not wait, and why.
+fn who_cannot_wait_is_told_why(server: &Server) {
+    let cluster = Cluster::start(
+        server,
+        &[
+            ("session_limit.max_wait", "10min"),
+            ("authentication_timeout", "10min"),
+            ("session_limit.max_waiters", "4"),
+        ],
+    );
+    cluster.sql(&[
+        "CREATE ROLE alice LOGIN CONNECTION LIMIT 1",
+        "CREATE EXTENSION session_limit",
+    ]);
+    let alice = cluster.login_of("alice");
+    let _first = alice.login().expect("the first");
+    let waits = {
+        let mut connection = alice.connect();
+        connection.send_startup(&alice);
+        connection
+    };
+    let mut superuser = cluster.superuser();
+    let waiting = "SELECT sum(waiting) FROM session_limit.usage";
+    wait_for("the second to wait", || {
+        (superuser.value(waiting) == "1").then_some(())
+    });
+    let refusal = alice.login().err().expect("the third");
+    assert_eq!(refusal.sqlstate(), "53300");
+    let why = "The login did not wait: 1 login of this role wait already, its share of session_limit.max_waiters.";
+    assert!(refusal.detail().contains(why), "{refusal:?}");
+    assert!(
+        refusal.hint().contains("session_limit.max_waiters"),
+        "{refusal:?}"
+    );
+    let event = "SELECT detail->>'not_waited' FROM session_limit.events WHERE event = 'refused'";
+    assert_eq!(superuser.value(event), "role_queue_full");
+    drop(waits);
+}
+
+/// Nobody can ever fit: so nobody waits, and nobody is told to try again.
+fn under_a_limit_of_0_nobody_waits(server: &Server) {
+    let cluster = Cluster::start(server, &[("session_limit.max_wait", "10min")]);
+    cluster.sql(&["CREATE ROLE alice LOGIN CONNECTION LIMIT 0"]);
+    let refusal = cluster.login_of("alice").login().err().expect("refused");
+    assert_eq!(refusal.sqlstate(), "53300");
+    assert!(!refusal.detail().contains("waited"), "{refusal:?}");
+    let hint = "Under this limit no login is let in; ask for it to be raised.";
+    assert_eq!(refusal.hint(), hint);
 }
