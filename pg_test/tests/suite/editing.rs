@@ -345,7 +345,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     (
         "set_limit(1, role => 'alice', max_wait => '1 hour')",
         "22023",
-        r#"max_wait": is "1 hour"; expected"#,
+        r#"max_wait": is 3600000; expected"#,
     ),
     (
         "set_limit(1, role => 'alice', max_wait => '-1 s')",
