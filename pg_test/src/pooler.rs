@@ -111,7 +111,8 @@ pub fn version() -> String {
 fn pgbouncer() -> (PathBuf, PathBuf) {
     let _lock = packages::lock();
     let copy = place::servers().join("pgbouncer");
-    copy_once(&packages::pgbouncer(), &copy);
+    let unpacked = packages::pgbouncer().unwrap_or_else(|why| panic!("{why}"));
+    copy_once(&unpacked, &copy);
     (
         copy.join("usr/sbin/pgbouncer"),
         packages::debian_libraries(&copy),

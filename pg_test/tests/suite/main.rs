@@ -23,6 +23,7 @@ mod clients;
 mod cold;
 mod connection_limits;
 mod crash;
+mod drivers;
 mod editing;
 mod events;
 mod groups;
@@ -52,6 +53,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("cold", cold::TESTS),
     ("connection_limits", connection_limits::TESTS),
     ("crash", crash::TESTS),
+    ("drivers", drivers::TESTS),
     ("editing", editing::TESTS),
     ("events", events::TESTS),
     ("groups", groups::TESTS),
