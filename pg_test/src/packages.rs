@@ -65,10 +65,12 @@ pub fn node_modules(name: &str, packages: &[&str]) -> Result<PathBuf, String> {
     })
 }
 
-/// PgJDBC; returns its jar. Debian has one version of it in each release.
+/// PgJDBC of Debian 12; returns its jar.
 pub fn pgjdbc() -> Result<PathBuf, String> {
     let root = debian("pgjdbc", &["libpostgresql-jdbc-java"])?;
-    Ok(root.join("usr/share/java/postgresql.jar"))
+    let jar = root.join("usr/share/java/postgresql-42.5.5.jar");
+    let found = jar.exists().then_some(jar);
+    found.ok_or_else(|| "this system has another PgJDBC".to_string())
 }
 
 /// A download of this name, made by `get` in an empty folder unless it is there.

@@ -1,6 +1,6 @@
 """psycopg2 or psycopg 3 as a client: what a program sees of a refused and of a replaced session.
 
-Usage: with_psycopg.py MODULE PORT. For each line of its input, what to do, it prints one line of JSON: what it was
+Usage: with_psycopg.py MODULE HOST PORT. For each line of its input, what to do, it prints one line of JSON: what it was
 shown, in order. In "idle" it says "in" before that, and goes on at the next line.
 """
 
@@ -9,7 +9,7 @@ import json
 import sys
 
 driver = importlib.import_module(sys.argv[1])
-TARGET = {"host": "127.0.0.1", "port": sys.argv[2], "user": "alice", "dbname": "postgres"}
+TARGET = {"host": sys.argv[2], "port": sys.argv[3], "user": "alice", "dbname": "postgres"}
 
 
 def seen(at, error):

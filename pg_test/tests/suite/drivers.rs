@@ -3,6 +3,7 @@
 
 use pg_test::client::{Refusal, Session};
 use pg_test::cluster::Cluster;
+use pg_test::pooler::{self, Pooler};
 use pg_test::server::Server;
 use pg_test::{PATIENCE, packages, place, say, try_run, wait_for};
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,7 @@ use std::thread;
 tests![
     psycopg2,
     psycopg_3,
+    pgbouncer,
     asyncpg,
     node_postgres,
     node_postgres_without_a_listener,
@@ -36,7 +38,8 @@ struct Shows {
 fn psycopg2(server: &Server) {
     let script = || {
         let folder = packages::psycopg2()?;
-        Ok(python("with_psycopg.py", &[&folder], &["psycopg2"]))
+        let arguments = ["psycopg2", "127.0.0.1"];
+        Ok(python("with_psycopg.py", &[&folder], &arguments))
     };
     let shows = Shows {
         refused: &[
@@ -49,15 +52,6 @@ fn psycopg2(server: &Server) {
 }
 
 fn psycopg_3(server: &Server) {
-    let script = || {
-        let folders = [
-            packages::try_wheel("psycopg-3.3.9", "psycopg==3.3.9", &[])?,
-            packages::try_wheel("psycopg-binary-3.3.9", "psycopg-binary==3.3.9", &[])?,
-            packages::try_wheel("typing-extensions-4.16.0", "typing_extensions==4.16.0", &[])?,
-        ];
-        let folders = folders.each_ref().map(|folder| folder.as_path());
-        Ok(python("with_psycopg.py", &folders, &["psycopg"]))
-    };
     let shows = Shows {
         refused: &[
             "login OperationalError -: connection failed: connection to server at \"127.0.0.1\", port PORT failed: FATAL:  too many connections for role \"alice\", DETAIL in the message, HINT in the message",
@@ -69,7 +63,49 @@ fn psycopg_3(server: &Server) {
             "query AdminShutdown 57P01: terminating connection due to administrator command, DETAIL",
         ],
     };
+    let script = || {
+        let mut script = psycopg()?;
+        script.arg("127.0.0.1");
+        Ok(script)
+    };
     check(server, script, &shows);
+}
+
+/// psycopg 3 through PgBouncer. A client that has a server session sees what becomes of it; another does not. A refusal
+/// is PgBouncer's: the server's message, and nothing else of the server's.
+fn pgbouncer(server: &Server) {
+    const REPLACED: &str =
+        "query AdminShutdown 57P01: terminating connection due to administrator command, DETAIL";
+    for (mode, idle) in [("session", &[REPLACED][..]), ("transaction", &[])] {
+        let script = || {
+            packages::pgbouncer()?;
+            psycopg()
+        };
+        let Some(mut script) = available(script) else {
+            return;
+        };
+        let version = pooler::version();
+        if version != "PgBouncer 1.18.0" {
+            return skip(&format!("this system has {version}"));
+        }
+        let stage = Stage::new(server);
+        let pooler = || Pooler::start(&stage.cluster, "alice", mode, 1);
+        let fresh = pooler();
+        script.arg(&stage.cluster.dir);
+        let mut driver = Driver::process(script, &stage, fresh.port);
+        // In a pool that has had a server session, who is refused one waits for the next.
+        let refused = stage.refused(&mut driver);
+        drop(fresh);
+        let _pooler = pooler();
+        let shown = [
+            refused,
+            stage.replaced_idle(&mut driver),
+            stage.replaced_busy(&mut driver),
+        ];
+        let shown = shown.map(|outcome| outcome.errors.iter().map(Error::line).collect::<Vec<_>>());
+        let refused = "login OperationalError -: connection failed: connection to server on socket \"DIR/.s.PGSQL.PORT\" failed: FATAL:  too many connections for role \"alice\"";
+        assert_eq!(shown, [&[refused], idle, &[REPLACED]], "{mode}");
+    }
 }
 
 fn asyncpg(server: &Server) {
@@ -203,6 +239,17 @@ fn python(script: &str, folders: &[&Path], arguments: &[&str]) -> Command {
     python
 }
 
+/// psycopg 3, told where to log in by what is appended.
+fn psycopg() -> Result<Command, String> {
+    let folders = [
+        packages::try_wheel("psycopg-3.3.9", "psycopg==3.3.9", &[])?,
+        packages::try_wheel("psycopg-binary-3.3.9", "psycopg-binary==3.3.9", &[])?,
+        packages::try_wheel("typing-extensions-4.16.0", "typing_extensions==4.16.0", &[])?,
+    ];
+    let folders = folders.each_ref().map(|folder| folder.as_path());
+    Ok(python("with_psycopg.py", &folders, &["psycopg"]))
+}
+
 fn node(script: &str) -> Result<Command, String> {
     let wanted = ["pg@8.23.1", "pg-protocol@1.16.1", "postgres@3.4.9"];
     let modules = packages::node_modules("node-pg-8.23.1-postgres-3.4.9", &wanted)?;
@@ -224,22 +271,21 @@ fn stage(
     server: &Server,
     script: impl FnOnce() -> Result<Command, String>,
 ) -> Option<(Stage, Driver)> {
-    let script = {
-        let _lock = packages::lock();
-        script()
-    };
-    match script {
-        Ok(script) => {
-            let stage = Stage::new(server);
-            let driver = Driver::process(script, &stage);
-            Some((stage, driver))
-        }
-        Err(why) => {
-            let last = why.lines().rfind(|line| !line.trim().is_empty());
-            say(format_args!("skipped: {}", last.unwrap_or("no driver")));
-            None
-        }
-    }
+    let script = available(script)?;
+    let stage = Stage::new(server);
+    let driver = Driver::process(script, &stage, stage.cluster.port);
+    Some((stage, driver))
+}
+
+/// A driver's command, or a line that says why there is none.
+fn available(script: impl FnOnce() -> Result<Command, String>) -> Option<Command> {
+    let _lock = packages::lock();
+    script().map_err(|why| skip(&why)).ok()
+}
+
+fn skip(why: &str) {
+    let last = why.lines().rfind(|line| !line.trim().is_empty());
+    say(format_args!("skipped: {}", last.unwrap_or("no driver")));
 }
 
 /// A cluster with a role alice, who may have one session.
@@ -260,32 +306,11 @@ impl Stage {
 
     fn check(&self, mut driver: Driver, shows: &Shows) {
         let driver = &mut driver;
-        let holder = self.holder(r#"{"max": 1, "max_wait": 0}"#);
-        let refused = self.outcome(driver, "login", |_| ());
-        drop(holder);
-
-        let holder = self.holder(r#"{"max": 1, "max_wait": "5min"}"#);
-        let let_in = self.outcome(driver, "login", |_| {
-            self.wait_for_waiter();
-            holder.close();
-        });
-
-        let holder = self.holder(r#"{"max": 1, "max_wait": "300ms"}"#);
-        let late = self.outcome(driver, "login", |_| ());
-        drop(holder);
-
-        let idle = self.outcome(driver, "idle", |driver| {
-            assert_eq!(driver.line().as_deref(), Some("in"));
-            let newer = self.replace();
-            driver.say("go on");
-            newer
-        });
-
-        let busy = self.outcome(driver, "busy", |_| {
-            self.wait_until("SELECT count(*) = 1 FROM pg_stat_activity WHERE usename = 'alice' AND state = 'active' AND wait_event = 'PgSleep'");
-            self.replace()
-        });
-
+        let refused = self.refused(driver);
+        let let_in = self.let_in(driver);
+        let late = self.refused_late(driver);
+        let idle = self.replaced_idle(driver);
+        let busy = self.replaced_busy(driver);
         let expected = [
             ("refused", &refused, shows.refused),
             ("refused after it has waited", &late, shows.refused),
@@ -303,6 +328,40 @@ impl Stage {
         assert!(waited.contains("The login waited 3"), "{waited}");
     }
 
+    fn refused(&self, driver: &mut Driver) -> Outcome {
+        let _holder = self.holder(r#"{"max": 1, "max_wait": 0}"#);
+        self.outcome(driver, "login", |_| ())
+    }
+
+    fn let_in(&self, driver: &mut Driver) -> Outcome {
+        let holder = self.holder(r#"{"max": 1, "max_wait": "5min"}"#);
+        self.outcome(driver, "login", |_| {
+            self.wait_until("SELECT coalesce(sum(waiting), 0) = 1 FROM session_limit.usage WHERE per = 'role' AND subject = 'alice'");
+            holder.close();
+        })
+    }
+
+    fn refused_late(&self, driver: &mut Driver) -> Outcome {
+        let _holder = self.holder(r#"{"max": 1, "max_wait": "300ms"}"#);
+        self.outcome(driver, "login", |_| ())
+    }
+
+    fn replaced_idle(&self, driver: &mut Driver) -> Outcome {
+        self.outcome(driver, "idle", |driver| {
+            assert_eq!(driver.line().as_deref(), Some("in"));
+            let newer = self.replace();
+            driver.say("go on");
+            newer
+        })
+    }
+
+    fn replaced_busy(&self, driver: &mut Driver) -> Outcome {
+        self.outcome(driver, "busy", |_| {
+            self.wait_until("SELECT count(*) = 1 FROM pg_stat_activity WHERE usename = 'alice' AND state = 'active' AND wait_event = 'PgSleep'");
+            self.replace()
+        })
+    }
+
     /// Lets a driver do something, and something happen meanwhile.
     fn outcome<T>(
         &self,
@@ -316,7 +375,11 @@ impl Stage {
         let line = driver.line();
         let line =
             line.unwrap_or_else(|| panic!("{what}: the driver has ended:\n{}", self.stderr()));
-        let line = line.replace(&self.cluster.port.to_string(), "PORT");
+        // What is another each time.
+        let line = [self.cluster.port, self.cluster.port ^ 1]
+            .iter()
+            .fold(line, |line, port| line.replace(&port.to_string(), "PORT"))
+            .replace(&self.cluster.dir.display().to_string(), "DIR");
         let errors = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"));
         drop(kept);
         Outcome {
@@ -327,7 +390,8 @@ impl Stage {
 
     /// A session of alice's under this label, when all others are gone.
     fn holder(&self, label: &str) -> Session {
-        self.label(label);
+        self.wait_until("SELECT count(*) = 0 FROM session_limit.sessions WHERE usename = 'alice'");
+        self.cluster.sql(&[&set_label(label)]);
         let holder = self.cluster.login_of("alice").login();
         holder.unwrap_or_else(|refusal: Refusal| panic!("{refusal:?}"))
     }
@@ -338,15 +402,6 @@ impl Stage {
         self.cluster.sql(&[&set_label(label)]);
         let newer = self.cluster.login_from("alice", "127.0.0.2").login();
         newer.unwrap_or_else(|refusal| panic!("{refusal:?}"))
-    }
-
-    fn label(&self, label: &str) {
-        self.wait_until("SELECT count(*) = 0 FROM session_limit.sessions WHERE usename = 'alice'");
-        self.cluster.sql(&[&set_label(label)]);
-    }
-
-    fn wait_for_waiter(&self) {
-        self.wait_until("SELECT coalesce(sum(waiting), 0) = 1 FROM session_limit.usage WHERE per = 'role' AND subject = 'alice'");
     }
 
     fn wait_until(&self, sql: &str) {
@@ -378,9 +433,9 @@ struct Driver {
 }
 
 impl Driver {
-    fn process(mut script: Command, stage: &Stage) -> Driver {
+    fn process(mut script: Command, stage: &Stage, port: u16) -> Driver {
         let errors = File::create(stage.cluster.dir.join("driver")).expect("a file for errors");
-        script.arg(stage.cluster.port.to_string());
+        script.arg(port.to_string());
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("PG") {
                 script.env_remove(name);
