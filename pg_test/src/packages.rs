@@ -57,11 +57,19 @@ pub fn try_wheel(name: &str, package: &str, options: &[&str]) -> Result<PathBuf,
 pub fn node_modules(name: &str, packages: &[&str]) -> Result<PathBuf, String> {
     download(name, |partial| {
         say(format_args!("downloading {} with npm", packages.join(" ")));
+        let cache = partial.join("cache");
         let mut npm = Command::new("npm");
         npm.args(["install", "--no-save", "--no-audit", "--no-fund"]);
-        npm.args(["--ignore-scripts", "--fetch-retries=1", "--prefix"])
+        npm.args(["--ignore-scripts", "--logs-max=0", "--fetch-retries=1"]);
+        npm.args(["--fetch-retry-mintimeout=1000", "--cache"])
+            .arg(&cache)
+            .arg("--prefix")
             .arg(partial);
-        try_run(npm.args(packages)).map(|_| ())
+        // Not the last of what it has to say.
+        let of_its_log = "npm error Log files were not written due to the config logs-max=0";
+        try_run(npm.args(packages)).map_err(|why| why.replace(of_its_log, ""))?;
+        fs::remove_dir_all(cache).expect("remove npm's cache");
+        Ok(())
     })
 }
 
@@ -73,12 +81,16 @@ pub fn pgjdbc() -> Result<PathBuf, String> {
     found.ok_or_else(|| "this system has another PgJDBC".to_string())
 }
 
-/// A download of this name, made by `get` in an empty folder unless it is there.
+/// A download of this name, made by `get` in an empty folder unless it is there. The last line of an error says all that
+/// most want to know.
 fn download(name: &str, get: impl FnOnce(&Path) -> Result<(), String>) -> Result<PathBuf, String> {
     let unpacked = place::target().join("download").join(name);
     if !unpacked.exists() {
         let partial = fresh(&unpacked.with_extension("partial"));
-        get(&partial)?;
+        get(&partial).map_err(|why| {
+            let last = why.lines().rfind(|line| !line.trim().is_empty());
+            format!("{why}\nno {name}: {}", last.unwrap_or_default())
+        })?;
         fs::rename(&partial, &unpacked).expect("keep the download");
     }
     Ok(unpacked)
@@ -258,7 +270,7 @@ impl Apt {
                 .args(packages),
         )?;
         for package in walk(&self.0.join("packages")) {
-            run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(to));
+            try_run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(to))?;
             fs::remove_file(package).expect("remove a package");
         }
         Ok(())

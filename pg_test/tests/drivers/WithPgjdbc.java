@@ -19,7 +19,8 @@ class WithPgjdbc {
     }
 
     static String seen(String at, SQLException error) {
-        ServerErrorMessage server = error instanceof PSQLException it ? it.getServerErrorMessage() : null;
+        ServerErrorMessage server = error instanceof PSQLException
+            ? ((PSQLException) error).getServerErrorMessage() : null;
         return "[{\"at\":" + json(at) + ",\"class\":" + json(error.getClass().getSimpleName())
             + ",\"sqlstate\":" + json(error.getSQLState()) + ",\"message\":" + json(error.getMessage())
             + ",\"detail\":" + json(server == null ? null : server.getDetail())

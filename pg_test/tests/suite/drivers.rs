@@ -184,9 +184,9 @@ fn postgres_js(server: &Server) {
 fn pgjdbc(server: &Server) {
     let script = || {
         // A program in one file is compiled as it starts.
-        let modules = try_run(Command::new("java").arg("--list-modules"))?;
-        if !modules.contains("jdk.compiler") {
-            return Err("java without its compiler".to_string());
+        let modules = try_run(Command::new("java").arg("--list-modules"));
+        if !modules.is_ok_and(|modules| modules.contains("jdk.compiler")) {
+            return Err("no java with its compiler".to_string());
         }
         let mut java = Command::new("java");
         java.arg("-cp")
@@ -253,7 +253,10 @@ fn psycopg() -> Result<Command, String> {
 fn node(script: &str) -> Result<Command, String> {
     let wanted = ["pg@8.23.1", "pg-protocol@1.16.1", "postgres@3.4.9"];
     let modules = packages::node_modules("node-pg-8.23.1-postgres-3.4.9", &wanted)?;
-    try_run(Command::new("node").arg("--version"))?;
+    // Older ones do not know all of the language that the drivers are written in.
+    let old = "if (parseInt(process.versions.node) < 18) throw process.version";
+    try_run(Command::new("node").args(["-e", old]))
+        .map_err(|why| format!("{why}\nno Node.js of 18 or later"))?;
     let mut node = Command::new("node");
     node.env("NODE_MODULES", modules.join("node_modules/"));
     node.arg(scripts().join(script));
@@ -284,8 +287,10 @@ fn available(script: impl FnOnce() -> Result<Command, String>) -> Option<Command
 }
 
 fn skip(why: &str) {
-    let last = why.lines().rfind(|line| !line.trim().is_empty());
-    say(format_args!("skipped: {}", last.unwrap_or("no driver")));
+    say(format_args!(
+        "skipped: {}",
+        why.lines().last().unwrap_or(why)
+    ));
 }
 
 /// A cluster with a role alice, who may have one session.
