@@ -24,20 +24,24 @@ pub fn say(what: impl Display) {
 
 /// Runs a command to its end and returns what it wrote; panics with all of it if it fails.
 pub fn run(command: &mut Command) -> String {
+    try_run(command).unwrap_or_else(|why| panic!("{why}"))
+}
+
+/// Runs a command to its end and returns what it wrote, or else why it failed.
+pub fn try_run(command: &mut Command) -> Result<String, String> {
     let Output {
         status,
         stdout,
         stderr,
     } = command
         .output()
-        .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
+        .map_err(|error| format!("cannot run {command:?}: {error}"))?;
     let stdout = String::from_utf8_lossy(&stdout).into_owned();
-    assert!(
-        status.success(),
-        "{command:?}: {status}\n{stdout}{}",
-        String::from_utf8_lossy(&stderr)
-    );
-    stdout
+    if status.success() {
+        return Ok(stdout);
+    }
+    let stderr = String::from_utf8_lossy(&stderr);
+    Err(format!("{command:?}: {status}\n{stdout}{stderr}"))
 }
 
 /// How long anything may take that is expected to happen.

