@@ -1,5 +1,17 @@
 -- session_limit 0.1.0. The library enforces limits without any of this; these objects show and set them.
 
+-- Its settings are there only if the library was preloaded. A restore must work without.
+DO $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_catalog.pg_settings
+        WHERE name = 'session_limit.enforcement' AND vartype = 'enum'
+    ) THEN
+        RAISE WARNING 'session_limit is not preloaded, so it limits nobody'
+            USING HINT = 'Add session_limit to shared_preload_libraries in postgresql.conf and restart the server.';
+    END IF;
+END $$;
+
 CREATE SCHEMA session_limit;
 COMMENT ON SCHEMA session_limit IS 'limits on concurrent sessions, and their use';
 

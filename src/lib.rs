@@ -47,6 +47,7 @@ pgrx::extension_sql_file!("../sql/session_limit--0.1.0.sql", name = "session_lim
 /// to count in: there labels can be set and removed, and each SQL function says what is missing.
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
+    pg::backend::show_no_backtraces();
     sql::label_provider::register_provider();
     if !pg::backend::is_preloading() {
         return;

@@ -10,7 +10,7 @@ use crate::settings::{self, Enforcement, Settings};
 use crate::shmem;
 use model::attempt::Idle;
 use model::label::{Label, LabelProblem};
-use model::limit::{Limit, Object, Who};
+use model::limit::{Limit, Object, OnExcess, Who};
 use model::members::{Members, Missing};
 use model::precedence::{self, Applicable, Defaults, InDatabase, LoginFacts};
 use model::session::Session;
@@ -212,6 +212,20 @@ impl Labels {
         }
         members
     }
+}
+
+/// Whether some setting or label lets logins replace sessions.
+pub fn some_limit_replaces() -> bool {
+    let defaults = settings::defaults();
+    let labels = with_labels(labels::LabelCatalog::read).into_values();
+    let labels = labels.filter_map(|text| Label::read(&text?).ok());
+    let replaces = |policy: Option<OnExcess>| policy.is_some_and(|it| it != OnExcess::Refuse);
+    let some_replaces = |label: &Label| {
+        replaces(label.on_excess) || label.limits.iter().any(|limit| replaces(limit.on_excess))
+    };
+    replaces(Some(defaults.on_excess))
+        || some_replaces(&defaults.cluster_limits)
+        || labels.into_iter().any(|label| some_replaces(&label))
 }
 
 fn parsed(object: Object, text: Option<ReadableText>, problems: &mut Vec<LabelProblem>) -> Label {

@@ -10,6 +10,7 @@ use model::precedence::Defaults;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum, pg_sys};
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::net::IpAddr;
+use std::panic::{UnwindSafe, catch_unwind};
 use std::time::Duration;
 
 /// What a limit does.
@@ -156,7 +157,7 @@ unsafe extern "C-unwind" fn session_limit_check_cluster_limits(
 ) -> bool {
     // SAFETY: the server passes the new value, which ends with a zero byte.
     let json = unsafe { CStr::from_ptr(*value) };
-    match cluster_label(json) {
+    match without_panic(|| cluster_label(json)) {
         Ok(_) => true,
         Err(why) if backend::is_preloading() => {
             error::cannot_start(json, &why, LabelTarget::Cluster)
@@ -166,6 +167,11 @@ unsafe extern "C-unwind" fn session_limit_check_cluster_limits(
             false
         }
     }
+}
+
+/// A panic in a check hook would stop the server: it is an error of the value instead.
+fn without_panic<T>(check: impl FnOnce() -> Result<T, String> + UnwindSafe) -> Result<T, String> {
+    catch_unwind(check).unwrap_or_else(|_| Err("could not be checked".to_string()))
 }
 
 /// The text that replaces the HINT of a refusal.
@@ -190,7 +196,8 @@ unsafe extern "C-unwind" fn session_limit_check_log_events(
     _source: pg_sys::GucSource::Type,
 ) -> bool {
     // SAFETY: the server passes the new value, which ends with a zero byte.
-    match event_set(unsafe { CStr::from_ptr(*value) }) {
+    let list = unsafe { CStr::from_ptr(*value) };
+    match without_panic(|| event_set(list)) {
         Ok(_) => true,
         Err(why) => {
             error::not_an_event(&why);

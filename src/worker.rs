@@ -9,7 +9,7 @@
 use crate::pg::{backend, compat};
 use crate::record::events;
 use crate::settings::{self, Enforcement, Settings, SweepSetting};
-use crate::{lookup, shmem, slot};
+use crate::{error, login, lookup, shmem, slot};
 use model::limit::{Limit, Per, Scope, Source};
 use model::session::{Claim, Session};
 use model::sweep::{Exceeded, Sweep};
@@ -44,9 +44,11 @@ pub fn register() {
 pub extern "C-unwind" fn session_limit_worker_main(_arg: pg_sys::Datum) {
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
     BackgroundWorker::connect_worker_to_spi_by_oid(None, None);
+    backend::never_wait_long_for_a_lock();
     shmem::memory().mailbox.become_reader();
     // The configuration may have been reloaded before this process had a handler for that.
     backend::reload_settings();
+    warn_if_not_last();
     let (mut suspects, mut said) = (Vec::new(), Vec::new());
     let (mut reclaimed, mut swept) = (Instant::now(), Instant::now());
     // Limits may have changed before there was a worker.
@@ -87,6 +89,21 @@ pub extern "C-unwind" fn session_limit_worker_main(_arg: pg_sys::Datum) {
     // It was told to stop. The postmaster starts a worker again that did not end with 0, unless the server is stopping.
     // SAFETY: ends the process as the server's own workers do; nothing is held.
     unsafe { pg_sys::proc_exit(1) };
+}
+
+/// A library whose hook comes after ours may refuse a login that has cost another session by then.
+fn warn_if_not_last() {
+    if login::is_last() {
+        return;
+    }
+    let asked = backend::in_transaction(|| {
+        if lookup::some_limit_replaces() {
+            error::another_library_decides_later();
+        }
+    });
+    if let Err(why) = asked {
+        events::cannot_read_limits(&why);
+    }
 }
 
 /// A limit that the log says is exceeded, and by how many sessions.

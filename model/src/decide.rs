@@ -247,6 +247,18 @@ fn enqueue(table: &mut Table, login: &Attempt) -> bool {
     table.enqueue(login.slot, login.session, login.conditions())
 }
 
+/// Keeps the sessions that arrived first, the oldest first.
+fn show(shown: &mut [Option<(u64, ShownSession)>; 5], pid: u32, session: &Session) {
+    let mut next = Some((session.arrival, ShownSession::new(pid, session)));
+    for place in shown {
+        let is_older =
+            |(arrival, _): &(u64, ShownSession)| place.is_none_or(|(other, _)| *arrival < other);
+        if next.as_ref().is_some_and(is_older) {
+            std::mem::swap(place, &mut next);
+        }
+    }
+}
+
 /// What a refusal says of the limit.
 fn excess(
     table: &Table,
@@ -258,16 +270,15 @@ fn excess(
     let filter = login.counted(limit.condition())?;
     let own = filter.of(login.session.role);
     let mut shown = [None; 5];
-    let sessions = counter.counted(table, own);
-    for (place, (pid, session)) in shown.iter_mut().zip(sessions) {
-        *place = Some(ShownSession::new(pid, &session));
+    for (pid, session) in counter.counted(table, own) {
+        show(&mut shown, pid, &session);
     }
     Ok(Excess {
         limit: *limit,
         in_use: counter.count(table, filter),
         ahead,
         own: counter.count(table, own),
-        shown,
+        shown: shown.map(|shown| shown.map(|(_, session)| session)),
         not_waited: None,
     })
 }
@@ -546,6 +557,24 @@ pub mod tests {
         assert_eq!(attempt(&mut table, &alice(0, 1)), Verdict::Waiting);
         refused(attempt(&mut table, &at_once(alice(0, 1))));
         assert_eq!(table.waiters().count(), 0);
+    }
+
+    #[test]
+    fn a_refusal_shows_the_oldest_sessions_first() {
+        let mut memory = OwnTable::new(8, 32);
+        let mut table = memory.table();
+        for (slot, arrival) in [6, 2, 7, 1, 5, 4, 3].into_iter().enumerate() {
+            let arrived = Session {
+                arrival,
+                ..session(ALICE, APP)
+            };
+            table.claim(slot, 100 + arrival as u32, arrived);
+        }
+        let mut late = at_once(alice(7, 7));
+        late.session.arrival = 9;
+        let shown = refused(attempt(&mut table, &late)).shown;
+        let pids: Vec<u32> = shown.iter().flatten().map(|session| session.pid).collect();
+        assert_eq!(pids, [101, 102, 103, 104, 105]);
     }
 
     #[test]

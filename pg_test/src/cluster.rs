@@ -153,8 +153,8 @@ impl Cluster {
         {
             keeper.env(libraries.0, libraries.1.unwrap_or_default());
         }
-        // Whoever debugs the bench wants no backtraces in the server's messages.
-        keeper.env_remove("RUST_BACKTRACE");
+        // Whatever is in its environment, the server tells no client of the library's sources.
+        keeper.env("RUST_BACKTRACE", "1");
         place::as_server_user(&mut keeper).stdin(Stdio::piped());
         // Whoever waits for the end of the bench's output is not to wait for the keeper.
         keeper.stdout(Stdio::null()).stderr(Stdio::null());

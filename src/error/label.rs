@@ -98,6 +98,18 @@ pub fn connection_limit_is_smaller(object: &str, connection_limit: i32) {
         .send(PgLogLevel::WARNING);
 }
 
+/// The library is loaded, but was not when the server started.
+pub fn label_has_no_effect() {
+    Report::new(
+        PgSqlErrorCode::ERRCODE_WARNING,
+        c"session_limit is not preloaded, so its labels limit nobody",
+    )
+    .hint(
+        c"Add session_limit to shared_preload_libraries in postgresql.conf and restart the server.",
+    )
+    .send(PgLogLevel::WARNING);
+}
+
 /// A query met a label that is wrong.
 pub fn warn_of(problem: &LabelProblem) {
     let text = problem.text(&catalog::name_of);

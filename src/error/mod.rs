@@ -87,6 +87,16 @@ pub fn not_preloaded() -> ! {
     .error()
 }
 
+/// Another library's ClientAuthentication hook is called after ours, and some limit replaces sessions.
+pub fn another_library_decides_later() {
+    let code = PgSqlErrorCode::ERRCODE_WARNING;
+    let message = c"a library that is loaded after session_limit decides about logins, too";
+    Report::new(code, message)
+        .detail(c"A login that it refuses may have ended another session by then.")
+        .hint(c"Name session_limit last in shared_preload_libraries.")
+        .send(PgLogLevel::WARNING);
+}
+
 /// The server starts without the numbers that it stopped with.
 pub fn stats_are_lost(file: &str, why: &str) {
     log(format!(

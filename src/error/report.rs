@@ -4,6 +4,7 @@
 use pgrx::pg_sys::{self, ffi::pg_guard_ffi_boundary};
 use pgrx::{PgLogLevel, PgSqlErrorCode};
 use std::ffi::{CStr, CString, c_char, c_int};
+use std::panic::Location;
 
 unsafe extern "C-unwind" {
     fn errstart(level: c_int, domain: *const c_char) -> bool;
@@ -64,6 +65,8 @@ pub fn composed(text: Vec<u8>) -> CString {
 
 /// A message, not sent yet.
 pub struct Report {
+    /// Where in the sources it was made.
+    place: &'static Location<'static>,
     code: PgSqlErrorCode,
     message: Text,
     detail: Option<Text>,
@@ -71,8 +74,10 @@ pub struct Report {
 }
 
 impl Report {
+    #[track_caller]
     pub fn new(code: PgSqlErrorCode, message: impl Into<Text>) -> Report {
         Report {
+            place: Location::caller(),
             code,
             message: message.into(),
             detail: None,
@@ -121,6 +126,7 @@ impl Report {
 
     /// A message that ends nothing: WARNING, LOG and the like.
     pub fn send(self, level: PgLogLevel) {
+        let file = composed(self.place.file().as_bytes().to_vec());
         // SAFETY: the server's own sequence for a message. Every text outlives it, and no format asks for more than its
         // one string. An error is passed on as a panic.
         unsafe {
@@ -137,7 +143,9 @@ impl Report {
                 if let Some((format, text)) = self.hint.as_ref().map(Text::format) {
                     errhint(format.as_ptr(), text.as_ptr());
                 }
-                errfinish(c"session_limit".as_ptr(), 0, c"".as_ptr());
+                // The server shows them as they are, and keeps no copy.
+                let line = self.place.line() as c_int;
+                errfinish(file.as_ptr(), line, c"session_limit".as_ptr());
             });
         }
     }

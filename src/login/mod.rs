@@ -51,6 +51,15 @@ pub fn install_hook() {
     }
 }
 
+/// Whether a library that is loaded after this one has a say about logins after ours: what it refuses may have cost
+/// another session by then. Called when all libraries are loaded.
+pub fn is_last() -> bool {
+    // SAFETY: reads a variable of this process.
+    let outermost = unsafe { libpq::ClientAuthentication_hook };
+    outermost
+        .is_none_or(|hook| std::ptr::fn_addr_eq(hook, session_limit_client_authentication as Hook))
+}
+
 #[pg_guard]
 unsafe extern "C-unwind" fn session_limit_client_authentication(
     port: *mut libpq::be::Port,

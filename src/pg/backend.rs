@@ -51,6 +51,23 @@ pub fn now() -> i64 {
     unsafe { ffi::GetCurrentTimestamp() }
 }
 
+/// Errors show a client nothing of the sources, whatever the server's environment asks for: pgrx would add a backtrace to
+/// their DETAIL.
+pub fn show_no_backtraces() {
+    const VARIABLE: &str = "RUST_LIB_BACKTRACE";
+    let before = std::env::var_os(VARIABLE);
+    // std looks at the variable once, for this library. Then others find it as it was.
+    // SAFETY: the process has one thread.
+    unsafe {
+        std::env::set_var(VARIABLE, "0");
+        let _ = std::backtrace::Backtrace::capture();
+        match before {
+            Some(value) => std::env::set_var(VARIABLE, value),
+            None => std::env::remove_var(VARIABLE),
+        }
+    }
+}
+
 /// When this process started, by the same clock.
 pub fn started() -> i64 {
     // SAFETY: reads a variable of this process.
@@ -104,6 +121,20 @@ pub fn reload_settings() {
     unsafe {
         pg_sys::ConfigReloadPending = 0;
         pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+    }
+}
+
+/// From now on a lock on a catalog that is not granted within a second is an error: the worker must see that the server
+/// is stopping.
+pub fn never_wait_long_for_a_lock() {
+    // SAFETY: a setting of the server and a value that it takes.
+    unsafe {
+        pg_sys::SetConfigOption(
+            c"lock_timeout".as_ptr(),
+            c"1s".as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_OVERRIDE,
+        );
     }
 }
 

@@ -34,9 +34,9 @@ fn explain_login(
         name!(source, SqlText),
         name!(per, &'static str),
         name!(subject, Option<SqlText>),
-        name!(in_use, i64),
+        name!(in_use, Option<i64>),
         name!(max, i64),
-        name!(fits, bool),
+        name!(fits, Option<bool>),
         name!(enforcement, &'static str),
     ),
 > {
@@ -44,7 +44,8 @@ fn explain_login(
     let role = role.unwrap_or_else(|| error::must_not_be_null("role"));
     let database = database.unwrap_or_else(|| error::must_not_be_null("database"));
     let role = Role::by_name(role).unwrap_or_else(|| error::undefined_role(role));
-    if !Viewer::current().may_see(role.oid) {
+    let viewer = Viewer::current();
+    if !viewer.may_see(role.oid) {
         error::may_not_explain(&role.name);
     }
     if !role.can_login {
@@ -59,13 +60,15 @@ fn explain_login(
         .into_iter()
         .map(|standing| {
             let limit = standing.limit;
+            // How many sessions of others there are is not for everyone.
+            let may_see = viewer.sees_all() || limit.scope.who == Who::Role(role.oid);
             (
                 limit.source.words(&name_of),
                 limit.per.word(),
                 limit.subject(&name_of),
-                i64::from(standing.in_use),
+                may_see.then_some(i64::from(standing.in_use)),
                 i64::from(limit.max),
-                standing.fits,
+                may_see.then_some(standing.fits),
                 if limit.enforced { "on" } else { "log" },
             )
         });

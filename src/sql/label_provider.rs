@@ -18,6 +18,8 @@ use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_void};
 
 static PREVIOUS: Local<Cell<pg_sys::object_access_hook_type>> = Local::new(Cell::new(None));
+/// This session was told that the library is not preloaded: a restore sets many labels.
+static WARNED: Local<Cell<bool>> = Local::new(Cell::new(false));
 /// This transaction changes labels.
 static CHANGES_LABELS: Local<Cell<bool>> = Local::new(Cell::new(false));
 
@@ -114,6 +116,9 @@ unsafe extern "C-unwind" fn session_limit_check_label(
         let label = (!label.is_null()).then(|| CStr::from_ptr(label).to_bytes());
         (&*object, label)
     };
+    if shmem::existing_memory().is_none() && label.is_some() && !WARNED.replace(true) {
+        error::label_has_no_effect();
+    }
     labels_change();
     at_commit_limits_change();
     let oid = object.objectId.to_u32();

@@ -11,6 +11,7 @@ tests![
     the_limit_of_each_role,
     explained_with_names_and_numbers,
     what_cannot_be_explained,
+    explained_to_an_ordinary_role,
     what_others_may_see,
     counts_from_the_commit
 ];
@@ -290,4 +291,32 @@ fn counts_from_the_commit(server: &Server) {
     assert!(bob.login().is_err());
     cluster.set(&[("session_limit.cluster_limits", "")]);
     assert!(bob.login().is_ok());
+}
+
+/// How many sessions others have, and from where, is theirs and their superiors' to know.
+fn explained_to_an_ordinary_role(server: &Server) {
+    let cluster = Cluster::start(
+        server,
+        &[(
+            "session_limit.cluster_limits",
+            r#"{"limits": [{"max": 5, "per": "role"}, {"max": 2, "per": "address"}, {"max": 9, "per": "database"}]}"#,
+        )],
+    );
+    cluster.sql(&[
+        "CREATE EXTENSION session_limit",
+        "CREATE ROLE alice LOGIN",
+        "CREATE ROLE bob LOGIN",
+        "CREATE ROLE auditor LOGIN IN ROLE pg_read_all_stats",
+    ]);
+    let _bob = cluster.login_from("bob", "127.0.0.2").login().expect("bob");
+    let explained = "SELECT string_agg(concat_ws(' ', per, in_use, max, fits), ', ' ORDER BY per)
+                     FROM session_limit.explain_login('alice', 'postgres', '127.0.0.2')";
+    let mut alice = cluster.login_of("alice").login().expect("alice");
+    assert_eq!(alice.value(explained), "address 2, database 9, role 1 5 t");
+    let mut auditor = cluster.login_of("auditor").login().expect("auditor");
+    assert!(
+        auditor
+            .value(explained)
+            .starts_with("address 1 2 t, database 3 9 t")
+    );
 }
