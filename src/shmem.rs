@@ -13,6 +13,7 @@
 
 use crate::mailbox::Mailbox;
 use crate::pg::backend::{Local, max_backends};
+use crate::pg::ffi;
 use crate::pg::lwlock::Locked;
 use crate::{error, settings, stats_file};
 use model::atomics::Shared;
@@ -202,7 +203,7 @@ unsafe fn array<T>(name: &CStr, length: usize, element: fn() -> T) -> &'static m
     let mut found = false;
     // SAFETY: the caller is the startup hook. The memory is aligned to a cache line, large enough, and only ours.
     unsafe {
-        let array = pg_sys::ShmemInitStruct(name.as_ptr(), array_size::<T>(length), &mut found);
+        let array = ffi::ShmemInitStruct(name.as_ptr(), array_size::<T>(length), &mut found);
         let array = array.cast::<T>();
         for index in 0..length {
             array.add(index).write(element());

@@ -102,7 +102,7 @@ pub fn is_gone(pid: u32) -> bool {
 
 pub fn is_standby() -> bool {
     // SAFETY: reads shared memory.
-    unsafe { pg_sys::RecoveryInProgress() }
+    unsafe { ffi::RecoveryInProgress() }
 }
 
 /// Counts the invalidation messages that this process has received. What was read from the catalogs is current as long
@@ -110,7 +110,7 @@ pub fn is_standby() -> bool {
 pub fn receive_invalidations() -> u64 {
     // SAFETY: in a transaction, and in none of the places where caches are being built.
     unsafe {
-        pg_sys::AcceptInvalidationMessages();
+        ffi::AcceptInvalidationMessages();
         pg_sys::SharedInvalidMessageCounter
     }
 }

@@ -1,28 +1,92 @@
-//! Functions of the server that are called without pgrx's guard, and those that pgrx leaves out.
+//! Functions of the server that logins call, and those that pgrx leaves out.
 //!
-//! pgrx wraps each function of the server in code that turns what it raises into a panic. Where nothing may be
-//! raised, under a lock and while a process exits, the function is called as it is. Everything else goes through pgrx.
+//! What a function of the server raises must become a panic, to pass through Rust. pgrx does that with a copy of its
+//! guard around each call, 1.5 kB each: scattered over a library so large, the code of a login costs each new process
+//! more to map than to run. Here the guard stands once. Where nothing may be raised, under a lock and while a process
+//! exits, there is none.
 
-use pgrx::pg_sys::{Datum, LWLock, LWLockMode, TimestampTz, pg_on_exit_callback};
+use pgrx::pg_sys::{
+    BlockNumber, CatCList, Datum, ForkNumber, HeapTuple, LWLock, LWLockMode, Oid, Relation,
+    ScanKey, Size, Snapshot, SysScanDesc, TimestampTz, TupleDesc, ffi::pg_guard_ffi_boundary,
+    pg_on_exit_callback,
+};
+use std::ffi::{c_char, c_void};
+use std::mem::MaybeUninit;
 
-macro_rules! unguarded {
-    ($(fn $name:ident($($argument:ident: $of:ty),*) $(-> $result:ty)?;)*) => {
+/// Declares functions, and holds their types against pgrx's, which come from the server's headers: a wrong one does not
+/// compile.
+macro_rules! declared {
+    ($($of_fn:vis fn $name:ident($($argument:ident: $of:ty),*) $(-> $result:ty)?;)*) => {
         unsafe extern "C-unwind" {
-            $(pub fn $name($($argument: $of),*) $(-> $result)?;)*
+            $($of_fn fn $name($($argument: $of),*) $(-> $result)?;)*
         }
 
-        // pgrx takes the types from the server's headers: a wrong one here does not compile.
         $(const _: unsafe fn($($of),*) $(-> $result)? = pgrx::pg_sys::$name;)*
     };
 }
 
 // They raise nothing: a process here holds one lock at most, and registers two callbacks.
-unguarded! {
-    fn GetCurrentTimestamp() -> i64;
-    fn LWLockAcquire(lock: *mut LWLock, mode: LWLockMode::Type) -> bool;
-    fn LWLockRelease(lock: *mut LWLock);
-    fn before_shmem_exit(callback: pg_on_exit_callback, argument: Datum);
-    fn on_proc_exit(callback: pg_on_exit_callback, argument: Datum);
+declared! {
+    pub fn GetCurrentTimestamp() -> i64;
+    pub fn LWLockAcquire(lock: *mut LWLock, mode: LWLockMode::Type) -> bool;
+    pub fn LWLockRelease(lock: *mut LWLock);
+    pub fn before_shmem_exit(callback: pg_on_exit_callback, argument: Datum);
+    pub fn on_proc_exit(callback: pg_on_exit_callback, argument: Datum);
+}
+
+/// Functions that pass on what they raise, named as in the server.
+macro_rules! guarded {
+    ($(fn $name:ident($($argument:ident: $of:ty),*) $(-> $result:ty)?;)*) => {
+        mod raw {
+            use super::*;
+
+            declared! {
+                $(pub fn $name($($argument: $of),*) $(-> $result)?;)*
+            }
+        }
+
+        $(
+            /// # Safety
+            /// As the server says.
+            #[allow(non_snake_case, reason = "named as in the server")]
+            pub unsafe fn $name($($argument: $of),*) $(-> $result)? {
+                // SAFETY: as the caller says.
+                guarded(|| unsafe { raw::$name($($argument),*) })
+            }
+        )*
+    };
+}
+
+guarded! {
+    fn AcceptInvalidationMessages();
+    fn RecoveryInProgress() -> bool;
+    fn RelationGetNumberOfBlocksInFork(relation: Relation, fork: ForkNumber::Type) -> BlockNumber;
+    fn ReleaseCatCacheList(list: *mut CatCList);
+    fn ReleaseSysCache(tuple: HeapTuple);
+    fn SearchSysCache1(cache: i32, key: Datum) -> HeapTuple;
+    fn SearchSysCacheList(cache: i32, keys: i32, one: Datum, two: Datum, three: Datum) -> *mut CatCList;
+    fn ShmemInitStruct(name: *const c_char, size: Size, found: *mut bool) -> *mut c_void;
+    fn heap_deform_tuple(tuple: HeapTuple, shape: TupleDesc, values: *mut Datum, nulls: *mut bool);
+    fn systable_beginscan(relation: Relation, index: Oid, usable: bool, snapshot: Snapshot, keys: i32, key: ScanKey) -> SysScanDesc;
+    fn systable_endscan(scan: SysScanDesc);
+    fn systable_getnext(scan: SysScanDesc) -> HeapTuple;
+    fn table_close(relation: Relation, lock: i32);
+    fn table_open(relation: Oid, lock: i32) -> Relation;
+}
+
+fn guarded<T: Copy>(call: impl Fn() -> T) -> T {
+    let mut result = MaybeUninit::uninit();
+    run(&mut || {
+        result.write(call());
+    });
+    // SAFETY: `run` returns only after the call has.
+    unsafe { result.assume_init() }
+}
+
+#[inline(never)]
+fn run(call: &mut dyn FnMut()) {
+    // SAFETY: the closure only calls one function of the server, and has nothing to drop.
+    unsafe { pg_guard_ffi_boundary(call) }
 }
 
 // `src/include/utils/timeout.h`. Both only read variables of this process.

@@ -2,6 +2,7 @@
 
 use crate::pg::catalog::Role;
 use crate::pg::compat::{self, FormData_pg_auth_members};
+use crate::pg::ffi;
 use crate::pg::scan::{Catalog, form, opened};
 use pgrx::pg_sys::{self, SysCacheIdentifier};
 use std::cell::OnceCell;
@@ -111,7 +112,7 @@ fn granted_to(member: u32, such: impl Fn(&FormData_pg_auth_members) -> bool) -> 
         let cache = SysCacheIdentifier::AUTHMEMMEMROLE as i32;
         let key = pg_sys::Oid::from(member).into();
         let none = pg_sys::Datum::null();
-        let list = pg_sys::SearchSysCacheList(cache, 1, key, none, none);
+        let list = ffi::SearchSysCacheList(cache, 1, key, none, none);
         let rows = (*list).members.as_slice((*list).n_members as usize);
         let grants = rows
             .iter()
@@ -120,7 +121,7 @@ fn granted_to(member: u32, such: impl Fn(&FormData_pg_auth_members) -> bool) -> 
             .filter(|grant| such(grant))
             .map(|grant| grant.roleid.to_u32());
         let groups = groups.collect();
-        pg_sys::ReleaseCatCacheList(list);
+        ffi::ReleaseCatCacheList(list);
         groups
     }
 }

@@ -3,6 +3,7 @@
 //! A scan uses its index only once the relation cache can say what the index looks like. On the first login after a
 //! start it cannot: the scan then reads the whole catalog.
 
+use crate::pg::ffi;
 use pgrx::pg_sys::{self, SysCacheIdentifier};
 
 /// A row that a scan has found, good until the scan goes on.
@@ -20,7 +21,7 @@ impl Row {
         // SAFETY: as the caller says, there is room for all columns.
         unsafe {
             let (columns, nulls) = (columns.as_mut_ptr(), nulls.as_mut_ptr());
-            pg_sys::heap_deform_tuple(self.tuple, self.shape, columns, nulls);
+            ffi::heap_deform_tuple(self.tuple, self.shape, columns, nulls);
         }
         columns
     }
@@ -38,9 +39,9 @@ pub fn opened<T>(catalog: pg_sys::Oid, read: impl FnOnce(Catalog) -> T) -> T {
     let lock = pg_sys::AccessShareLock as i32;
     // SAFETY: in a transaction. What is raised leaves the relation to the transaction's end.
     unsafe {
-        let relation = pg_sys::table_open(catalog, lock);
+        let relation = ffi::table_open(catalog, lock);
         let read = read(Catalog(relation));
-        pg_sys::table_close(relation, lock);
+        ffi::table_close(relation, lock);
         read
     }
 }
@@ -61,7 +62,7 @@ impl Catalog {
     /// How many pages it takes.
     pub fn pages(self) -> u32 {
         // SAFETY: it is open.
-        unsafe { pg_sys::RelationGetNumberOfBlocksInFork(self.0, pg_sys::ForkNumber::MAIN_FORKNUM) }
+        unsafe { ffi::RelationGetNumberOfBlocksInFork(self.0, pg_sys::ForkNumber::MAIN_FORKNUM) }
     }
 
     /// Visits all rows as they are now.
@@ -83,16 +84,16 @@ impl Catalog {
                 Some((index, key)) => (index, 1, &raw mut *key),
                 None => (pg_sys::InvalidOid, 0, std::ptr::null_mut()),
             };
-            let scan = pg_sys::systable_beginscan(self.0, index, usable, snapshot, keys, key);
+            let scan = ffi::systable_beginscan(self.0, index, usable, snapshot, keys, key);
             loop {
-                let tuple = pg_sys::systable_getnext(scan);
+                let tuple = ffi::systable_getnext(scan);
                 if tuple.is_null() {
                     break;
                 }
                 let shape = (*self.0).rd_att;
                 visit(Row { tuple, shape });
             }
-            pg_sys::systable_endscan(scan);
+            ffi::systable_endscan(scan);
         }
     }
 }
@@ -117,12 +118,12 @@ pub unsafe fn cached<Row, T>(
 ) -> Option<T> {
     // SAFETY: as the caller says; the row is copied before it is given back.
     unsafe {
-        let tuple = pg_sys::SearchSysCache1(cache as i32, key);
+        let tuple = ffi::SearchSysCache1(cache as i32, key);
         if tuple.is_null() {
             return None;
         }
         let copied = copy(form(tuple));
-        pg_sys::ReleaseSysCache(tuple);
+        ffi::ReleaseSysCache(tuple);
         Some(copied)
     }
 }
