@@ -25,6 +25,7 @@ const QUERIES: [&str; 2] = ["SELECT pg_sleep(0.005)", "SELECT pg_sleep(0.1)"];
 const WARM_UP: Duration = Duration::from_secs(5);
 const TURN: Duration = Duration::from_secs(10);
 const STILL: Duration = Duration::from_secs(5);
+const FINDS_ROOM: &str = "session_limit, 20 clients that find room";
 const STACK: usize = 128 * 1024;
 
 struct Variant {
@@ -35,6 +36,7 @@ struct Variant {
     target: Target,
     /// Whether clients stay connected.
     stay: bool,
+    clients: usize,
     /// For each query.
     busy: [Busy; QUERIES.len()],
     memory_of_waiters: Figures,
@@ -89,7 +91,7 @@ fn variants(server: &Server) -> Vec<Variant> {
         let pooler = Pooler::start(&cluster, "alice", mode, SESSIONS);
         (pooler.target.clone(), Some(pooler), cluster)
     };
-    let ours = || {
+    let ours = |limit| {
         let cluster = Cluster::start(
             server,
             &[
@@ -99,7 +101,7 @@ fn variants(server: &Server) -> Vec<Variant> {
                 ("session_limit.max_waiters", "2000"),
             ],
         );
-        let role = format!("CREATE ROLE alice LOGIN CONNECTION LIMIT {SESSIONS}");
+        let role = format!("CREATE ROLE alice LOGIN CONNECTION LIMIT {limit}");
         cluster.sql(&[&role]);
         (cluster.login_of("alice"), None, cluster)
     };
@@ -115,11 +117,18 @@ fn variants(server: &Server) -> Vec<Variant> {
             true,
             pooled("transaction"),
         ),
-        ("session_limit, max_wait", false, ours()),
+        ("session_limit, max_wait", false, ours(SESSIONS)),
+        // As many clients as sessions, and room for those that are still leaving: what a login costs that does not wait.
+        (FINDS_ROOM, false, ours(2 * SESSIONS)),
     ];
     let variants = all
         .into_iter()
         .map(|(name, stay, (target, pooler, cluster))| Variant {
+            clients: if name == FINDS_ROOM {
+                SESSIONS
+            } else {
+                CLIENTS
+            },
             name,
             pooler,
             cluster,
@@ -141,7 +150,7 @@ impl Variant {
         let (mut requests, mut window, mut cpu) = (Vec::new(), None, 0.0);
         thread::scope(|scope| {
             let client = || client(self, QUERIES[query], &over, &refused);
-            let clients: Vec<_> = (0..CLIENTS)
+            let clients: Vec<_> = (0..self.clients)
                 .map(|_| {
                     let thread = thread::Builder::new().stack_size(STACK);
                     thread.spawn_scoped(scope, client).expect("a thread")
@@ -178,6 +187,11 @@ impl Variant {
 
     /// Some clients hold all server sessions, the others wait.
     fn wait_still(&mut self) {
+        if self.clients <= SESSIONS {
+            self.memory_of_waiters.push(0.0);
+            self.cpu_of_waiters.push(0.0);
+            return;
+        }
         let hold = |_| {
             let mut session = self.target.login().expect("room");
             session.query("BEGIN");
