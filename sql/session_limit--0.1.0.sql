@@ -112,7 +112,8 @@ CREATE FUNCTION session_limit.current_stats(
     OUT peak_at timestamptz,
     OUT decisions bigint,
     OUT decision_us bigint,
-    OUT stats_reset timestamptz
+    OUT stats_reset timestamptz,
+    OUT abandoned bigint
 ) RETURNS SETOF record
 LANGUAGE C VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'current_stats_wrapper';
@@ -291,7 +292,8 @@ SELECT
     s.peak_at,
     s.decisions,
     s.decision_us,
-    s.stats_reset
+    s.stats_reset,
+    s.abandoned
 FROM session_limit.current_stats() s
 LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.usesysid
 LEFT JOIN pg_catalog.pg_database d ON d.oid = s.datid;
@@ -307,6 +309,7 @@ COMMENT ON COLUMN session_limit.stats.last_refused IS 'when the last of these wa
 COMMENT ON COLUMN session_limit.stats.replaced IS 'logins that were admitted in place of older sessions';
 COMMENT ON COLUMN session_limit.stats.would_refuse IS 'logins that were admitted and would have been refused if the limit were enforced';
 COMMENT ON COLUMN session_limit.stats.would_replace IS 'logins that were admitted and would have replaced older sessions if the limit were enforced';
+COMMENT ON COLUMN session_limit.stats.abandoned IS 'logins whose client closed the connection while they waited';
 COMMENT ON COLUMN session_limit.stats.peak IS 'the most sessions at once';
 COMMENT ON COLUMN session_limit.stats.peak_at IS 'when there first were so many; null if there were none';
 COMMENT ON COLUMN session_limit.stats.decisions IS 'logins that were decided: admitted and refused';

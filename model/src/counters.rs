@@ -21,7 +21,7 @@ const ENTRY: usize = 1 + Counters::WORDS;
 const MAGIC: u64 = u64::from_be_bytes(*b"sl_stats");
 
 /// The version of the bytes. Raise it when a counter comes, goes or changes its meaning.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 
 /// What has counters of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -65,6 +65,8 @@ pub enum CountedOutcome {
         how: How,
     },
     Refused,
+    /// Its client closed the connection while it waited.
+    Abandoned,
 }
 
 /// How a login came to be admitted.
@@ -154,6 +156,8 @@ counters! {
     decisions: u64,
     /// How long all of them took together, without waiting, in microseconds.
     decision_us: u64,
+    /// Logins whose client closed the connection while they waited.
+    abandoned: u64,
 }
 
 impl Counters {
@@ -177,6 +181,7 @@ impl Counters {
                     (self.peak, self.peak_at) = (sessions.into(), login.at);
                 }
             }
+            CountedOutcome::Abandoned => add(&mut self.abandoned, 1),
             CountedOutcome::Refused => {
                 add(&mut self.refused, 1);
                 self.last_refused = login.at;

@@ -24,10 +24,12 @@ pub enum EventKind {
     Reclaimed,
     /// A login got in from one address while its role has a session from another.
     ConcurrentAddresses,
+    /// A waiting login's client closed the connection.
+    Abandoned,
 }
 
 impl EventKind {
-    pub const ALL: [EventKind; 9] = [
+    pub const ALL: [EventKind; 10] = [
         EventKind::Admitted,
         EventKind::Waited,
         EventKind::Refused,
@@ -37,6 +39,7 @@ impl EventKind {
         EventKind::Swept,
         EventKind::Reclaimed,
         EventKind::ConcurrentAddresses,
+        EventKind::Abandoned,
     ];
 
     fn bit(self) -> u16 {
@@ -55,6 +58,7 @@ impl EventKind {
             EventKind::Swept => "swept",
             EventKind::Reclaimed => "reclaimed",
             EventKind::ConcurrentAddresses => "concurrent_addresses",
+            EventKind::Abandoned => "abandoned",
         }
     }
 
@@ -190,9 +194,9 @@ mod tests {
         };
         assert_eq!(words("none"), "");
         assert_eq!(words("refused, Swept"), "refused swept");
-        let excess = "waited refused replaced would_refuse would_replace swept reclaimed";
+        let excess = "waited refused replaced would_refuse would_replace swept reclaimed abandoned";
         assert_eq!(words("EXCESS"), excess);
-        let audited = format!("{excess} concurrent_addresses");
+        let audited = excess.replace("abandoned", "concurrent_addresses abandoned");
         assert_eq!(words("concurrent_addresses,excess"), audited);
         assert_eq!(words("all").split(' ').count(), EventKind::ALL.len());
         for wrong in ["", "refuse", "refused,", "all none"] {

@@ -37,7 +37,7 @@ use pgrx::pg_sys::{self, libpq};
 use pgrx::prelude::*;
 use std::cell::Cell;
 use std::ffi::CStr;
-use wait::Wait;
+use wait::{ClientIsGone, NotReplaced, Wait};
 
 type Hook = unsafe extern "C-unwind" fn(*mut libpq::be::Port, i32);
 
@@ -109,6 +109,10 @@ fn admit(client: &Client) {
             decided(Outcome::Refused(excess));
             error::too_many(excess, wait.waited(), stays, settings::refusal_hint())
         };
+        let abandon = || {
+            decided(Outcome::Abandoned);
+            error::client_is_gone()
+        };
         match verdict {
             Verdict::Admitted(admission) => {
                 decided(Outcome::Admitted(&admission));
@@ -119,10 +123,16 @@ fn admit(client: &Client) {
                     decided(Outcome::Replaced(&admission, &ended, &excess));
                     return let_in();
                 }
-                Err(stays) => refuse(&excess, stays),
+                Err(NotReplaced::Stays(pid)) => refuse(&excess, Some(pid)),
+                Err(NotReplaced::TooLate) => refuse(&excess, None),
+                Err(NotReplaced::ClientIsGone) => abandon(),
             },
             Verdict::Refused(excess) => refuse(&excess, None),
-            Verdict::Waiting => wait.sleep(client, &asked.limits),
+            Verdict::Waiting => {
+                if let Err(ClientIsGone) = wait.sleep(client, &asked.limits) {
+                    abandon();
+                }
+            }
         }
         if wait.take_reloaded() || !asked.is_current() {
             asked = Asked::of(client, wait.arrival);

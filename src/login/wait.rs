@@ -49,6 +49,24 @@ pub struct Wait {
     reloaded: Cell<bool>,
 }
 
+/// The client has closed the connection.
+pub struct ClientIsGone;
+
+/// Why no sessions were replaced.
+pub enum NotReplaced {
+    ClientIsGone,
+    /// The login has no time left to tell them to end.
+    TooLate,
+    /// The session of this process was told to end, and has not ended.
+    Stays(u32),
+}
+
+impl From<ClientIsGone> for NotReplaced {
+    fn from(_: ClientIsGone) -> NotReplaced {
+        NotReplaced::ClientIsGone
+    }
+}
+
 impl Wait {
     pub fn begin() -> Wait {
         Wait {
@@ -112,21 +130,20 @@ impl Wait {
     }
 
     /// Returns when there may be room, or when it is time to give up.
-    pub fn sleep(&self, client: &Client, limits: &[Limit]) {
+    pub fn sleep(&self, client: &Client, limits: &[Limit]) -> Result<(), ClientIsGone> {
         self.asleep
             .set(self.asleep.get().or_else(|| Some(Instant::now())));
-        self.look(client, self.left(limits).min(LOOK_EVERY));
+        self.look(client, self.left(limits).min(LOOK_EVERY))
     }
 
-    /// Ends the victims of this login, and returns when they are gone; or one that stays, or none if it is too late
-    /// for the login to tell any.
-    pub fn replace(&self, client: &Client) -> Result<(), Option<u32>> {
+    /// Ends the victims of this login, and returns when they are gone.
+    pub fn replace(&self, client: &Client) -> Result<(), NotReplaced> {
         // Nobody's session ends for a client that is gone, or for a login that was told to stop. A latch that is set
         // hides what the socket says: the second look sees it.
-        self.look(client, Duration::ZERO);
-        self.look(client, Duration::ZERO);
+        self.look(client, Duration::ZERO)?;
+        self.look(client, Duration::ZERO)?;
         if !self.has_time(&[]) {
-            return Err(None);
+            return Err(NotReplaced::TooLate);
         }
         let began = Instant::now();
         for pid in slot::mark_victims() {
@@ -139,14 +156,14 @@ impl Wait {
             let left = FOR_VICTIMS.saturating_sub(began.elapsed());
             let left = before_timeouts().unwrap_or(left).min(left);
             if left.is_zero() || self.cancelled.get() {
-                return Err(Some(pid));
+                return Err(NotReplaced::Stays(pid));
             }
-            self.look(client, left.min(LOOK_FOR_VICTIMS_EVERY));
+            self.look(client, left.min(LOOK_FOR_VICTIMS_EVERY))?;
         }
     }
 
     /// Waits until woken, but not for long, and heeds whatever has happened.
-    fn look(&self, client: &Client, at_most: Duration) {
+    fn look(&self, client: &Client, at_most: Duration) -> Result<(), ClientIsGone> {
         let since = Instant::now();
         let wake = pg_sys::WL_LATCH_SET
             | pg_sys::WL_SOCKET_CLOSED
@@ -168,9 +185,10 @@ impl Wait {
         };
         self.slept.set(self.slept.get() + since.elapsed());
         if woken & pg_sys::WL_SOCKET_CLOSED != 0 {
-            error::client_is_gone();
+            return Err(ClientIsGone);
         }
         self.heed_signals();
+        Ok(())
     }
 
     fn heed_signals(&self) {

@@ -20,4 +20,6 @@ pub enum Outcome<'a> {
     /// These sessions have ended for it; else it would have been over that limit.
     Replaced(&'a Admission, &'a Ended, &'a Excess),
     Refused(&'a Excess),
+    /// Its client closed the connection while it waited.
+    Abandoned,
 }

@@ -119,6 +119,10 @@ fn what_happened<'a>(decision: &Decision<'a>) -> (Option<&'a Admission>, EventKi
             let detail = over_limit(excess, ended, waited);
             (Some(admission), EventKind::Replaced, detail)
         }
+        Outcome::Abandoned => {
+            let waited_ms = waited.unwrap_or_default().as_millis();
+            (None, EventKind::Abandoned, Detail::Waited { waited_ms })
+        }
         Outcome::Refused(excess) => {
             let detail = over_limit(excess, &Ended::default(), waited);
             (None, EventKind::Refused, detail)

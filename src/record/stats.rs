@@ -25,6 +25,7 @@ pub fn decided(decision: &Decision) {
             how: How::Replaced,
         },
         Outcome::Refused(_) => CountedOutcome::Refused,
+        Outcome::Abandoned => CountedOutcome::Abandoned,
     };
     let login = CountedLogin {
         at: now(),

@@ -33,6 +33,7 @@ fn current_stats() -> TableIterator<
         name!(decisions, i64),
         name!(decision_us, i64),
         name!(stats_reset, Option<TimestampWithTimeZone>),
+        name!(abandoned, i64),
     ),
 > {
     let statistics = shmem::statistics();
@@ -55,6 +56,7 @@ fn current_stats() -> TableIterator<
             peak_at,
             decisions,
             decision_us,
+            abandoned,
         } = *counters;
         (
             pair.map(|pair| pair.role.into()),
@@ -73,6 +75,7 @@ fn current_stats() -> TableIterator<
             number(decisions),
             number(decision_us),
             time(statistics.since()),
+            number(abandoned),
         )
     });
     TableIterator::new(rows.collect::<Vec<_>>())

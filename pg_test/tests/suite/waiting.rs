@@ -180,6 +180,12 @@ fn a_client_that_goes_away_is_noticed(server: &Server) {
             .count(),
         2
     );
+    let mut superuser = cluster.superuser();
+    let counted = "SELECT concat_ws(' ', abandoned, waited, wait_time > '0', refused) FROM session_limit.stats WHERE usename = 'alice'";
+    assert_eq!(superuser.value(counted), "2 2 t 0");
+    let events = "SELECT count(*) FROM session_limit.events
+                  WHERE event = 'abandoned' AND usename = 'alice' AND (detail->>'waited_ms')::int >= 0";
+    assert_eq!(superuser.value(events), "2");
 }
 
 /// The process of the only login that waits.
