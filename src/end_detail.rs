@@ -30,6 +30,7 @@ unsafe extern "C-unwind" fn session_limit_emit_log(message: *mut pg_sys::ErrorDa
         if let Some((reason, role)) = ends.then(slot::my_end_reason).flatten() {
             let detail = match reason {
                 EndReason::Replaced(address) => error::replaced_by(role, address),
+                EndReason::RoleDropped => error::role_dropped(),
                 EndReason::Swept {
                     source,
                     in_use,

@@ -13,8 +13,8 @@ use model::attempt::Attempt;
 use model::count::SessionCounter;
 use model::decide;
 use model::members::Missing;
-use model::session::{Claim, EndReason};
-use model::sweep::{Ending, Exceeded, Found, Sweep};
+use model::session::{Claim, EndReason, Session};
+use model::sweep::{self, Ending, Exceeded, Found, Sweep};
 use model::table::Table;
 use model::verdict::Verdict;
 use pgrx::pg_sys;
@@ -101,6 +101,18 @@ pub fn end_excess(sweep: &Sweep, exceeded: &[Exceeded]) -> Vec<Ending> {
         backend::end_session(ending.pid);
     }
     found.endings
+}
+
+/// Tells the sessions of these roles, which were dropped, to end. Returns their process IDs and the sessions.
+pub fn end_sessions_of(dropped: &[u32], count_walsenders: bool) -> Vec<(u32, Session)> {
+    let mut found = Vec::with_capacity(max_backends());
+    memory().table.exclusively(|table| {
+        sweep::end_sessions_of(dropped, count_walsenders, table, &mut found);
+    });
+    for (pid, _) in &found {
+        backend::end_session(*pid);
+    }
+    found
 }
 
 /// Runs in a backend that exits, while it may still take locks.

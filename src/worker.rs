@@ -6,6 +6,7 @@
 //! It connects to no database, so that every database can be dropped. If the catalogs cannot be read, it says so once in
 //! a while and goes on.
 
+use crate::pg::catalog::Role;
 use crate::pg::{backend, compat};
 use crate::record::events;
 use crate::settings::{self, Enforcement, Settings, SweepSetting};
@@ -18,6 +19,7 @@ use pgrx::bgworkers::{
 };
 use pgrx::pg_sys;
 use pgrx::prelude::*;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// As often as the log may say how many lines it was spared.
@@ -49,7 +51,7 @@ pub extern "C-unwind" fn session_limit_worker_main(_arg: pg_sys::Datum) {
     // The configuration may have been reloaded before this process had a handler for that.
     backend::reload_settings();
     warn_if_not_last();
-    let (mut suspects, mut said) = (Vec::new(), Vec::new());
+    let (mut suspects, mut said) = (Vec::new(), SaidBefore::default());
     let (mut reclaimed, mut swept) = (Instant::now(), Instant::now());
     // Limits may have changed before there was a worker.
     let mut changed = true;
@@ -106,13 +108,21 @@ fn warn_if_not_last() {
     }
 }
 
+/// What the log says already.
+#[derive(Default)]
+struct SaidBefore {
+    exceeded: Vec<Said>,
+    /// Roles that were dropped, each with the number of its sessions.
+    dropped: BTreeMap<u32, u32>,
+}
+
 /// A limit that the log says is exceeded, and by how many sessions.
 type Said = (Source, Scope, Per, u32, u32);
 
 /// Does to the sessions over a limit what the setting says. What the log said last time is not said again.
-fn sweep(settings: &Settings, said: &mut Vec<Said>) {
+fn sweep(settings: &Settings, said: &mut SaidBefore) {
     if settings.sweep == SweepSetting::Off || settings.enforcement == Enforcement::Off {
-        said.clear();
+        *said = SaidBefore::default();
         return;
     }
     let swept = backend::in_transaction(|| {
@@ -126,7 +136,7 @@ fn sweep(settings: &Settings, said: &mut Vec<Said>) {
     }
 }
 
-fn end_and_say(settings: &Settings, said: &mut Vec<Said>) {
+fn end_and_say(settings: &Settings, said: &mut SaidBefore) {
     let mut copy = shmem::snapshot();
     let table = copy.table();
     let sessions: Vec<Session> = table.sessions().map(|(_, session)| session).collect();
@@ -158,7 +168,41 @@ fn end_and_say(settings: &Settings, said: &mut Vec<Said>) {
             }
         }
     }
-    *said = say_exceeded(&applying.limits, &say, said);
+    said.exceeded = say_exceeded(&applying.limits, &say, &said.exceeded);
+    said.dropped = end_dropped(&sessions, settings, &said.dropped);
+}
+
+/// Sessions of a role that was dropped are excess by nature: no limit counts them any more. Ends them, or logs how many
+/// there are, and returns what is logged.
+fn end_dropped(
+    sessions: &[Session],
+    settings: &Settings,
+    said: &BTreeMap<u32, u32>,
+) -> BTreeMap<u32, u32> {
+    let count_walsenders = !settings.exempt_replication;
+    let mut dropped = BTreeMap::new();
+    for session in sessions {
+        let counts = count_walsenders || !session.walsender;
+        if counts && Role::by_oid(session.role).is_none() {
+            *dropped.entry(session.role).or_insert(0) += 1;
+        }
+    }
+    let ends = settings.sweep == SweepSetting::Terminate;
+    if ends && settings.enforcement == Enforcement::On && !dropped.is_empty() {
+        let roles: Vec<u32> = dropped.keys().copied().collect();
+        for (pid, session) in slot::end_sessions_of(&roles, count_walsenders) {
+            let in_use = dropped.get(&session.role).copied().unwrap_or(0);
+            events::role_dropped(session.role, in_use, Some((pid, &session)));
+        }
+        return BTreeMap::new();
+    }
+    for (role, in_use) in dropped
+        .iter()
+        .filter(|(role, in_use)| said.get(role) != Some(in_use))
+    {
+        events::role_dropped(*role, *in_use, None);
+    }
+    dropped
 }
 
 /// Logs which limits are exceeded, unless the log said so last time, and returns all that are exceeded now.

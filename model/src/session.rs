@@ -67,4 +67,6 @@ pub enum EndReason {
         in_use: u32,
         max: u32,
     },
+    /// Its role was dropped.
+    RoleDropped,
 }

@@ -179,6 +179,26 @@ impl Sweep<'_> {
     }
 }
 
+/// Chooses the sessions of these roles, which were dropped, and notes that they are told to end. Their process IDs and
+/// the sessions go to `found`, which has room for all.
+pub fn end_sessions_of(
+    dropped: &[u32],
+    count_walsenders: bool,
+    table: &mut Table,
+    found: &mut Vec<(u32, Session)>,
+) {
+    for slot in 0..table.shared.slots() {
+        let Some((pid, session)) = table.process(slot) else {
+            continue;
+        };
+        let counts = count_walsenders || !session.walsender;
+        if counts && table.end_reason(slot).is_none() && dropped.contains(&session.role) {
+            table.tell_to_end(slot, EndReason::RoleDropped);
+            found.push((pid, session));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -416,5 +436,21 @@ mod tests {
         };
         let mut world = World::new([at_most(1, of_role(ALICE))], &[walsender; 3]);
         assert_eq!(world.over(), []);
+    }
+
+    #[test]
+    fn the_sessions_of_a_dropped_role_end_whatever_the_limits() {
+        let sessions = [session(ALICE, APP), session(BOB, APP), session(ALICE, WEB)];
+        let mut world = World::new([at_most(9, in_database(APP))], &sessions);
+        let mut table = world.memory.table();
+        let mut end = |dropped: &[u32]| {
+            let mut found = Vec::with_capacity(3);
+            end_sessions_of(dropped, false, &mut table, &mut found);
+            found.iter().map(|(pid, _)| *pid).collect::<Vec<_>>()
+        };
+        assert!(end(&[12]).is_empty());
+        assert_eq!(end(&[ALICE]), [100, 102]);
+        assert!(end(&[ALICE]).is_empty(), "they were told");
+        assert_eq!(table.end_reason(0), Some(EndReason::RoleDropped));
     }
 }

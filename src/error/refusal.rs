@@ -153,6 +153,11 @@ pub fn replaced_by(own: u32, address: Option<IpAddr>) -> CString {
     composed(text)
 }
 
+/// The DETAIL for a session whose role was dropped.
+pub fn role_dropped() -> CString {
+    c"The role of this session was dropped.".to_owned()
+}
+
 /// The DETAIL for a session of the role `own` that ends because a limit was lowered, or set, after it came. It can look
 /// up no name: it knows those of its own role and database.
 pub fn swept(source: Source, in_use: u32, max: u32, own: u32) -> CString {

@@ -51,6 +51,12 @@ enum Detail {
         other_addr: Option<IpAddr>,
         other_pid: u32,
     },
+    /// So many sessions are of a role that was dropped, and has no name any more.
+    RoleDropped {
+        action: &'static str,
+        role_oid: u32,
+        in_use: u32,
+    },
     /// The worker has no catalogs to look the name up in.
     Reclaimed {
         role_oid: u32,
@@ -202,6 +208,27 @@ pub fn swept(limit: &Limit, in_use: u32, ended: Option<(u32, &Session)>) {
             action: Some(ended.map_or("log", |_| "terminate")),
             ..of_limit(limit, in_use, &catalog::name_of)
         }),
+    });
+}
+
+/// The sweep found sessions of a role that was dropped. It has told the session `ended` to end; None: it only says so.
+pub fn role_dropped(role_oid: u32, in_use: u32, ended: Option<(u32, &Session)>) {
+    let session = ended.map(|(_, session)| session);
+    let database = session.map(|session| session.database);
+    tell(&Event {
+        kind: EventKind::Swept,
+        role_oid,
+        role: None,
+        database: database
+            .filter(|oid| *oid != 0)
+            .map(|oid| Bytes(catalog::name_of(Object::Database(oid)))),
+        client_addr: session.and_then(|session| session.address),
+        pid: ended.map(|(pid, _)| pid),
+        detail: Detail::RoleDropped {
+            action: ended.map_or("log", |_| "terminate"),
+            role_oid,
+            in_use,
+        },
     });
 }
 

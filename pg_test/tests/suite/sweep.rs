@@ -24,7 +24,8 @@ tests![
     a_session_is_told_in_its_clients_characters,
     logins_meanwhile,
     the_next_worker_goes_on,
-    a_standby_follows
+    a_standby_follows,
+    the_sessions_of_a_dropped_role_are_excess,
 ];
 
 const TERMINATE: (&str, &str) = ("session_limit.sweep", "terminate");
@@ -605,4 +606,44 @@ fn a_standby_follows(server: &Server) {
         "There are 2 sessions under a limit of 1 (CONNECTION LIMIT of role alice)."
     );
     assert!(sessions[1].is_alive());
+}
+
+/// As Vault does at the end of each lease: no limit counts the sessions of a role that is gone.
+fn the_sessions_of_a_dropped_role_are_excess(server: &Server) {
+    let cluster = cluster(server, &[SOON]);
+    let mut alices = [(); 2].map(|()| cluster.login_of("alice").login().expect("alice"));
+    let _bob = cluster.login_of("bob").login().expect("bob");
+    let mut superuser = cluster.superuser();
+    superuser.query("DROP ROLE alice");
+    let said = "SELECT string_agg(concat_ws(' ', detail->>'action', detail->>'in_use', pid), ', ' ORDER BY event_time, pid)
+                FROM session_limit.events WHERE event = 'swept' AND detail ? 'role_oid'";
+    let said = said.replace("detail ? ", "detail::jsonb ? ");
+    wait_for("the log", || {
+        (superuser.value(&said) == "log 2").then_some(())
+    });
+    assert!(alices.iter_mut().all(Session::is_alive));
+    cluster.set(&[TERMINATE]);
+    let pids = [alices[0].pid, alices[1].pid];
+    let left = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE pid IN ({}, {})",
+        pids[0], pids[1]
+    );
+    wait_for("alice's sessions to end", || {
+        (superuser.value(&left) == "0").then_some(())
+    });
+    for session in &mut alices {
+        let why = "The role of this session was dropped.";
+        assert_eq!(told(session).detail(), why);
+    }
+    let ends = format!(
+        "terminate 2 {}, terminate 2 {}",
+        pids[0].min(pids[1]),
+        pids[0].max(pids[1])
+    );
+    wait_for("the events", || {
+        let said = superuser.value(&said);
+        (said == format!("log 2, {ends}")).then_some(())
+    });
+    let left = "SELECT count(*) FROM session_limit.sessions WHERE usename = 'bob'";
+    assert_eq!(superuser.value(left), "1");
 }
