@@ -1,6 +1,6 @@
 //! What is wrong with a label, or with a setting that is written like one.
 
-use crate::error::report::{Report, composed, sentence};
+use crate::error::report::{Report, Text, composed, sentence};
 use crate::pg::catalog;
 use model::event::EventKind;
 use model::label::{LabelProblem, MAX_LABEL_BYTES};
@@ -108,6 +108,30 @@ pub fn label_has_no_effect() {
         c"Add session_limit to shared_preload_libraries in postgresql.conf and restart the server.",
     )
     .send(PgLogLevel::WARNING);
+}
+
+fn notice(message: impl Into<Text>) -> Report {
+    Report::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, message)
+}
+
+pub fn label_is_empty() {
+    notice(c"the session_limit label is empty, so it has no effect")
+        .hint(c"Set it to NULL to remove it.")
+        .send(PgLogLevel::NOTICE);
+}
+
+pub fn role_is_exempt() {
+    notice(c"the role is exempt, so the limits of its session_limit label have no effect")
+        .detail(c"By its label, or as a superuser by session_limit.exempt_superusers.")
+        .send(PgLogLevel::NOTICE);
+}
+
+pub fn limits_database_does_not_exist(name: &str) {
+    let message =
+        format!("database \"{name}\" does not exist, so a limit on sessions in it has no effect");
+    notice(message)
+        .detail(c"It takes effect when a database of this name is created.")
+        .send(PgLogLevel::NOTICE);
 }
 
 /// A query met a label that is wrong.

@@ -8,14 +8,16 @@ use crate::lookup::Labels;
 use crate::pg::backend::{self, Local, is_superuser};
 use crate::pg::catalog::{Database, Role};
 use crate::pg::labels::PROVIDER;
-use crate::{error, shmem};
+use crate::{error, settings, shmem};
 use model::label::{Label, MAX_LABEL_BYTES};
 use model::label_target::LabelTarget;
 use model::limit::{Object, Per};
 use pgrx::prelude::*;
 use pgrx::{PgXactCallbackEvent, pg_sys};
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::net::Ipv4Addr;
 
 static PREVIOUS: Local<Cell<pg_sys::object_access_hook_type>> = Local::new(Cell::new(None));
 /// This session was told that the library is not preloaded: a restore sets many labels.
@@ -132,12 +134,14 @@ unsafe extern "C-unwind" fn session_limit_check_label(
             if target == LabelTarget::Group && !is_superuser() {
                 error::only_superusers_label_groups();
             }
-            check(label, target, "role", role.connection_limit);
+            let over_tcp = Some(Ipv4Addr::UNSPECIFIED.into());
+            let exempt = settings::current().exempts(role.superuser, over_tcp, false);
+            check(label, target, "role", role.connection_limit, exempt);
         }
         // SECURITY LABEL FOR session_limit ON DATABASE …
         pg_sys::DatabaseRelationId => {
             let limit = Database::by_oid(oid).map_or(-1, |database| database.connection_limit);
-            check(label, LabelTarget::Database, "database", limit);
+            check(label, LabelTarget::Database, "database", limit, false);
         }
         _ => error::labels_are_for_roles_and_databases(),
     }
@@ -165,7 +169,13 @@ fn labels_change() {
     }
 }
 
-fn check(label: Option<&[u8]>, target: LabelTarget, object: &str, connection_limit: i32) {
+fn check(
+    label: Option<&[u8]>,
+    target: LabelTarget,
+    object: &str,
+    connection_limit: i32,
+    exempt: bool,
+) {
     let Some(json) = label else {
         return;
     };
@@ -193,5 +203,30 @@ fn check(label: Option<&[u8]>, target: LabelTarget, object: &str, connection_lim
         && !(0..=connection_limit).contains(&limit.max)
     {
         error::connection_limit_is_smaller(object, connection_limit);
+    }
+    notice_what_has_no_effect(&label, target, exempt);
+}
+
+/// What is set, and limits nobody as things are.
+fn notice_what_has_no_effect(label: &Label, target: LabelTarget, exempt: bool) {
+    if *label == Label::default() {
+        error::label_is_empty();
+    }
+    if !label.limits.is_empty() && target == LabelTarget::Role && (exempt || label.exempt) {
+        error::role_is_exempt();
+    }
+    let named = label
+        .limits
+        .iter()
+        .filter_map(|limit| limit.database.as_ref());
+    let named: BTreeSet<&String> = named.collect();
+    if named.is_empty() {
+        return;
+    }
+    let databases = Database::all();
+    for name in named {
+        if !databases.iter().any(|it| it.name == name.as_bytes()) {
+            error::limits_database_does_not_exist(name);
+        }
     }
 }

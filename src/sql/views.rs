@@ -187,16 +187,15 @@ impl Defined {
         };
         for role in Role::all().iter().filter(|role| viewer.may_see(role.oid)) {
             let object = Object::Role(role.oid);
-            if role.can_login {
-                let policy = labels.facts(role, None, None, defaults).0.role_policy();
-                all.extend(bare(
-                    Source::ConnectionLimit(object),
-                    LabelTarget::Role,
-                    role.connection_limit,
-                    policy,
-                ));
-            }
             let target = LabelTarget::of_role(role.can_login);
+            // That of a role without LOGIN limits nobody: it is shown as unmatched, because nothing is counted for it.
+            let policy = labels.facts(role, None, None, defaults).0.role_policy();
+            all.extend(bare(
+                Source::ConnectionLimit(object),
+                target,
+                role.connection_limit,
+                policy,
+            ));
             let label = labels.label(object, &mut problems);
             all.extend(Defined::labelled(Source::Label(object), target, label));
         }

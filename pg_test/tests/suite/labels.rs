@@ -8,6 +8,7 @@ use pg_test::server::Server;
 use pg_test::wait_for;
 
 tests![
+    what_has_no_effect_is_noticed,
     a_bad_label_is_refused_by_its_field,
     a_label_has_at_most_1000_bytes,
     other_objects_have_no_label,
@@ -804,4 +805,46 @@ fn while_labels_cannot_be_read_logins_fail(server: &Server) {
     cluster.wait_until_gone("alice");
     alice.login().expect("nobody is in").end();
     assert!(other.is_alive(), "the server has not restarted");
+}
+
+/// What limits nobody as things are is set all the same, and says so.
+fn what_has_no_effect_is_noticed(server: &Server) {
+    let cluster = Cluster::start(server, &[]);
+    cluster.sql(&[
+        "CREATE EXTENSION session_limit",
+        "CREATE ROLE alice LOGIN",
+        "CREATE ROLE boss LOGIN SUPERUSER",
+        "CREATE ROLE team CONNECTION LIMIT 3",
+    ]);
+    let said = |object: &str, label: &str| cluster.psql("postgres", &set_label(object, label));
+    let nothing = "NOTICE:  ";
+    for (object, label, notice) in [
+        ("ROLE alice", "{}", "the session_limit label is empty"),
+        ("ROLE boss", r#"{"max": 1}"#, "the role is exempt"),
+        (
+            "ROLE alice",
+            r#"{"max": 1, "exempt": true}"#,
+            "the role is exempt",
+        ),
+        (
+            "ROLE alice",
+            r#"{"max": 1, "database": "app"}"#,
+            r#"database "app" does not exist"#,
+        ),
+    ] {
+        let said = said(object, label);
+        assert!(
+            said.contains(&format!("{nothing}{notice}")),
+            "{label}: {said}"
+        );
+    }
+    cluster.sql(&["CREATE DATABASE app"]);
+    for label in [r#"{"max": 1, "database": "app"}"#, r#"{"max_wait": "1s"}"#] {
+        let said = said("ROLE alice", label);
+        assert!(!said.contains(nothing), "{label}: {said}");
+    }
+    // The CONNECTION LIMIT of a role without LOGIN limits nobody.
+    let limit = "SELECT concat_ws(' ', max, unmatched) FROM session_limit.limits
+                 WHERE source = 'CONNECTION LIMIT of role team'";
+    assert_eq!(cluster.superuser().value(limit), "3 t");
 }
