@@ -6,12 +6,12 @@
 //! It connects to no database, so that every database can be dropped. If the catalogs cannot be read, it says so once in
 //! a while and goes on.
 
-use crate::pg::catalog::Role;
+use crate::pg::catalog::{Database, Role};
 use crate::pg::{backend, compat};
 use crate::record::events;
 use crate::settings::{self, Enforcement, Settings, SweepSetting};
 use crate::{error, login, lookup, shmem, slot};
-use model::limit::{Limit, Per, Scope, Source};
+use model::limit::{Limit, Object, Per, Scope, Source};
 use model::session::{Claim, Session};
 use model::sweep::{Exceeded, Sweep};
 use pgrx::bgworkers::{
@@ -153,12 +153,12 @@ fn end_and_say(settings: &Settings, said: &mut SaidBefore) {
         idle: &idle,
         count_walsenders: !settings.exempt_replication,
     };
-    let is_enforced = |over: &Exceeded| {
+    let may_end = |over: &Exceeded| {
         let limit = applying.limits.get(over.limit);
-        limit.is_some_and(|limit| limit.enforced)
+        limit.is_some_and(|limit| limit.enforced && is_of_an_administrator(limit.source))
     };
     let exceeded = sweep.over(&table).into_iter();
-    let (end, say): (Vec<_>, Vec<_>) = exceeded.partition(|over| ends && is_enforced(over));
+    let (end, say): (Vec<_>, Vec<_>) = exceeded.partition(|over| ends && may_end(over));
     // If a limit is changing just now, it may have been raised: nobody ends before the next sweep.
     if !end.is_empty() && !shmem::memory().mailbox.has_changed() {
         for ending in slot::end_excess(&sweep, &end) {
@@ -203,6 +203,18 @@ fn end_dropped(
         events::role_dropped(*role, *in_use, None);
     }
     dropped
+}
+
+/// Whether the limit can only have been set by a superuser, or by whoever administers the role that it is on. The owner of
+/// a database, who can set its limits, ends nobody's sessions by that.
+fn is_of_an_administrator(source: Source) -> bool {
+    let (Source::Label(Object::Database(oid)) | Source::ConnectionLimit(Object::Database(oid))) =
+        source
+    else {
+        return true;
+    };
+    let owner = Database::by_oid(oid).and_then(|database| Role::by_oid(database.owner));
+    owner.is_some_and(|owner| owner.superuser)
 }
 
 /// Logs which limits are exceeded, unless the log said so last time, and returns all that are exceeded now.

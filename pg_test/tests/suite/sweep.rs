@@ -26,6 +26,7 @@ tests![
     the_next_worker_goes_on,
     a_standby_follows,
     the_sessions_of_a_dropped_role_are_excess,
+    the_owner_of_a_database_ends_nobody,
 ];
 
 const TERMINATE: (&str, &str) = ("session_limit.sweep", "terminate");
@@ -646,4 +647,31 @@ fn the_sessions_of_a_dropped_role_are_excess(server: &Server) {
     });
     let left = "SELECT count(*) FROM session_limit.sessions WHERE usename = 'bob'";
     assert_eq!(superuser.value(left), "1");
+}
+
+/// Whoever owns a database can refuse others there, but not end their sessions.
+fn the_owner_of_a_database_ends_nobody(server: &Server) {
+    let cluster = cluster(server, &[TERMINATE, NOT_SOON]);
+    cluster.sql(&[
+        "ALTER DATABASE app OWNER TO bob",
+        "GRANT ALL ON DATABASE app TO alice",
+    ]);
+    let to_app = |role| cluster.login_of(role).to("app");
+    let mut alice = to_app("alice").login().expect("alice");
+    let mut bob = to_app("bob").login().expect("bob");
+    let said = "SELECT count(*) FROM session_limit.events
+                WHERE event = 'swept' AND detail->>'action' = 'log' AND detail->>'source' = 'label on database app'";
+    bob.query(r#"SECURITY LABEL FOR session_limit ON DATABASE app IS '{"max": 0}'"#);
+    wait_for("the log", || {
+        (cluster.superuser().value(said) == "1").then_some(())
+    });
+    assert!(alice.is_alive() && bob.is_alive());
+    // A superuser's database is another matter.
+    cluster.sql(&[
+        "ALTER DATABASE app OWNER TO postgres",
+        r#"SECURITY LABEL FOR session_limit ON DATABASE app IS '{"max": 0, "max_wait": 0}'"#,
+    ]);
+    for session in [&mut alice, &mut bob] {
+        wait_for("the session to end", || (!session.is_alive()).then_some(()));
+    }
 }
