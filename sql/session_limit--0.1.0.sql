@@ -312,7 +312,7 @@ COMMENT ON COLUMN session_limit.stats.would_replace IS 'logins that were admitte
 COMMENT ON COLUMN session_limit.stats.abandoned IS 'logins whose client closed the connection while they waited';
 COMMENT ON COLUMN session_limit.stats.peak IS 'the most sessions at once';
 COMMENT ON COLUMN session_limit.stats.peak_at IS 'when there first were so many; null if there were none';
-COMMENT ON COLUMN session_limit.stats.decisions IS 'logins that were decided: admitted and refused';
+COMMENT ON COLUMN session_limit.stats.decisions IS 'logins that were decided: admitted, refused and abandoned';
 COMMENT ON COLUMN session_limit.stats.decision_us IS 'microseconds that these spent being decided, in all, without waiting';
 COMMENT ON COLUMN session_limit.stats.stats_reset IS 'since when logins are counted';
 

@@ -27,6 +27,9 @@ static CLAIM: Local<Cell<Option<Claim>>> = Local::new(Cell::new(None));
 /// The claim is that of a login whose victims are not all gone.
 static PENDING: Local<Cell<bool>> = Local::new(Cell::new(false));
 
+/// This backend may be in the queue.
+static QUEUED: Local<Cell<bool>> = Local::new(Cell::new(false));
+
 /// This backend's slot. Whatever it will hold is given up when the process ends.
 pub fn my_slot() -> usize {
     *SLOT.get_or_init(|| {
@@ -43,12 +46,14 @@ pub fn my_slot() -> usize {
 pub fn decide(attempt: &Attempt) -> Result<Verdict, Missing> {
     let memory = memory();
     CLAIM.set(Some(Claim::new(attempt.pid, attempt.session.role)));
+    QUEUED.set(true);
     let may_replace = attempt.rules.replacing.allowed;
     // All that the decision needs is allocated here, before the lock.
     let mut counter = SessionCounter::new(memory.shared, attempt.members, may_replace);
     let verdict = memory
         .table
         .exclusively(|table| decide::attempt(table, &mut counter, attempt));
+    QUEUED.set(matches!(verdict, Ok(Verdict::Waiting) | Err(_)));
     match verdict {
         Ok(Verdict::Admitted(_)) => {}
         Ok(Verdict::Replacing(..)) => PENDING.set(true),
@@ -115,25 +120,32 @@ pub fn end_sessions_of(dropped: &[u32], count_walsenders: bool) -> Vec<(u32, Ses
     found
 }
 
-/// Runs in a backend that exits, while it may still take locks.
-#[pg_guard]
-unsafe extern "C-unwind" fn session_limit_leave_queue(_code: i32, _arg: pg_sys::Datum) {
+/// Leaves the queue, and gives back a claim whose victims are not all gone. Others may find room then.
+pub fn give_up() {
     let Some(&slot) = SLOT.get() else {
         return;
     };
-    let memory = memory();
-    let queued = memory.shared.waiters().any(|waiter| waiter == slot);
-    if !queued && !PENDING.get() {
+    if !QUEUED.get() && !PENDING.get() {
         return;
     }
-    let first = memory.table.exclusively(|table| {
+    let first = memory().table.exclusively(|table| {
         if PENDING.get() {
             table.roll_back(slot);
         }
         table.dequeue(slot);
         table.shared.first_waiter()
     });
+    if PENDING.replace(false) {
+        CLAIM.set(None);
+    }
+    QUEUED.set(false);
     first.into_iter().for_each(backend::wake);
+}
+
+/// Runs in a backend that exits, while it may still take locks.
+#[pg_guard]
+unsafe extern "C-unwind" fn session_limit_leave_queue(_code: i32, _arg: pg_sys::Datum) {
+    give_up();
 }
 
 /// Runs in a backend that has left the process array and given back its PGPROC.

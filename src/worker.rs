@@ -24,10 +24,12 @@ use std::time::{Duration, Instant};
 
 /// As often as the log may say how many lines it was spared.
 const SAY_EVERY: Duration = Duration::from_secs(1);
+/// A commit sends its invalidations microseconds after it has woken the worker.
+const WAKE_AGAIN: Duration = Duration::from_millis(20);
 /// A slot is seen twice without its process before it is freed: a process is gone from the process array for
 /// microseconds before it frees its slot.
 const RECLAIM_EVERY: Duration = Duration::from_secs(10);
-/// So often a worker fails at most that cannot read the catalogs.
+/// A worker that was killed or failed is started again after this.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 
 pub fn register() {
@@ -55,6 +57,8 @@ pub extern "C-unwind" fn session_limit_worker_main(_arg: pg_sys::Datum) {
     let (mut reclaimed, mut swept) = (Instant::now(), Instant::now());
     // Limits may have changed before there was a worker.
     let mut changed = true;
+    // If there was nothing to sweep, the invalidations may come a moment later.
+    let mut wake_again = false;
     loop {
         let settings = settings::current();
         if changed || swept.elapsed() >= settings.sweep_interval {
@@ -63,9 +67,10 @@ pub extern "C-unwind" fn session_limit_worker_main(_arg: pg_sys::Datum) {
         }
         // There may be room for them now. The sweep comes first, so that the invalidations of the commit that woke this
         // worker have been sent when the waiters read again.
-        if changed {
+        if changed || wake_again {
             slot::wake_all_waiters();
         }
+        wake_again = changed;
         // Not at each wake-up: it is woken for other reasons, too.
         if reclaimed.elapsed() >= RECLAIM_EVERY {
             reclaimed = Instant::now();
@@ -76,7 +81,7 @@ pub extern "C-unwind" fn session_limit_worker_main(_arg: pg_sys::Datum) {
         let left = RECLAIM_EVERY
             .saturating_sub(reclaimed.elapsed())
             .min(settings.sweep_interval.saturating_sub(swept.elapsed()))
-            .min(SAY_EVERY);
+            .min(if wake_again { WAKE_AGAIN } else { SAY_EVERY });
         // The latch waits for whole milliseconds, rounded down.
         if !BackgroundWorker::wait_latch(Some(left + Duration::from_millis(1))) {
             break;
@@ -183,8 +188,14 @@ fn end_dropped(
     let mut dropped = BTreeMap::new();
     for session in sessions {
         let counts = count_walsenders || !session.walsender;
-        if counts && Role::by_oid(session.role).is_none() {
+        if counts && !session.exempt && Role::by_oid(session.role).is_none() {
             *dropped.entry(session.role).or_insert(0) += 1;
+        }
+    }
+    if !dropped.is_empty() {
+        // An index could be damaged: the catalog itself must have none of them.
+        for role in Role::all() {
+            dropped.remove(&role.oid);
         }
     }
     let ends = settings.sweep == SweepSetting::Terminate;

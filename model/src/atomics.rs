@@ -62,10 +62,9 @@ impl<'a> Shared<'a> {
         Some(first.load(Ordering::Relaxed) as usize)
     }
 
-    /// The slots of the waiters, the last one first. Without the lock a slot may come twice, but none is left out that
-    /// was in the queue before the call and still is.
+    /// The slots of the waiters, the last one first. Without the lock, while others leave the queue, a slot may come twice
+    /// or be left out.
     pub fn waiters(self) -> impl Iterator<Item = usize> {
-        // Entries move only towards the front: read from the end, none can slip past.
         let waiting = self.waiting.load(Ordering::Relaxed) as usize;
         let queue = self.queue.iter().take(waiting).rev();
         queue.map(|slot| slot.load(Ordering::Relaxed) as usize)

@@ -55,7 +55,7 @@ fn decide(
     if exceeded.is_some_and(|(limit, _)| login.has_time(limit)) {
         not_waited = why_not_wait(table, login);
         if not_waited.is_none() && !enqueue(table, login) {
-            not_waited = Some(NotWaited::QueueFull(table.waiters().count() as u32));
+            not_waited = Some(NotWaited::NoRoomForLimits);
         }
         if not_waited.is_none() {
             // A session that left before it saw this login in the queue did not wake it: count again.
@@ -222,6 +222,9 @@ pub fn explain(table: &Table, login: &Attempt) -> Result<Vec<Standing>, Missing>
 
 /// Why the login may not wait, if it may not: by the rules, or because the queue has no room for it.
 fn why_not_wait(table: &Table, login: &Attempt) -> Option<NotWaited> {
+    if login.session.walsender {
+        return Some(NotWaited::WalSender);
+    }
     if login.rules.may_wait != Some(true) {
         return Some(NotWaited::NothingToSpare);
     }

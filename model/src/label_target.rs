@@ -60,7 +60,6 @@ impl LabelTarget {
         }
     }
 
-    /// What it is called in a message.
     /// These in words, such as `"role" or "address"`.
     pub fn choices(self) -> String {
         let words: Vec<String> = self
@@ -75,6 +74,7 @@ impl LabelTarget {
         }
     }
 
+    /// What it is called in a message.
     pub fn words(self) -> &'static str {
         match self {
             LabelTarget::Role => "a role",

@@ -96,6 +96,10 @@ pub fn find_admissible(table: &Table, counter: &mut SessionCounter, first: &Atte
     counter.first.clear();
     for waiter in table.waiters().skip(1) {
         if goes_first(table, counter, first, &waiter).unwrap_or(true) {
+            debug_assert!(
+                counter.wake.len() < counter.wake.capacity(),
+                "no allocation"
+            );
             counter.wake.push(waiter.slot);
         }
     }

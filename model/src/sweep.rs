@@ -179,7 +179,7 @@ impl Sweep<'_> {
     }
 }
 
-/// Chooses the sessions of these roles, which were dropped, and notes that they are told to end. Their process IDs and
+/// Chooses the sessions of these roles, which were dropped, but for exempt ones, and notes that they are told to end. Their process IDs and
 /// the sessions go to `found`, which has room for all.
 pub fn end_sessions_of(
     dropped: &[u32],
@@ -192,7 +192,8 @@ pub fn end_sessions_of(
             continue;
         };
         let counts = count_walsenders || !session.walsender;
-        if counts && table.end_reason(slot).is_none() && dropped.contains(&session.role) {
+        let stays = session.exempt || table.end_reason(slot).is_some();
+        if counts && !stays && dropped.contains(&session.role) {
             table.tell_to_end(slot, EndReason::RoleDropped);
             found.push((pid, session));
         }

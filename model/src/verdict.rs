@@ -64,6 +64,10 @@ pub enum NotWaited {
     QueueFull(u32),
     /// So many logins of its role wait already, as many as may.
     RoleQueueFull(u32),
+    /// The queue has no room for the limits that it would wait for.
+    NoRoomForLimits,
+    /// WAL senders do not wait: they would take places of `max_wal_senders`.
+    WalSender,
     /// Only connections that the server reserves would be left, or its own timeout comes too soon.
     NothingToSpare,
 }
@@ -73,6 +77,8 @@ impl NotWaited {
         match self {
             NotWaited::QueueFull(_) => "queue_full",
             NotWaited::RoleQueueFull(_) => "role_queue_full",
+            NotWaited::NoRoomForLimits => "no_room_for_limits",
+            NotWaited::WalSender => "wal_sender",
             NotWaited::NothingToSpare => "nothing_to_spare",
         }
     }

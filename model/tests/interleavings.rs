@@ -273,11 +273,11 @@ fn a_waiter_that_waits_for_something_else_from_now_on_lets_the_next_one_go_first
         for (slot, role, limits) in [(2, ALICE, &alices), (3, BOB, &bobs), (4, BOB, &bobs)] {
             assert_eq!(server.decide(slot, role, limits), Verdict::Waiting);
         }
-        // Woken, because there is room for bob, it finds that its limit was lowered meanwhile.
+        // Woken, because there is room for bob, it finds that another limit applies meanwhile, which is full.
         let changes = spawn(&server, |server| {
             server.latches[3].wait();
-            let lowered = [at_most(0, BOB)];
-            assert_eq!(server.decide(3, BOB, &lowered), Verdict::Waiting);
+            let other = [at_most(1, ALICE)];
+            assert_eq!(server.decide(3, BOB, &other), Verdict::Waiting);
         });
         let is_in = Arc::new(AtomicBool::new(false));
         let bob_is_in = Arc::clone(&is_in);

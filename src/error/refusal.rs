@@ -82,7 +82,7 @@ pub fn too_many(
         None if excess.limit.max == 0 => {
             Text::literal(c"Under this limit no login is let in; ask for it to be raised.")
         }
-        None if not_waited(excess, waited).is_some() => {
+        None if is_queue_full(not_waited(excess, waited)) => {
             Text::literal(c"Try again in a moment, or ask for session_limit.max_waiters or the limit to be raised.")
         }
         None if excess.own > 0 => {
@@ -239,6 +239,13 @@ fn not_waited(excess: &Excess, waited: Option<Duration>) -> Option<NotWaited> {
     excess.not_waited.filter(|_| waited.is_none())
 }
 
+fn is_queue_full(why: Option<NotWaited>) -> bool {
+    matches!(
+        why,
+        Some(NotWaited::QueueFull(_) | NotWaited::RoleQueueFull(_))
+    )
+}
+
 fn cannot_wait(why: NotWaited) -> String {
     let wait = |number| match number {
         1 => "1 login".to_string(),
@@ -253,6 +260,8 @@ fn cannot_wait(why: NotWaited) -> String {
             let logins = wait(number);
             format!("{logins} of this role wait already, its share of session_limit.max_waiters")
         }
+        NotWaited::NoRoomForLimits => "the queue has no room for its limits".to_string(),
+        NotWaited::WalSender => "WAL senders do not".to_string(),
         NotWaited::NothingToSpare => {
             "the connections that are left are reserved, or authentication_timeout leaves no time"
                 .to_string()

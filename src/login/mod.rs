@@ -110,6 +110,8 @@ fn admit(client: &Client) {
             error::too_many(excess, wait.waited(), stays, settings::refusal_hint())
         };
         let abandon = || {
+            // Others find room before this is written down.
+            slot::give_up();
             decided(Outcome::Abandoned);
             error::client_is_gone()
         };

@@ -83,8 +83,7 @@ impl Wait {
     pub fn may_wait(&self, client: &Client, limits: &[Limit]) -> bool {
         // Asked once: a superuser who uses a reserved connection later sends nobody away.
         let has_room = || *self.room.get_or_init(|| has_room(client));
-        // Walsenders have connections of their own, max_wal_senders: waiting they would shut a standby out.
-        !client.walsender && self.has_time(limits) && has_room()
+        self.has_time(limits) && has_room()
     }
 
     fn has_time(&self, limits: &[Limit]) -> bool {

@@ -50,8 +50,8 @@ macro_rules! guarded {
             /// As the server says.
             #[allow(non_snake_case, reason = "named as in the server")]
             pub unsafe fn $name($($argument: $of),*) $(-> $result)? {
-                // SAFETY: as the caller says.
-                guarded(|| unsafe { raw::$name($($argument),*) })
+                // SAFETY: as the caller says; the arguments are plain values.
+                unsafe { guarded(|| raw::$name($($argument),*)) }
             }
         )*
     };
@@ -74,18 +74,24 @@ guarded! {
     fn table_open(relation: Oid, lock: i32) -> Relation;
 }
 
-fn guarded<T: Copy>(call: impl Fn() -> T) -> T {
+/// # Safety
+/// `call` only calls one function of the server: it does not panic, and has nothing to drop.
+unsafe fn guarded<T: Copy>(call: impl Fn() -> T) -> T {
     let mut result = MaybeUninit::uninit();
-    run(&mut || {
-        result.write(call());
-    });
-    // SAFETY: `run` returns only after the call has.
-    unsafe { result.assume_init() }
+    // SAFETY: as the caller says. `run` returns only after the call has.
+    unsafe {
+        run(&mut || {
+            result.write(call());
+        });
+        result.assume_init()
+    }
 }
 
+/// # Safety
+/// As `guarded`.
 #[inline(never)]
-fn run(call: &mut dyn FnMut()) {
-    // SAFETY: the closure only calls one function of the server, and has nothing to drop.
+unsafe fn run(call: &mut dyn FnMut()) {
+    // SAFETY: as the caller says.
     unsafe { pg_guard_ffi_boundary(call) }
 }
 

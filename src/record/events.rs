@@ -126,8 +126,10 @@ fn what_happened<'a>(decision: &Decision<'a>) -> (Option<&'a Admission>, EventKi
             (Some(admission), EventKind::Replaced, detail)
         }
         Outcome::Abandoned => {
-            let waited_ms = waited.unwrap_or_default().as_millis();
-            (None, EventKind::Abandoned, Detail::Waited { waited_ms })
+            let detail = waited.map_or(Detail::Nothing {}, |waited| Detail::Waited {
+                waited_ms: waited.as_millis(),
+            });
+            (None, EventKind::Abandoned, detail)
         }
         Outcome::Refused(excess) => {
             let detail = over_limit(excess, &Ended::default(), waited);
