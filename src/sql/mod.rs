@@ -3,6 +3,7 @@
 mod edit_label;
 mod explain;
 pub mod label_provider;
+mod limits;
 mod stats;
 mod viewer;
 mod views;

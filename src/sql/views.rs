@@ -6,17 +6,13 @@
     reason = "pgrx wants a row's columns named in the signature"
 )]
 
-use crate::lookup::{self, Labels};
-use crate::pg::catalog::{Database, Role, name_of};
-use crate::settings::{self, Enforcement};
+use crate::lookup;
+use crate::pg::catalog::name_of;
+use crate::settings;
+use crate::shmem;
 use crate::sql::viewer::{SqlText, Viewer};
-use crate::{error, shmem};
 use model::event::{Name, Record};
-use model::label::{Label, LabelLimit, LimitEnforcement};
-use model::label_target::LabelTarget;
-use model::limit::{Object, Per, Source};
 use model::members::SessionFilter;
-use model::precedence::{Defaults, Policy, policy};
 use model::session::Session;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
@@ -91,158 +87,6 @@ fn current_usage() -> TableIterator<
         ))
     });
     TableIterator::new(rows.collect::<Vec<_>>())
-}
-
-/// One row for each limit that is set; of limits on roles, those that the caller may see.
-#[pg_extern(sql = false)]
-fn defined_limits() -> TableIterator<
-    'static,
-    (
-        name!(source, SqlText),
-        name!(per, Option<&'static str>),
-        name!(subject, Option<SqlText>),
-        name!(database, Option<SqlText>),
-        name!(network, Option<String>),
-        name!(max, i64),
-        name!(on_excess, &'static str),
-        name!(max_wait_ms, i64),
-        name!(enforcement, &'static str),
-        name!(unmatched, bool),
-    ),
-> {
-    shmem::require();
-    let (settings, defaults) = (settings::current(), settings::defaults());
-    let databases = Database::all();
-    let limits = Defined::all(&databases, &defaults);
-    let rows = limits.into_iter().map(
-        |Defined {
-             source,
-             target,
-             limit,
-             policy,
-         }| {
-            let subject = match source {
-                Source::ConnectionLimit(object) | Source::Label(object) => Some(name_of(object)),
-                Source::ClusterLimits | Source::MaxSessionsPerRole => None,
-            };
-            let per = limit.per.or(target.default_per());
-            let exists = |name: &String| {
-                databases
-                    .iter()
-                    .any(|database| database.name == name.as_bytes())
-            };
-            let covers = per.is_some_and(|per| target.pers().contains(&per));
-            (
-                source.words(&name_of),
-                per.map(Per::word),
-                subject,
-                limit.database.clone().map(String::into_bytes),
-                limit.network.map(|network| network.to_string()),
-                i64::from(limit.max),
-                limit
-                    .on_excess
-                    .or(policy.0)
-                    .unwrap_or(defaults.on_excess)
-                    .word(),
-                limit
-                    .max_wait
-                    .or(policy.1)
-                    .unwrap_or(defaults.max_wait)
-                    .as_millis() as i64,
-                match (settings.enforcement, limit.enforcement) {
-                    (Enforcement::Off, _) => "off",
-                    (Enforcement::On, None | Some(LimitEnforcement::On)) => "on",
-                    _ => "log",
-                },
-                !covers || !limit.database.as_ref().is_none_or(exists),
-            )
-        },
-    );
-    TableIterator::new(rows.collect::<Vec<_>>())
-}
-
-/// A limit as it is set, whomever it covers.
-struct Defined {
-    source: Source,
-    target: LabelTarget,
-    limit: LabelLimit,
-    policy: Policy,
-}
-
-impl Defined {
-    fn all(databases: &[Database], defaults: &Defaults) -> Vec<Defined> {
-        let labels = Labels::read();
-        let viewer = Viewer::current();
-        let mut problems = Vec::new();
-        let mut all = Vec::new();
-        let bare = |source, target, max: i32, policy| {
-            let mut limit = LabelLimit::new(max);
-            limit.per = (target == LabelTarget::Cluster).then_some(Per::Role);
-            (max >= 0).then_some(Defined {
-                source,
-                target,
-                limit,
-                policy,
-            })
-        };
-        for role in Role::all().iter().filter(|role| viewer.may_see(role.oid)) {
-            let object = Object::Role(role.oid);
-            let target = LabelTarget::of_role(role.can_login);
-            // That of a role without LOGIN limits nobody: it is shown as unmatched, because nothing is counted for it.
-            let policy = labels.facts(role, None, None, defaults).0.role_policy();
-            all.extend(bare(
-                Source::ConnectionLimit(object),
-                target,
-                role.connection_limit,
-                policy,
-            ));
-            let label = labels.label(object, &mut problems);
-            all.extend(Defined::labelled(Source::Label(object), target, label));
-        }
-        for database in databases {
-            let object = Object::Database(database.oid);
-            let label = labels.label(object, &mut problems);
-            all.extend(bare(
-                Source::ConnectionLimit(object),
-                LabelTarget::Database,
-                database.connection_limit,
-                policy(&label),
-            ));
-            all.extend(Defined::labelled(
-                Source::Label(object),
-                LabelTarget::Database,
-                label,
-            ));
-        }
-        all.extend(Defined::labelled(
-            Source::ClusterLimits,
-            LabelTarget::Cluster,
-            defaults.cluster_limits.clone(),
-        ));
-        all.extend(bare(
-            Source::MaxSessionsPerRole,
-            LabelTarget::Cluster,
-            defaults.max_sessions_per_role,
-            (None, None),
-        ));
-        problems.iter().for_each(error::warn_of);
-        all
-    }
-
-    fn labelled(
-        source: Source,
-        target: LabelTarget,
-        label: Label,
-    ) -> impl Iterator<Item = Defined> {
-        let policy = policy(&label);
-        let defined = move |limit| Defined {
-            source,
-            target,
-            limit,
-            policy,
-        };
-        label.limits.into_iter().map(defined)
-    }
 }
 
 /// Events copied in one hold of the lock: 64 kB, so that no login waits for long.
