@@ -441,7 +441,6 @@ impl Run {
 
 /// Kills one, and returns when the server has started all anew.
 fn crash(cluster: &Cluster, site: Site, victim: Victim, books: &Books, random: &mut Rng) {
-    let which = random.usize(..1 << 16);
     let crashes = || {
         cluster
             .log()
@@ -454,7 +453,7 @@ fn crash(cluster: &Cluster, site: Site, victim: Victim, books: &Books, random: &
         let chosen = match victim {
             // Only a child of this very server.
             Victim::Backend => books
-                .one(site, which)
+                .one(site, random.usize(..1 << 16))
                 .and_then(Pid::from_raw)
                 .filter(|pid| cluster.processes("").contains(pid)),
             Victim::Worker => cluster

@@ -616,7 +616,7 @@ fn the_sessions_of_a_dropped_role_are_excess(server: &Server) {
     let _bob = cluster.login_of("bob").login().expect("bob");
     let mut superuser = cluster.superuser();
     superuser.query("DROP ROLE alice");
-    let said = "SELECT string_agg(concat_ws(' ', detail->>'action', detail->>'in_use', pid), ', ' ORDER BY event_time, pid)
+    let said = "SELECT string_agg(concat_ws(' ', detail->>'action', detail->>'in_use', pid), ', ' ORDER BY detail->>'action', pid)
                 FROM session_limit.events WHERE event = 'swept' AND detail ? 'role_oid'";
     let said = said.replace("detail ? ", "detail::jsonb ? ");
     wait_for("the log", || {
