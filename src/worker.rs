@@ -13,7 +13,7 @@ use crate::settings::{self, Enforcement, Settings, SweepSetting};
 use crate::{error, login, lookup, shmem, slot};
 use model::limit::{Limit, Object, Per, Scope, Source};
 use model::session::{Claim, Session};
-use model::sweep::{Exceeded, Sweep};
+use model::sweep::{Exceeded, Sweep, ends_if_dropped};
 use pgrx::bgworkers::{
     BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, SignalWakeFlags,
 };
@@ -187,8 +187,7 @@ fn end_dropped(
     let count_walsenders = !settings.exempt_replication;
     let mut dropped = BTreeMap::new();
     for session in sessions {
-        let counts = count_walsenders || !session.walsender;
-        if counts && !session.exempt && Role::by_oid(session.role).is_none() {
+        if ends_if_dropped(session, count_walsenders) && Role::by_oid(session.role).is_none() {
             *dropped.entry(session.role).or_insert(0) += 1;
         }
     }

@@ -24,10 +24,6 @@ impl Members {
         self.0.push((group, members));
     }
 
-    pub fn extend(&mut self, others: Members) {
-        self.0.extend(others.0);
-    }
-
     /// The members of the group, sorted; None if they are not known.
     pub fn of(&self, group: u32) -> Option<&[u32]> {
         let mut known = self.all().filter(|(known, _)| *known == group);

@@ -179,6 +179,11 @@ impl Sweep<'_> {
     }
 }
 
+/// Whether a session ends if its role was dropped.
+pub fn ends_if_dropped(session: &Session, count_walsenders: bool) -> bool {
+    !session.exempt && (count_walsenders || !session.walsender)
+}
+
 /// Chooses the sessions of these roles, which were dropped, but for exempt ones, and notes that they are told to end. Their process IDs and
 /// the sessions go to `found`, which has room for all.
 pub fn end_sessions_of(
@@ -191,9 +196,8 @@ pub fn end_sessions_of(
         let Some((pid, session)) = table.process(slot) else {
             continue;
         };
-        let counts = count_walsenders || !session.walsender;
-        let stays = session.exempt || table.end_reason(slot).is_some();
-        if counts && !stays && dropped.contains(&session.role) {
+        let ends = ends_if_dropped(&session, count_walsenders) && table.end_reason(slot).is_none();
+        if ends && dropped.contains(&session.role) {
             table.tell_to_end(slot, EndReason::RoleDropped);
             found.push((pid, session));
         }
