@@ -6,6 +6,7 @@ use crate::pg::catalog::{Database, Role};
 use crate::pg::compat;
 use crate::pg::labels::{self, LabelText, with_labels};
 use crate::pg::memberships::{FEW_PAGES, Memberships};
+use crate::pg::memory;
 use crate::settings::{self, Enforcement, Settings};
 use crate::shmem;
 use model::attempt::Idle;
@@ -257,6 +258,7 @@ pub fn applying<'a>(
         if applying.hold.contains_key(&session.kind()) {
             continue;
         }
+        memory::require(0);
         let role = Role::by_oid(session.role).unwrap_or_else(|| Role::dropped(session.role));
         let database = Database::by_oid(session.database);
         let (facts, _) = labels.facts(&role, database.as_ref(), session.address, &defaults);

@@ -1,7 +1,7 @@
 //! The settings. Defined by the postmaster; every one but `max_events` can be changed by reload.
 
 use crate::error;
-use crate::pg::backend;
+use crate::pg::{backend, memory};
 use model::event::EventSet;
 use model::label::{Label, MAX_SESSIONS, MAX_WAIT as LONGEST_WAIT};
 use model::label_target::LabelTarget;
@@ -12,6 +12,9 @@ use std::ffi::{CStr, CString, c_char, c_void};
 use std::net::IpAddr;
 use std::panic::{UnwindSafe, catch_unwind};
 use std::time::Duration;
+
+/// What a value of a setting takes while it is read, in bytes for each of its own: more than the largest, a list of limits.
+const MEMORY_A_BYTE: usize = 1000;
 
 /// What a limit does.
 #[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
@@ -157,7 +160,7 @@ unsafe extern "C-unwind" fn session_limit_check_cluster_limits(
 ) -> bool {
     // SAFETY: the server passes the new value, which ends with a zero byte.
     let json = unsafe { CStr::from_ptr(*value) };
-    match without_panic(|| cluster_label(json)) {
+    match without_panic(json, || cluster_label(json)) {
         Ok(_) => true,
         Err(why) if backend::is_preloading() => {
             error::cannot_start(json, &why, LabelTarget::Cluster)
@@ -169,8 +172,14 @@ unsafe extern "C-unwind" fn session_limit_check_cluster_limits(
     }
 }
 
-/// A panic in a check hook would stop the server: it is an error of the value instead.
-fn without_panic<T>(check: impl FnOnce() -> Result<T, String> + UnwindSafe) -> Result<T, String> {
+/// An error in a check hook would stop the server: a panic, or too little memory, is an error of the value instead.
+fn without_panic<T>(
+    value: &CStr,
+    check: impl FnOnce() -> Result<T, String> + UnwindSafe,
+) -> Result<T, String> {
+    if !memory::is_there(value.count_bytes().saturating_mul(MEMORY_A_BYTE)) {
+        return Err("out of memory".to_string());
+    }
     catch_unwind(check).unwrap_or_else(|_| Err("could not be checked".to_string()))
 }
 
@@ -197,7 +206,7 @@ unsafe extern "C-unwind" fn session_limit_check_log_events(
 ) -> bool {
     // SAFETY: the server passes the new value, which ends with a zero byte.
     let list = unsafe { CStr::from_ptr(*value) };
-    match without_panic(|| event_set(list)) {
+    match without_panic(list, || event_set(list)) {
         Ok(_) => true,
         Err(why) => {
             error::not_an_event(&why);

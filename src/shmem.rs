@@ -15,6 +15,7 @@ use crate::mailbox::Mailbox;
 use crate::pg::backend::{Local, max_backends};
 use crate::pg::ffi;
 use crate::pg::lwlock::Locked;
+use crate::pg::memory;
 use crate::{error, settings, stats_file};
 use model::atomics::Shared;
 use model::counters::Statistics;
@@ -38,6 +39,10 @@ const STATS_LOCK_NAME: &CStr = c"session_limit_stats";
 /// How many limits the queue can store, for each possible backend. A login with more of them than are left does not
 /// wait.
 const CONDITIONS_A_SLOT: usize = 4;
+
+/// What a copy of the table takes, in bytes for each possible backend: at most.
+const COPIED_BYTES_A_SLOT: usize =
+    size_of::<Slot>() + CONDITIONS_A_SLOT * size_of::<Condition>() + 64;
 
 /// How many causes of log lines are told apart in one second.
 const THROTTLED_CAUSES: usize = 256;
@@ -220,6 +225,7 @@ pub fn next_arrival() -> u64 {
 /// A copy of the slot table.
 pub fn snapshot() -> OwnTable {
     let slots = max_backends();
+    memory::require(slots * COPIED_BYTES_A_SLOT);
     let mut copy = OwnTable::new(slots, slots * CONDITIONS_A_SLOT);
     memory().table.shared(|table| copy.copy(table));
     copy
@@ -248,6 +254,7 @@ pub fn change_statistics(change: impl FnOnce(&mut Statistics)) {
 
 /// A copy of the statistics.
 pub fn statistics() -> Box<Statistics> {
+    memory::require(size_of::<Statistics>());
     let mut copy = Box::new(Statistics::new(0));
     memory()
         .statistics

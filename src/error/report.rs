@@ -1,19 +1,11 @@
 //! How a message reaches the user: the server's own `ereport`, because pgrx's takes neither names in any encoding nor
 //! texts that the server translates.
 
+use crate::pg::ffi;
 use pgrx::pg_sys::{self, ffi::pg_guard_ffi_boundary};
 use pgrx::{PgLogLevel, PgSqlErrorCode};
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::panic::Location;
-
-unsafe extern "C-unwind" {
-    fn errstart(level: c_int, domain: *const c_char) -> bool;
-    fn errcode(code: c_int) -> c_int;
-    fn errmsg(format: *const c_char, ...) -> c_int;
-    fn errdetail(format: *const c_char, ...) -> c_int;
-    fn errhint(format: *const c_char, ...) -> c_int;
-    fn errfinish(file: *const c_char, line: c_int, function: *const c_char);
-}
 
 /// A text that the server may translate, with the string for its `%s` if it has one; or one that was composed.
 pub enum Text {
@@ -131,21 +123,21 @@ impl Report {
         // one string. An error is passed on as a panic.
         unsafe {
             pg_guard_ffi_boundary(|| {
-                if !errstart(level as c_int, std::ptr::null()) {
+                if !ffi::errstart(level as c_int, std::ptr::null()) {
                     return;
                 }
-                errcode(self.code as c_int);
+                ffi::errcode(self.code as c_int);
                 let (format, text) = self.message.format();
-                errmsg(format.as_ptr(), text.as_ptr());
+                ffi::errmsg(format.as_ptr(), text.as_ptr());
                 if let Some((format, text)) = self.detail.as_ref().map(Text::format) {
-                    errdetail(format.as_ptr(), text.as_ptr());
+                    ffi::errdetail(format.as_ptr(), text.as_ptr());
                 }
                 if let Some((format, text)) = self.hint.as_ref().map(Text::format) {
-                    errhint(format.as_ptr(), text.as_ptr());
+                    ffi::errhint(format.as_ptr(), text.as_ptr());
                 }
                 // The server shows them as they are, and keeps no copy.
                 let line = self.place.line() as c_int;
-                errfinish(file.as_ptr(), line, c"session_limit".as_ptr());
+                ffi::errfinish(file.as_ptr(), line, c"session_limit".as_ptr());
             });
         }
     }

@@ -10,6 +10,7 @@
 //!   passed over, and the log says so.
 //! - the catalogs cannot be read: this login fails with the server's error; in a dry run it goes on without limits, and
 //!   the log says so.
+//! - there is no memory to spare: this login fails, with 53200; in a dry run as where catalogs cannot be read.
 //! - everyone else: `slot::decide`; over a limit: `wait`.
 //! - could end other sessions, but has not the privilege CONNECT: refused here with the server's words, so that it
 //!   takes nobody's slot. Where the privileges cannot be read, it ends nobody's session. In a dry run nobody asks.
@@ -22,6 +23,7 @@ use crate::pg::backend::{self, Local};
 use crate::pg::catalog::{Database, Role};
 use crate::pg::client::Client;
 use crate::pg::connect_privilege::may_connect;
+use crate::pg::memory;
 use crate::record::decision::{Decision, Outcome};
 use crate::record::{self, events};
 use crate::settings::{self, Enforcement, Settings};
@@ -200,9 +202,12 @@ impl Asked {
     /// Reads what the catalogs say of the client's role and database now, and which limits apply. Raises what the
     /// server would.
     fn of(client: &Client, arrival: u64) -> Asked {
+        let settings = settings::current();
+        if settings.enforcement != Enforcement::Log {
+            memory::require(0);
+        }
         // Roles may have been made or changed while the client was authenticated.
         let invalidations = backend::receive_invalidations();
-        let settings = settings::current();
         let role = role(client);
         let database = client.database.map(database);
         let (applicable, members, problems) = look_up(client, &role, database.as_ref(), &settings);
@@ -250,7 +255,10 @@ fn look_up(
     let Client {
         address, walsender, ..
     } = *client;
-    let look_up = || lookup::ask(role, database, address, walsender, settings);
+    let look_up = || {
+        memory::require(0);
+        lookup::ask(role, database, address, walsender, settings)
+    };
     if settings.enforcement != Enforcement::Log {
         return look_up();
     }

@@ -3,6 +3,7 @@
 //! Safe with cold caches, on the first login after a start: the syscaches AUTHNAME, AUTHOID, AUTHMEMMEMROLE and
 //! DATABASEOID have nailed indexes, and `scan` needs no other.
 
+use crate::pg::memory;
 use crate::pg::scan::{Row, cached, form, key, opened, scan, seek};
 use model::limit::Object;
 use pgrx::pg_sys::{self, FormData_pg_authid, FormData_pg_database, SysCacheIdentifier};
@@ -91,7 +92,7 @@ impl Role {
         let mut roles = Vec::new();
         // SAFETY: the rows are of that catalog, and copied.
         scan(pg_sys::AuthIdRelationId, |row| unsafe {
-            roles.push(Role::from(form(row.tuple)));
+            memory::extend(&mut roles, [Role::from(form(row.tuple))]);
         });
         roles
     }
@@ -140,7 +141,7 @@ impl Database {
         let mut databases = Vec::new();
         // SAFETY: the rows are of that catalog, and copied.
         scan(pg_sys::DatabaseRelationId, |row| unsafe {
-            databases.push(Database::from(form(row.tuple)));
+            memory::extend(&mut databases, [Database::from(form(row.tuple))]);
         });
         databases
     }

@@ -10,7 +10,7 @@ use pgrx::pg_sys::{
     ScanKey, Size, Snapshot, SysScanDesc, TimestampTz, TupleDesc, ffi::pg_guard_ffi_boundary,
     pg_on_exit_callback,
 };
-use std::ffi::{c_char, c_void};
+use std::ffi::{c_char, c_int, c_void};
 use std::mem::MaybeUninit;
 
 /// Declares functions, and holds their types against pgrx's, which come from the server's headers: a wrong one does not
@@ -99,4 +99,14 @@ unsafe fn run(call: &mut dyn FnMut()) {
 unsafe extern "C-unwind" {
     pub fn get_timeout_active(id: u32) -> bool;
     pub fn get_timeout_finish_time(id: u32) -> TimestampTz;
+}
+
+// `src/include/utils/elog.h`: how a message is sent. A caller whose message is an error guards itself.
+unsafe extern "C-unwind" {
+    pub fn errstart(level: c_int, domain: *const c_char) -> bool;
+    pub fn errcode(code: c_int) -> c_int;
+    pub fn errmsg(format: *const c_char, ...) -> c_int;
+    pub fn errdetail(format: *const c_char, ...) -> c_int;
+    pub fn errhint(format: *const c_char, ...) -> c_int;
+    pub fn errfinish(file: *const c_char, line: c_int, function: *const c_char);
 }

@@ -1,6 +1,7 @@
 //! The labels of this extension, in `pg_shseclabel`: the server nails it in the relation cache, so that a login can
 //! read it before it has a database.
 
+use crate::pg::memory;
 use crate::pg::scan::{Catalog, Row, key, opened, plain, seek};
 use model::limit::Object;
 use pgrx::pg_sys;
@@ -37,7 +38,12 @@ impl LabelCatalog {
     /// All labels of this extension.
     pub fn read(self) -> BTreeMap<Object, LabelText> {
         let mut labels = BTreeMap::new();
-        self.0.scan(|row| labels.extend(label(row)));
+        self.0.scan(|row| {
+            if labels.len().is_multiple_of(memory::ROWS_BETWEEN) {
+                memory::require(0);
+            }
+            labels.extend(label(row));
+        });
         labels
     }
 }

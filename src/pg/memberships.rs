@@ -2,8 +2,8 @@
 
 use crate::pg::catalog::Role;
 use crate::pg::compat::{self, FormData_pg_auth_members};
-use crate::pg::ffi;
 use crate::pg::scan::{Catalog, form, opened};
+use crate::pg::{ffi, memory};
 use pgrx::pg_sys::{self, SysCacheIdentifier};
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
@@ -84,7 +84,8 @@ fn reachable(role: u32, next: impl Fn(u32) -> Vec<u32>) -> Vec<u32> {
     let (mut found, mut known) = (vec![role], BTreeSet::from([role]));
     let mut position = 0;
     while let Some(&role) = found.get(position) {
-        found.extend(next(role).into_iter().filter(|other| known.insert(*other)));
+        let new = next(role).into_iter().filter(|other| known.insert(*other));
+        memory::extend(&mut found, new);
         position += 1;
     }
     found
@@ -97,7 +98,7 @@ fn read(grants: Catalog) -> Vec<(u32, u32)> {
     grants.scan(|row| unsafe {
         let grant = form::<FormData_pg_auth_members>(row.tuple);
         if grant.is_membership() {
-            pairs.push((grant.roleid.to_u32(), grant.member.to_u32()));
+            memory::extend(&mut pairs, [(grant.roleid.to_u32(), grant.member.to_u32())]);
         }
     });
     pairs.sort_unstable();

@@ -10,4 +10,5 @@ pub mod ffi;
 pub mod labels;
 pub mod lwlock;
 pub mod memberships;
+pub mod memory;
 pub mod scan;

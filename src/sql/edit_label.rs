@@ -3,6 +3,7 @@
 
 use crate::lookup::Labels;
 use crate::pg::catalog::{Database, Role};
+use crate::pg::memory;
 use crate::{error, shmem};
 use model::json_error;
 use model::label::{Label, LabelLimit};
@@ -25,6 +26,7 @@ fn edited_label(
     keep: Option<bool>,
 ) -> Option<String> {
     shmem::require();
+    memory::require(0);
     let limit = limit.unwrap_or_else(|| error::must_not_be_null("limit"));
     let keep = keep.unwrap_or_else(|| error::must_not_be_null("keep"));
     let (object, target) = labelled(role, database);

@@ -7,7 +7,9 @@
 
 use crate::lookup::{self, Inputs, Labels};
 use crate::pg::catalog::{Database, Role, name_of};
+use crate::pg::memory;
 use crate::settings;
+use crate::sql::in_memory;
 use crate::sql::viewer::{SqlText, Viewer};
 use crate::{error, shmem};
 use model::attempt::{Attempt, Replacing, Rules};
@@ -41,6 +43,7 @@ fn explain_login(
     ),
 > {
     shmem::require();
+    memory::require(0);
     let role = role.unwrap_or_else(|| error::must_not_be_null("role"));
     let database = database.unwrap_or_else(|| error::must_not_be_null("database"));
     let role = Role::by_name(role).unwrap_or_else(|| error::undefined_role(role));
@@ -72,7 +75,7 @@ fn explain_login(
                 if limit.enforced { "on" } else { "log" },
             )
         });
-    TableIterator::new(rows.collect::<Vec<_>>())
+    in_memory(rows)
 }
 
 fn host(inet: Inet) -> IpAddr {
@@ -143,6 +146,7 @@ fn effective_limits() -> TableIterator<
     ),
 > {
     shmem::require();
+    memory::require(0);
     let (settings, labels, viewer) = (settings::current(), Labels::read(), Viewer::current());
     let defaults = Defaults {
         dry_run: false,
@@ -172,5 +176,5 @@ fn effective_limits() -> TableIterator<
                 role.connection_limit,
             )
         });
-    TableIterator::new(rows.collect::<Vec<_>>())
+    in_memory(rows)
 }

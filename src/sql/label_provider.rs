@@ -8,6 +8,7 @@ use crate::lookup::Labels;
 use crate::pg::backend::{self, Local, is_superuser};
 use crate::pg::catalog::{Database, Role};
 use crate::pg::labels::PROVIDER;
+use crate::pg::memory;
 use crate::{error, settings, shmem};
 use model::label::{Label, MAX_LABEL_BYTES};
 use model::label_target::LabelTarget;
@@ -49,9 +50,11 @@ unsafe extern "C-unwind" fn session_limit_object_access(
             pg_sys::ffi::pg_guard_ffi_boundary(|| previous(access, class, object, sub, argument));
         }
     }
-    if access != pg_sys::ObjectAccessType::OAT_POST_ALTER {
+    let is_ours = [pg_sys::AuthIdRelationId, pg_sys::DatabaseRelationId].contains(&class);
+    if access != pg_sys::ObjectAccessType::OAT_POST_ALTER || !is_ours {
         return;
     }
+    memory::require(0);
     match class {
         // ALTER ROLE … [NO]LOGIN, CONNECTION LIMIT
         pg_sys::AuthIdRelationId => {
@@ -112,6 +115,7 @@ unsafe extern "C-unwind" fn session_limit_check_label(
     object: *const pg_sys::ObjectAddress,
     label: *const c_char,
 ) {
+    memory::require(0);
     // SAFETY: the server passes the object that it has locked, and a text or, to remove the label,
     // null.
     let (object, label) = unsafe {

@@ -7,7 +7,9 @@
 
 use crate::lookup::Labels;
 use crate::pg::catalog::{Database, Role, name_of};
+use crate::pg::memory;
 use crate::settings::{self, Enforcement};
+use crate::sql::in_memory;
 use crate::sql::viewer::{SqlText, Viewer};
 use crate::{error, shmem};
 use model::label::{Label, LabelLimit, LabelProblem, LimitEnforcement};
@@ -34,6 +36,7 @@ fn defined_limits() -> TableIterator<
     ),
 > {
     shmem::require();
+    memory::require(0);
     let (enforcement, defaults) = (settings::current().enforcement, settings::defaults());
     let databases = Database::all();
     let rows = all(&databases, &defaults).into_iter().map(|defined| {
@@ -57,7 +60,7 @@ fn defined_limits() -> TableIterator<
             !defined.can_match(&databases),
         )
     });
-    TableIterator::new(rows.collect::<Vec<_>>())
+    in_memory(rows)
 }
 
 /// A limit as it is set.
@@ -77,13 +80,12 @@ fn all(databases: &[Database], defaults: &Defaults) -> Vec<Defined> {
         let object = Object::Database(database.oid);
         let label = labels.label(object, &mut problems);
         let (source, target) = (Source::ConnectionLimit(object), LabelTarget::Database);
-        all.extend(number(
-            source,
-            target,
-            database.connection_limit,
-            policy(&label),
-        ));
-        all.extend(labelled(Source::Label(object), target, label));
+        let policy = policy(&label);
+        memory::extend(
+            &mut all,
+            number(source, target, database.connection_limit, policy),
+        );
+        memory::extend(&mut all, labelled(Source::Label(object), target, label));
     }
     let (label, target) = (defaults.cluster_limits.clone(), LabelTarget::Cluster);
     all.extend(labelled(Source::ClusterLimits, target, label));
@@ -105,9 +107,12 @@ fn of_roles(
         let target = LabelTarget::of_role(role.can_login);
         let policy = labels.facts(role, None, None, defaults).0.role_policy();
         let source = Source::ConnectionLimit(object);
-        all.extend(number(source, target, role.connection_limit, policy));
+        memory::extend(
+            &mut all,
+            number(source, target, role.connection_limit, policy),
+        );
         let label = labels.label(object, problems);
-        all.extend(labelled(Source::Label(object), target, label));
+        memory::extend(&mut all, labelled(Source::Label(object), target, label));
     }
     all
 }

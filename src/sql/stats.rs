@@ -2,6 +2,7 @@
 
 use crate::pg::backend::now;
 use crate::shmem;
+use crate::sql::in_memory;
 use crate::sql::viewer::Viewer;
 use model::counters::Counters;
 use pgrx::datum::TimestampWithTimeZone;
@@ -78,7 +79,7 @@ fn current_stats() -> TableIterator<
             number(abandoned),
         )
     });
-    TableIterator::new(rows.collect::<Vec<_>>())
+    in_memory(rows)
 }
 
 fn number(counter: u64) -> i64 {

@@ -8,8 +8,10 @@
 
 use crate::lookup;
 use crate::pg::catalog::name_of;
+use crate::pg::memory;
 use crate::settings;
 use crate::shmem;
+use crate::sql::in_memory;
 use crate::sql::viewer::{SqlText, Viewer};
 use model::event::{Name, Record};
 use model::members::SessionFilter;
@@ -46,7 +48,7 @@ fn active_sessions() -> TableIterator<
             session.exempt,
         )
     });
-    TableIterator::new(rows.collect::<Vec<_>>())
+    in_memory(rows)
 }
 
 /// One row for each count that a limit keeps, if it has a session or a waiter that the caller may see.
@@ -86,7 +88,7 @@ fn current_usage() -> TableIterator<
             waiters.iter().filter(covered).count() as i64,
         ))
     });
-    TableIterator::new(rows.collect::<Vec<_>>())
+    in_memory(rows)
 }
 
 /// Events copied in one hold of the lock: 64 kB, so that no login waits for long.
@@ -107,6 +109,7 @@ fn recent_events() -> TableIterator<
     ),
 > {
     shmem::require();
+    memory::require(0);
     let viewer = Viewer::current();
     let known = |name: &Name| (!name.bytes().is_empty()).then(|| name.bytes().to_vec());
     let (mut batch, mut rows) = (vec![Record::EMPTY; BATCH], Vec::new());
@@ -114,7 +117,7 @@ fn recent_events() -> TableIterator<
     loop {
         let read = shmem::event_log(|log| log.ring.read(left.clone(), &mut batch));
         let records = batch.iter().zip(read.clone()).map(|(record, _)| record);
-        rows.extend(records.filter(|it| viewer.may_see(it.role)).map(|it| {
+        let seen = records.filter(|it| viewer.may_see(it.role)).map(|it| {
             (
                 TimestampWithTimeZone::try_from(it.time).ok(),
                 it.kind.word(),
@@ -124,9 +127,10 @@ fn recent_events() -> TableIterator<
                 (it.pid != 0).then_some(it.pid as i32),
                 it.detail.bytes().to_vec(),
             )
-        }));
+        });
+        memory::extend(&mut rows, seen);
         if read.is_empty() {
-            return TableIterator::new(rows);
+            return in_memory(rows.into_iter());
         }
         left.start = read.end;
     }

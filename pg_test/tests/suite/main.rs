@@ -32,6 +32,7 @@ mod hooks;
 mod kinds;
 mod labels;
 mod limits;
+mod memory;
 mod refusal;
 mod regress;
 mod replacing;
@@ -64,6 +65,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("kinds", kinds::TESTS),
     ("labels", labels::TESTS),
     ("limits", limits::TESTS),
+    ("memory", memory::TESTS),
     ("refusal", refusal::TESTS),
     ("regress", regress::TESTS),
     ("replacing", replacing::TESTS),
