@@ -3,13 +3,11 @@
 
 use crate::pg::backend;
 use crate::pg::catalog::{Database, Role};
-use crate::pg::compat;
 use crate::pg::labels::{self, LabelText, with_labels};
 use crate::pg::memberships::{FEW_PAGES, Memberships};
 use crate::pg::memory;
 use crate::settings::{self, Enforcement, Settings};
 use crate::shmem;
-use model::attempt::Idle;
 use model::label::{Label, LabelProblem};
 use model::limit::{Limit, Object, OnExcess, Who};
 use model::members::{Members, Missing};
@@ -295,7 +293,6 @@ fn index_of(limits: &mut Vec<Limit>, limit: Limit) -> usize {
 /// What is known that a decision may need.
 pub struct Inputs {
     pub members: Members,
-    pub idle: Option<Idle>,
     /// Whether the login may wait.
     pub may_wait: Option<bool>,
 }
@@ -304,7 +301,6 @@ impl Inputs {
     pub fn new(members: Members) -> Inputs {
         Inputs {
             members,
-            idle: None,
             may_wait: None,
         }
     }
@@ -324,7 +320,6 @@ pub fn retry_with<T>(
                 let members = memberships.members_of(group);
                 inputs.members.insert(group, members);
             }
-            Err(Missing::Idle) => inputs.idle = Some(compat::idle_sessions()),
             Err(Missing::Patience) => inputs.may_wait = Some(may_wait()),
         }
     }

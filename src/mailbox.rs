@@ -1,26 +1,26 @@
 //! In shared memory: what others tell the background worker, and all processes each other.
 
 use crate::pg::{backend, compat};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 pub struct Mailbox {
     /// 0, or one more than the worker's slot.
     reader: AtomicU32,
     /// A limit may have changed since the worker asked.
     changed: AtomicBool,
-    /// When some process last said that it cannot read limits, as `now`.
-    complained: AtomicI64,
+    /// The tick at which some process last said that it cannot read limits; 0 if none has.
+    complained: AtomicU64,
 }
 
 /// Whatever is broken, the log says so once a minute, however many processes find it.
-const COMPLAIN_EVERY_US: i64 = 60_000_000;
+const COMPLAIN_EVERY_US: u64 = 60_000_000;
 
 impl Mailbox {
     pub fn new() -> Mailbox {
         Mailbox {
             reader: AtomicU32::new(0),
             changed: AtomicBool::new(false),
-            complained: AtomicI64::new(0),
+            complained: AtomicU64::new(0),
         }
     }
 
@@ -48,10 +48,10 @@ impl Mailbox {
     }
 
     /// Whether this process is the one to say that something is broken.
-    pub fn may_complain(&self, now: i64) -> bool {
+    pub fn may_complain(&self) -> bool {
+        let now = backend::tick();
         let last = self.complained.load(Ordering::Relaxed);
-        // Also if the clock was set back.
-        let is_due = (now - last).unsigned_abs() >= COMPLAIN_EVERY_US.unsigned_abs();
+        let is_due = last == 0 || now.saturating_sub(last) >= COMPLAIN_EVERY_US;
         is_due
             && self
                 .complained

@@ -12,12 +12,12 @@
 //! when there is no other process. The rest runs in backends and in the worker, which inherit `MEMORY`.
 
 use crate::mailbox::Mailbox;
-use crate::pg::backend::{Local, max_backends};
+use crate::pg::backend::{Local, max_backends, tick};
 use crate::pg::ffi;
 use crate::pg::lwlock::Locked;
 use crate::pg::memory;
 use crate::{error, settings, stats_file};
-use model::atomics::Shared;
+use model::atomics::{Shared, arrive};
 use model::counters::Statistics;
 use model::event::Record;
 use model::label_changes::LabelChanges;
@@ -30,7 +30,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::cell::Cell;
 use std::ffi::CStr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 const LOCK_NAME: &CStr = c"session_limit";
 const EVENT_LOCK_NAME: &CStr = c"session_limit_events";
@@ -54,6 +54,7 @@ pub struct EventLog {
 }
 
 pub struct Memory {
+    /// The latest arrival.
     arrivals: &'static AtomicU64,
     pub shared: Shared<'static>,
     pub table: Locked<Table<'static>>,
@@ -106,6 +107,7 @@ unsafe extern "C-unwind" fn session_limit_shmem_request() {
             array_size::<AtomicU64>(1 + slots),
             array_size::<AtomicU32>(1 + slots),
             array_size::<AtomicU32>(slots),
+            array_size::<AtomicU64>(slots),
             array_size::<u32>(padded),
             array_size::<u32>(padded),
             array_size::<u8>(padded),
@@ -159,6 +161,7 @@ unsafe fn lay_out() -> Option<Memory> {
             hosts: array(c"session_limit hosts", padded, || 0),
             marks: array(c"session_limit marks", padded, || 0),
         };
+        let last_active = array(c"session_limit last active", slots, || AtomicU64::new(0));
         let places = array(c"session_limit slots", slots, Slot::free);
         let statistics = array(c"session_limit stats", 1, || Statistics::new(0)).first_mut()?;
         let conditions = slots * CONDITIONS_A_SLOT;
@@ -170,7 +173,7 @@ unsafe fn lay_out() -> Option<Memory> {
         let causes = array(c"session_limit causes", THROTTLED_CAUSES, || Entry::FREE);
         let (arrivals, claims) = claims.split_first()?;
         let (waiting, queue) = queue.split_first()?;
-        let shared = Shared::new(claims, queue, waiting, successors);
+        let shared = Shared::new(claims, queue, waiting, successors, last_active);
         let table = Table::new(shared, places, columns, conditions);
         let event_log = EventLog {
             ring: Ring::new(events, pushed.first_mut()?),
@@ -217,9 +220,9 @@ unsafe fn array<T>(name: &CStr, length: usize, element: fn() -> T) -> &'static m
     }
 }
 
-/// The next number in the order of arrival.
+/// The tick at which this login arrives, later than that of any other.
 pub fn next_arrival() -> u64 {
-    memory().arrivals.fetch_add(1, Ordering::Relaxed)
+    arrive(memory().arrivals, tick())
 }
 
 /// A copy of the slot table.

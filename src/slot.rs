@@ -5,6 +5,9 @@
 //!   still waits for its victims to go.
 //! - After it has left the process array it frees its claim, by compare-and-swap of its own value. Not earlier: the
 //!   server's own CONNECTION LIMIT check, right after our hook, still counts it until then.
+//!
+//! At the end of each transaction this backend notes the tick, so that others know since when it has been idle. The
+//! server's own `state_change` is a time of the wall clock.
 
 use crate::pg::backend::{self, Local, max_backends};
 use crate::pg::{compat, ffi};
@@ -13,19 +16,24 @@ use model::attempt::Attempt;
 use model::count::SessionCounter;
 use model::decide;
 use model::members::Missing;
+use model::replace::idle_victim_woke;
 use model::session::{Claim, EndReason, Session};
 use model::sweep::{self, Ending, Exceeded, Found, Sweep};
 use model::table::Table;
 use model::verdict::Verdict;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::ffi::c_void;
+use std::ptr::null_mut;
 
 /// The number of this backend's slot, once its release is registered.
 static SLOT: Local<OnceCell<usize>> = Local::new(OnceCell::new());
 static CLAIM: Local<Cell<Option<Claim>>> = Local::new(Cell::new(None));
 /// The claim is that of a login whose victims are not all gone.
 static PENDING: Local<Cell<bool>> = Local::new(Cell::new(false));
+/// The victims of this login that were chosen because they are idle, each with the tick since which.
+static IDLE_VICTIMS: Local<RefCell<Vec<(usize, u64)>>> = Local::new(RefCell::new(Vec::new()));
 
 /// This backend may be in the queue.
 static QUEUED: Local<Cell<bool>> = Local::new(Cell::new(false));
@@ -33,8 +41,9 @@ static QUEUED: Local<Cell<bool>> = Local::new(Cell::new(false));
 /// This backend's slot. Whatever it will hold is given up when the process ends.
 pub fn my_slot() -> usize {
     *SLOT.get_or_init(|| {
-        // SAFETY: both callbacks are functions of this library, which is never unloaded.
+        // SAFETY: the callbacks are functions of this library, which is never unloaded.
         unsafe {
+            ffi::RegisterXactCallback(Some(session_limit_transaction_ends), null_mut());
             ffi::before_shmem_exit(Some(session_limit_leave_queue), pg_sys::Datum::null());
             ffi::on_proc_exit(Some(session_limit_release), pg_sys::Datum::null());
         }
@@ -56,16 +65,28 @@ pub fn decide(attempt: &Attempt) -> Result<Verdict, Missing> {
     QUEUED.set(matches!(verdict, Ok(Verdict::Waiting) | Err(_)));
     match verdict {
         Ok(Verdict::Admitted(_)) => {}
-        Ok(Verdict::Replacing(..)) => PENDING.set(true),
+        Ok(Verdict::Replacing(..)) => {
+            PENDING.set(true);
+            IDLE_VICTIMS.replace(counter.idle_victims);
+        }
         Ok(Verdict::Waiting | Verdict::Refused(_)) | Err(_) => CLAIM.set(None),
     }
     counter.wake.iter().copied().for_each(backend::wake);
     verdict
 }
 
-/// Notes that this backend's victims are told to end, and returns their process IDs.
-pub fn mark_victims() -> Vec<u32> {
-    victims(|table, slot| table.tell_victims(slot))
+/// Notes that this backend's victims are told to end, and returns their process IDs. None if one of them was chosen because
+/// it was idle, and has begun a transaction since. The caller tells the victims at once: this is the last look at them.
+pub fn mark_victims() -> Option<Vec<u32>> {
+    let idle_victims = IDLE_VICTIMS.take();
+    let mut woke = false;
+    let victims = victims(|table, slot| {
+        woke = idle_victim_woke(table, slot, &idle_victims, &compat::is_idle);
+        if !woke {
+            table.tell_victims(slot);
+        }
+    });
+    (!woke).then_some(victims)
 }
 
 /// The process IDs of this backend's victims that are still there. When none is, this backend is a session.
@@ -168,6 +189,18 @@ pub fn release(slot: usize, claim: Claim) -> bool {
         .for_each(backend::wake);
     successor.into_iter().for_each(backend::wake);
     released
+}
+
+/// The server calls it at each end of a transaction, in some cases more than once. It may also be one that the server runs
+/// in an idle session, to read what others have announced: that does not make the session busy.
+#[pg_guard]
+unsafe extern "C-unwind" fn session_limit_transaction_ends(
+    _event: pg_sys::XactEvent::Type,
+    _arg: *mut c_void,
+) {
+    if let (Some(&slot), false) = (SLOT.get(), backend::is_idle()) {
+        memory().shared.note_active(slot, backend::tick());
+    }
 }
 
 /// Every waiter looks again.

@@ -147,15 +147,10 @@ fn end_and_say(settings: &Settings, said: &mut SaidBefore) {
     let sessions: Vec<Session> = table.sessions().map(|(_, session)| session).collect();
     let (applying, members) = lookup::applying(sessions.iter(), settings);
     let ends = settings.sweep == SweepSetting::Terminate;
-    let idle = if ends {
-        compat::idle_sessions()
-    } else {
-        Vec::new()
-    };
     let sweep = Sweep {
         applying: &applying,
         members: &members,
-        idle: &idle,
+        is_idle: &compat::is_idle,
         count_walsenders: !settings.exempt_replication,
     };
     let may_end = |over: &Exceeded| {

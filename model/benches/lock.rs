@@ -178,7 +178,7 @@ impl Scene {
             max_waiters: 20,
             replacing: Replacing {
                 allowed: true,
-                now: i64::MAX,
+                now: u64::MAX,
                 min_age: Duration::ZERO,
                 idle_after: Duration::ZERO,
             },
@@ -190,7 +190,7 @@ impl Scene {
             session: self.session,
             limits,
             members: &self.members,
-            idle: None,
+            is_idle: &|_, _| false,
             rules,
         };
         let mut table = self.memory.table();

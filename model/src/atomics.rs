@@ -26,21 +26,25 @@ pub struct Shared<'a> {
     pub(crate) waiting: &'a AtomicU32,
     /// For each slot 0, or one more than the slot of its successor (see [`crate::table`]).
     pub(crate) successors: &'a [AtomicU32],
+    /// For each slot the tick at which its session was last active. Its own process writes it, without the lock.
+    pub(crate) last_active: &'a [AtomicU64],
 }
 
 impl<'a> Shared<'a> {
-    /// `claims`, `queue` and `successors` have one element for each slot.
+    /// All but `waiting` have one element for each slot.
     pub fn new(
         claims: &'a [AtomicU64],
         queue: &'a [AtomicU32],
         waiting: &'a AtomicU32,
         successors: &'a [AtomicU32],
+        last_active: &'a [AtomicU64],
     ) -> Self {
         Shared {
             claims,
             queue,
             waiting,
             successors,
+            last_active,
         }
     }
 
@@ -100,11 +104,53 @@ impl<'a> Shared<'a> {
         words.map(|word| load(word).map_or(0, Claim::role))
     }
 
+    /// Notes that the session at `slot` is active at this tick. It becomes idle, if it does, after that.
+    pub fn note_active(self, slot: usize, tick: u64) {
+        if let Some(word) = self.last_active.get(slot) {
+            word.store(tick, Ordering::Relaxed);
+        }
+    }
+
+    /// The tick at which the session at `slot` was last active. If the caller has seen that the session is idle, it is the
+    /// one from before that, or a later one.
+    pub fn last_active(self, slot: usize) -> Option<u64> {
+        fence(Ordering::Acquire);
+        Some(self.last_active.get(slot)?.load(Ordering::Relaxed))
+    }
+
     pub fn slots(self) -> usize {
         self.claims.len()
     }
 }
 
+/// The tick at which a login arrives: `now`, or the next one after `last`, the latest arrival of all.
+///
+/// Ticks are the microseconds of a clock that nobody sets, and that all processes share. Ages, idle times and orders are
+/// reckoned in them, since the wall clock can be set back or forward.
+pub fn arrive(last: &AtomicU64, now: u64) -> u64 {
+    let next = |last: u64| now.max(last.saturating_add(1));
+    let before = last.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
+        Some(next(last))
+    });
+    let (Ok(before) | Err(before)) = before;
+    next(before)
+}
+
 fn load(word: &AtomicU64) -> Option<Claim> {
     Claim::of(word.load(Ordering::Relaxed))
+}
+
+#[cfg(all(test, not(feature = "loom")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrivals_are_times_and_no_two_are_the_same() {
+        let last = AtomicU64::new(0);
+        assert_eq!(arrive(&last, 500), 500);
+        assert_eq!(arrive(&last, 500), 501);
+        // A process read the clock, and then did not run for a while.
+        assert_eq!(arrive(&last, 400), 502);
+        assert_eq!(arrive(&last, 9000), 9000);
+    }
 }

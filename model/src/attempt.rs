@@ -19,8 +19,7 @@ pub struct Attempt<'a> {
     pub limits: &'a [Limit],
     /// The members of at least the groups that its limits count.
     pub members: &'a Members,
-    /// Which sessions are idle; None if that is not known.
-    pub idle: Option<&'a Idle>,
+    pub is_idle: IsIdle<'a>,
     pub rules: Rules,
 }
 
@@ -45,9 +44,9 @@ pub struct Rules {
 pub struct Replacing {
     /// False if the server would refuse the login afterwards, so that no session must end for it.
     pub allowed: bool,
-    /// The time in microseconds since 2000-01-01.
-    pub now: i64,
-    /// A younger session is not replaced.
+    /// The tick (see [`crate::atomics::arrive`]).
+    pub now: u64,
+    /// A session whose login arrived later than so long ago is not replaced.
     pub min_age: Duration,
     /// Under `replace_idle` a session that has been idle for less is not replaced.
     pub idle_after: Duration,
@@ -68,9 +67,9 @@ impl Replacing {
     }
 }
 
-/// The sessions that were idle before the lock was taken: process ID, and since when in microseconds since 2000-01-01.
-/// Sorted by process ID.
-pub type Idle = Vec<(u32, i64)>;
+/// Whether the session at this slot, of the process with this ID, is idle outside a transaction at this moment. It is
+/// asked under the lock. The answer can change at any time: no session takes the lock to begin a transaction.
+pub type IsIdle<'a> = &'a dyn Fn(usize, u32) -> bool;
 
 /// A limit without room for the login. If it has some room, the second field is the number of earlier waiters that the
 /// room is reserved for, else 0.
@@ -158,8 +157,12 @@ pub fn ahead(
     Ok(counter.first.iter().filter(covers).count() as u32)
 }
 
-/// Since when the session of this process has been idle, in microseconds since 2000-01-01; None if it is not idle.
-pub fn idle_since(idle: &Idle, pid: u32) -> Option<i64> {
-    let found = idle.binary_search_by_key(&pid, |(idle, _)| *idle).ok()?;
-    idle.get(found).map(|(_, since)| *since)
+/// The tick since which the session at `slot` has been idle; None if it is not idle. A WAL sender never is: its work is
+/// in no transaction, so that nothing says when it became idle.
+pub fn idle_since(table: &Table, is_idle: IsIdle, slot: usize) -> Option<u64> {
+    let (pid, session) = table.process(slot)?;
+    if session.walsender || !is_idle(slot, pid) {
+        return None;
+    }
+    table.shared.last_active(slot)
 }

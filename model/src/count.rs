@@ -20,9 +20,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::hint::black_box;
 
 /// The order in which victims are chosen, the smallest first: (1) not yet told to end, since a session that was told
-/// and is still there may be stuck; (2) idle since when, in microseconds since 2000-01-01, so the longest idle, or 0 if
-/// that does not matter; (3) earliest arrival.
-pub type VictimRank = (bool, i64, u64);
+/// and is still there may be stuck; (2) the tick since which it has been idle, so the longest idle, or None if that does
+/// not matter; (3) earliest arrival.
+pub type VictimRank = (bool, Option<u64>, u64);
 
 /// How many counts are cached while logins wait. The 20 waiters that `max_waiters` allows by default have 80 scopes
 /// with four limits each; with several times as many entries, few of them fall on the same one.
@@ -47,6 +47,8 @@ pub struct SessionCounter<'a> {
     pub wake: Vec<usize>,
     /// The slots of the sessions that may end for a limit, each with its rank (see [`crate::replace`]).
     pub candidates: Vec<(VictimRank, usize)>,
+    /// The victims that were chosen because they are idle: the slot of each, and the tick since which it has been idle.
+    pub idle_victims: Vec<(usize, u64)>,
 }
 
 /// For each slot of a tile: 1 if it matches, else 0.
@@ -82,7 +84,8 @@ impl<'a> SessionCounter<'a> {
             first: vec![usize::MAX; slots],
             // Only a login that waits already wakes others. If the queue is empty, this one does not.
             wake: vec![usize::MAX; if waiting > 0 { slots } else { 0 }],
-            candidates: vec![((true, i64::MAX, u64::MAX), usize::MAX); candidates],
+            candidates: vec![((true, None, u64::MAX), usize::MAX); candidates],
+            idle_victims: Vec::with_capacity(candidates),
         };
         // The kernel maps memory when it is first written to. Write to it now: under the lock others would wait for that.
         black_box(&mut counter.roles).fill(0);

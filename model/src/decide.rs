@@ -325,7 +325,7 @@ pub mod tests {
             session: session(role, APP),
             limits: limits.into().leak(),
             members: Box::leak(Box::default()),
-            idle: None,
+            is_idle: &|_, _| false,
             rules,
         }
     }

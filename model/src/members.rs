@@ -12,8 +12,6 @@ pub struct Members(Vec<(u32, Vec<u32>)>);
 pub enum Missing {
     /// The members of the group with this OID.
     Members(u32),
-    /// Which sessions are idle ([`crate::attempt::Attempt::idle`]).
-    Idle,
     /// Whether the login may wait at all ([`crate::attempt::Rules::may_wait`]).
     Patience,
 }

@@ -17,6 +17,7 @@ pub struct OwnAtomics {
     queue: Vec<AtomicU32>,
     waiting: AtomicU32,
     successors: Vec<AtomicU32>,
+    last_active: Vec<AtomicU64>,
 }
 
 /// The memory that nobody reads without the lock.
@@ -37,6 +38,7 @@ impl OwnTable {
                 queue: (0..slots).map(|_| AtomicU32::new(0)).collect(),
                 waiting: AtomicU32::new(0),
                 successors: (0..slots).map(|_| AtomicU32::new(0)).collect(),
+                last_active: (0..slots).map(|_| AtomicU64::new(0)).collect(),
             },
             rows: OwnRows {
                 slots: vec![Slot::free(); slots],
@@ -70,12 +72,19 @@ impl OwnTable {
 
 impl OwnAtomics {
     pub fn shared(&self) -> Shared<'_> {
-        Shared::new(&self.claims, &self.queue, &self.waiting, &self.successors)
+        Shared::new(
+            &self.claims,
+            &self.queue,
+            &self.waiting,
+            &self.successors,
+            &self.last_active,
+        )
     }
 
     fn copy(&mut self, shared: Shared) {
-        for (own, claim) in self.claims.iter().zip(shared.claims) {
-            own.store(claim.load(Ordering::Relaxed), Ordering::Relaxed);
+        let words = self.claims.iter().chain(&self.last_active);
+        for (own, word) in words.zip(shared.claims.iter().chain(shared.last_active)) {
+            own.store(word.load(Ordering::Relaxed), Ordering::Relaxed);
         }
         let words = self.queue.iter().chain(&self.successors);
         for (own, word) in words.zip(shared.queue.iter().chain(shared.successors)) {

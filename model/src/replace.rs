@@ -3,8 +3,11 @@
 //! A victim is a session of the login's own role that arrived before the login and is old enough. If several limits are
 //! full, every one must get room, or the login is refused and no session ends. Victims are chosen for the limit with
 //! the fewest candidates first; one victim can make room under several limits.
+//!
+//! Under `replace_idle` a victim is idle, too. It can begin a transaction at any time, also while the decision is made.
+//! So the caller looks once more before it tells the victims to end ([`idle_victim_woke`]).
 
-use crate::attempt::{Attempt, FullLimit, ahead, idle_since};
+use crate::attempt::{Attempt, FullLimit, IsIdle, ahead, idle_since};
 use crate::count::{SessionCounter, VictimRank};
 use crate::limit::{Limit, OnExcess};
 use crate::members::Missing;
@@ -20,18 +23,26 @@ pub fn make_room<'a>(
     login: &Attempt<'a>,
     chosen: impl Fn(&Limit) -> bool,
 ) -> Result<Option<FullLimit<'a>>, Missing> {
+    counter.idle_victims.clear();
     loop {
         match find_shortage(table, counter, login, &chosen)? {
             Shortage::None => return Ok(None),
             Shortage::Refuses(full) => return Ok(Some(full)),
             // All its victims at once: until there is room under this limit, it stays the one with the fewest
             // candidates.
-            Shortage::Of(limit, excess) => {
-                find_candidates(table, counter, login, limit)?;
+            Shortage::Of(full, excess) => {
+                find_candidates(table, counter, login, full.0)?;
+                // All that were idle a moment ago may have begun a transaction.
+                if counter.candidates.is_empty() {
+                    return Ok(Some(full));
+                }
                 counter.candidates.sort_unstable();
                 for index in 0..counter.candidates.len().min(excess as usize) {
-                    if let Some((_, slot)) = counter.candidates.get(index) {
-                        counter.hand_over(table, *slot, login.slot);
+                    if let Some(((_, idle_since, _), slot)) = counter.candidates.get(index).copied()
+                    {
+                        counter.hand_over(table, slot, login.slot);
+                        let idle_since = idle_since.map(|since| (slot, since));
+                        counter.idle_victims.extend(idle_since);
                     }
                 }
             }
@@ -46,7 +57,7 @@ enum Shortage<'a> {
     /// Under this limit, and no session may end for it.
     Refuses(FullLimit<'a>),
     /// Under this limit, by this number of sessions.
-    Of(&'a Limit, u32),
+    Of(FullLimit<'a>, u32),
 }
 
 /// Finds the full limit for which the fewest sessions may end.
@@ -69,7 +80,7 @@ fn find_shortage<'a>(
             0 => return Ok(Shortage::Refuses((limit, ahead))),
             number if number < fewest => {
                 fewest = number;
-                shortage = Shortage::Of(limit, needed - limit.max);
+                shortage = Shortage::Of((limit, ahead), needed - limit.max);
             }
             _ => {}
         }
@@ -104,24 +115,23 @@ fn candidates(
     }
     let own = login.counted(limit.condition())?.of(login.session.role);
     for slot in counter.covered(table, own) {
-        let Some((pid, session)) = table.replaceable(slot) else {
+        let Some((_, session)) = table.replaceable(slot) else {
             continue;
         };
-        let age = rules.now.saturating_sub(session.started);
-        if session.arrival >= login.session.arrival || age < micros(rules.min_age) {
+        let is_past = |tick, ago| rules.now.saturating_sub(tick) >= ticks(ago);
+        if session.arrival >= login.session.arrival || !is_past(session.arrival, rules.min_age) {
             continue;
         }
         let since = match limit.on_excess {
             OnExcess::ReplaceIdle => {
-                let since = idle_since(login.idle.ok_or(Missing::Idle)?, pid);
-                let long_enough =
-                    |since: &i64| rules.now.saturating_sub(*since) >= micros(rules.idle_after);
-                let Some(since) = since.filter(long_enough) else {
+                let since = idle_since(table, login.is_idle, slot);
+                let since = since.filter(|since| is_past(*since, rules.idle_after));
+                if since.is_none() {
                     continue;
-                };
+                }
                 since
             }
-            _ => 0,
+            _ => None,
         };
         let told = table.end_reason(slot).is_some();
         found.push(((told, since, session.arrival), slot));
@@ -129,7 +139,22 @@ fn candidates(
     Ok(())
 }
 
-/// In microseconds, as the times are.
-fn micros(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+fn ticks(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Whether one of these victims of the login at `slot` (see [`SessionCounter::idle_victims`]) is still there, but has not
+/// been idle all the time.
+pub fn idle_victim_woke(
+    table: &Table,
+    slot: usize,
+    idle_victims: &[(usize, u64)],
+    is_idle: IsIdle,
+) -> bool {
+    idle_victims.iter().any(|(victim, since)| {
+        // The slot of one that is gone may have a new owner.
+        let stays =
+            table.shared.successor(*victim) == Some(slot) && table.process(*victim).is_some();
+        stays && idle_since(table, is_idle, *victim) != Some(*since)
+    })
 }

@@ -38,12 +38,14 @@ pub struct Session {
     pub database: u32,
     /// None over a Unix-domain socket.
     pub address: Option<IpAddr>,
-    /// When its process started, in microseconds since 2000-01-01, as in a `timestamptz`.
+    /// When its process started, in microseconds since 2000-01-01, as in a `timestamptz`. It is only shown: the wall clock
+    /// can be set.
     pub started: i64,
     pub walsender: bool,
     /// It is counted, but never refused or ended because of a limit.
     pub exempt: bool,
-    /// Its number in the order in which logins arrived. Not a time: a clock can be set back.
+    /// When its login arrived, in ticks (see [`crate::atomics::arrive`]). No two have the same, so this is the order of
+    /// arrival, too.
     pub arrival: u64,
 }
 

@@ -8,7 +8,7 @@
 //! Idle sessions end first, so that none ends within a transaction while an idle one could. A session is told to end
 //! once: from then on it is neither counted nor chosen here.
 
-use crate::attempt::{Idle, idle_since};
+use crate::attempt::{IsIdle, idle_since};
 use crate::limit::{Limit, OnExcess};
 use crate::members::{Members, SessionFilter};
 use crate::session::{EndReason, Session, SessionKind};
@@ -27,7 +27,7 @@ pub struct Applying {
 pub struct Sweep<'a> {
     pub applying: &'a Applying,
     pub members: &'a Members,
-    pub idle: &'a Idle,
+    pub is_idle: IsIdle<'a>,
     pub count_walsenders: bool,
 }
 
@@ -52,9 +52,9 @@ pub struct Ending {
     pub over: Exceeded,
 }
 
-/// The order in which sessions end, the smallest first: (1) idle, which is false here; (2) idle since when, in
-/// microseconds since 2000-01-01, so the longest idle, or 0 if that does not matter; (3) earliest arrival.
-type SweepRank = (bool, i64, u64);
+/// The order in which sessions end, the smallest first: (1) idle, which is false here; (2) the tick since which it has been
+/// idle, so the longest idle, or 0 if that does not matter; (3) earliest arrival.
+type SweepRank = (bool, u64, u64);
 
 /// Memory for what is found under the lock, where nothing is allocated.
 pub struct Found {
@@ -101,8 +101,10 @@ impl Sweep<'_> {
             return;
         };
         let held = self.held(table, over.limit, filter);
-        let ranked =
-            held.map(|(slot, pid, session)| (self.rank(limit.on_excess, pid, &session), slot, pid));
+        let ranked = held.map(|(slot, pid, session)| {
+            let rank = self.rank(table, limit.on_excess, slot, &session);
+            (rank, slot, pid)
+        });
         found.candidates.clear();
         found.candidates.extend(ranked);
         found.candidates.sort_unstable();
@@ -169,8 +171,14 @@ impl Sweep<'_> {
         staying.filter(move |(slot, _, session)| holds(session) && !table.is_pending(*slot))
     }
 
-    fn rank(&self, on_excess: OnExcess, pid: u32, session: &Session) -> SweepRank {
-        let since = match (idle_since(self.idle, pid), on_excess) {
+    fn rank(
+        &self,
+        table: &Table,
+        on_excess: OnExcess,
+        slot: usize,
+        session: &Session,
+    ) -> SweepRank {
+        let since = match (idle_since(table, self.is_idle, slot), on_excess) {
             (None, _) => return (true, 0, session.arrival),
             (Some(_), OnExcess::ReplaceOldest) => 0,
             (Some(since), OnExcess::Refuse | OnExcess::ReplaceIdle) => since,
@@ -223,7 +231,8 @@ mod tests {
         memory: OwnTable,
         applying: Applying,
         members: Members,
-        idle: Idle,
+        /// The idle sessions: process ID, and since when.
+        idle: Vec<(u32, u64)>,
     }
 
     impl World {
@@ -246,18 +255,22 @@ mod tests {
                 memory,
                 applying: Applying { limits, hold },
                 members: Members::default(),
-                idle: Idle::new(),
+                idle: Vec::new(),
             }
         }
 
         fn sweep<T>(&mut self, act: impl FnOnce(&Sweep, &mut Table) -> T) -> T {
+            let mut table = self.memory.table();
+            for (pid, since) in &self.idle {
+                table.shared.note_active(*pid as usize - 100, *since);
+            }
             let sweep = Sweep {
                 applying: &self.applying,
                 members: &self.members,
-                idle: &self.idle,
+                is_idle: &|_, pid| self.idle.iter().any(|(idle, _)| *idle == pid),
                 count_walsenders: false,
             };
-            act(&sweep, &mut self.memory.table())
+            act(&sweep, &mut table)
         }
 
         /// The exceeded limits, each with how many sessions it counts.

@@ -269,6 +269,7 @@ impl<'a> Table<'a> {
             row.address = session.address;
             row.started = session.started;
             row.arrival = session.arrival;
+            self.shared.note_active(slot, session.arrival);
             *database = session.database;
             *host = match session.address.map(|address| address.to_canonical()) {
                 Some(IpAddr::V4(address)) => address.to_bits(),

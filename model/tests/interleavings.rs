@@ -62,7 +62,7 @@ impl Server {
             session: session(role, slot),
             limits,
             members: &members,
-            idle: None,
+            is_idle: &|_, _| false,
             rules: RULES,
         };
         let verdict = {

@@ -5,10 +5,10 @@ use crate::client::{Endpoint, Session, Target};
 use crate::server::Server;
 use crate::{place, run, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,6 +35,8 @@ pub struct Cluster {
     pub dir: PathBuf,
     pub port: u16,
     keeper: Option<Child>,
+    /// What is done to its processes; see `probe/stage.c`.
+    stage: Option<File>,
 }
 
 /// How a server is stopped: the signal that it is sent.
@@ -52,9 +54,37 @@ impl Cluster {
         Cluster::plain(server, &all)
     }
 
+    /// The same, with a wall clock that can be set, and processes that can be stopped.
+    pub fn on_stage(server: &Server, settings: &[(&str, &str)]) -> Cluster {
+        let mut all = vec![("shared_preload_libraries", "session_limit")];
+        all.extend(settings);
+        let mut cluster = Cluster::configured(server, &all);
+        let stage = File::create(cluster.dir.join("stage")).expect("create a file");
+        cluster.stage = Some(stage);
+        cluster.direct(0, false);
+        cluster.start_on_a_free_port();
+        cluster
+    }
+
+    /// From now on the wall clock is ahead by so many seconds, and a login stops when it has decided whose place it takes,
+    /// before it looks whether its client is still there.
+    pub fn direct(&self, ahead: i64, stop_before_look: bool) {
+        let words = [ahead, i64::from(stop_before_look)].map(i64::to_ne_bytes);
+        let stage = self.stage.as_ref().expect("a cluster on stage");
+        stage
+            .write_all_at(&words.concat(), 0)
+            .expect("write a file");
+    }
+
     /// A cluster with these settings only.
     pub fn plain(server: &Server, settings: &[(&str, &str)]) -> Cluster {
-        let mut cluster = Cluster::new(server);
+        let mut cluster = Cluster::configured(server, settings);
+        cluster.start_on_a_free_port();
+        cluster
+    }
+
+    fn configured(server: &Server, settings: &[(&str, &str)]) -> Cluster {
+        let cluster = Cluster::new(server);
         let mut configuration: Vec<(&str, &str)> = vec![
             ("listen_addresses", "127.0.0.1"),
             ("fsync", "off"),
@@ -75,7 +105,6 @@ impl Cluster {
         cluster.append("postgresql.conf", &lines.collect::<String>());
         // initdb lets in 127.0.0.1 only.
         cluster.append("pg_hba.conf", "host all all 127.0.0.0/8 trust\n");
-        cluster.start_on_a_free_port();
         cluster
     }
 
@@ -113,6 +142,7 @@ impl Cluster {
             dir,
             port: free_port(number),
             keeper: None,
+            stage: None,
         }
     }
 
@@ -156,6 +186,11 @@ impl Cluster {
         // Whatever is in its environment, the server tells no client of the library's sources.
         keeper.env("RUST_BACKTRACE", "1");
         place::as_server_user(&mut keeper).stdin(Stdio::piped());
+        if self.stage.is_some() {
+            let library = self.server.library("session_limit_stage");
+            keeper.env("LD_PRELOAD", library);
+            keeper.env("SESSION_LIMIT_STAGE", self.dir.join("stage"));
+        }
         // Whoever waits for the end of the bench's output is not to wait for the keeper.
         keeper.stdout(Stdio::null()).stderr(Stdio::null());
         let logged = self.log().len();

@@ -100,10 +100,13 @@ impl Server {
 
     /// Whether a library is there to be preloaded.
     pub fn has_library(&self, name: &str) -> bool {
-        Path::new(&self.config("--pkglibdir"))
-            .join(name)
-            .with_extension("so")
-            .exists()
+        self.library(name).exists()
+    }
+
+    /// Where a library of this name is, if it is.
+    pub fn library(&self, name: &str) -> PathBuf {
+        let library = Path::new(&self.config("--pkglibdir")).join(name);
+        library.with_extension("so")
     }
 
     /// Whether its psql is of its major, as `pg_upgrade` wants it: that of 17 is another's.
@@ -118,7 +121,7 @@ impl Server {
         let libraries = PathBuf::from(self.config("--pkglibdir"));
         let extensions = PathBuf::from(self.config("--sharedir")).join("extension");
         replace(library, &libraries.join("session_limit.so"));
-        for name in ["probe", "noop"] {
+        for name in ["probe", "noop", "stage"] {
             let installed = libraries.join(format!("session_limit_{name}.so"));
             replace(&self.build_c(name), &installed);
         }

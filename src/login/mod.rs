@@ -22,6 +22,7 @@ use crate::lookup::{self, Inputs};
 use crate::pg::backend::{self, Local};
 use crate::pg::catalog::{Database, Role};
 use crate::pg::client::Client;
+use crate::pg::compat;
 use crate::pg::connect_privilege::may_connect;
 use crate::pg::memory;
 use crate::record::decision::{Decision, Outcome};
@@ -130,6 +131,7 @@ fn admit(client: &Client) {
                 Err(NotReplaced::Stays(pid)) => refuse(&excess, Some(pid)),
                 Err(NotReplaced::TooLate) => refuse(&excess, None),
                 Err(NotReplaced::ClientIsGone) => abandon(),
+                Err(NotReplaced::Woke) => slot::give_up(),
             },
             Verdict::Refused(excess) => refuse(&excess, None),
             Verdict::Waiting => {
@@ -158,7 +160,7 @@ fn decide(client: &Client, wait: &Wait, asked: &Asked) -> Verdict {
             allowed: asked.may_replace
                 && limits.iter().any(Limit::replaces)
                 && wait.may_replace(client),
-            now: backend::now(),
+            now: backend::tick(),
             min_age: settings.replace_min_age,
             idle_after: settings.replace_idle_after,
         },
@@ -177,7 +179,7 @@ fn decide(client: &Client, wait: &Wait, asked: &Asked) -> Verdict {
             session: *session,
             limits,
             members: &inputs.members,
-            idle: inputs.idle.as_ref(),
+            is_idle: &compat::is_idle,
             rules: Rules {
                 may_wait: inputs.may_wait,
                 ..rules

@@ -57,6 +57,8 @@ pub enum NotReplaced {
     ClientIsGone,
     /// The login has no time left to tell them to end.
     TooLate,
+    /// A session that was to end because it was idle has begun a transaction. None was told to end: decide anew.
+    Woke,
     /// The session of this process was told to end, and has not ended.
     Stays(u32),
 }
@@ -69,6 +71,8 @@ impl From<ClientIsGone> for NotReplaced {
 
 impl Wait {
     pub fn begin() -> Wait {
+        // The server started it just now: nobody has set the clock since.
+        backend::login_timeout();
         Wait {
             arrival: shmem::next_arrival(),
             arrived: Instant::now(),
@@ -145,7 +149,8 @@ impl Wait {
             return Err(NotReplaced::TooLate);
         }
         let began = Instant::now();
-        for pid in slot::mark_victims() {
+        // Nothing may come in between: at any moment an idle session can begin a transaction.
+        for pid in slot::mark_victims().ok_or(NotReplaced::Woke)? {
             backend::end_session(pid);
         }
         loop {
@@ -228,7 +233,6 @@ fn time_to_wait(limits: &[Limit]) -> Option<Duration> {
 
 /// How long until the server ends the login, less the time that a refusal takes. A reload can change it.
 fn before_timeouts() -> Option<Duration> {
-    let left = backend::login_timeout()?;
-    let left = Duration::from_micros(u64::try_from(left).unwrap_or(0));
-    Some(left.saturating_sub(BEFORE_TIMEOUT))
+    let left = backend::login_timeout()?.saturating_sub(backend::tick());
+    Some(Duration::from_micros(left).saturating_sub(BEFORE_TIMEOUT))
 }

@@ -3,6 +3,7 @@
 use crate::pg::{compat, ffi};
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::{PgTryBuilder, pg_sys};
+use std::cell::Cell;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, RefUnwindSafe};
 
@@ -45,10 +46,21 @@ pub fn is_superuser() -> bool {
     unsafe { pg_sys::superuser() }
 }
 
-/// Microseconds since 2000-01-01, as in a `timestamptz`: the wall clock, which can be set back.
+/// Microseconds since 2000-01-01, as in a `timestamptz`: the wall clock, for what is shown. It can be set.
 pub fn now() -> i64 {
     // SAFETY: only reads the clock.
     unsafe { ffi::GetCurrentTimestamp() }
+}
+
+/// The tick: microseconds since the machine started, the same in every process. Nobody can set this clock.
+pub fn tick() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: writes to a local variable. It cannot fail for this clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000
 }
 
 /// Errors show a client nothing of the sources, whatever the server's environment asks for: pgrx would add a backtrace to
@@ -68,7 +80,7 @@ pub fn show_no_backtraces() {
     }
 }
 
-/// When this process started, by the same clock.
+/// When this process started, by the wall clock.
 pub fn started() -> i64 {
     // SAFETY: reads a variable of this process.
     unsafe { pg_sys::MyStartTimestamp }
@@ -98,6 +110,13 @@ pub fn end_session(pid: u32) {
 pub fn is_gone(pid: u32) -> bool {
     // SAFETY: the caller is a process with a PGPROC, as a lock is taken; the result is only compared.
     unsafe { pg_sys::BackendPidGetProc(pid as i32).is_null() }
+}
+
+/// Whether this session says of itself that it is idle.
+pub fn is_idle() -> bool {
+    // SAFETY: this process's own state, in memory that is never freed.
+    let state = unsafe { pg_sys::MyBEEntry.as_ref().map(|entry| entry.st_state) };
+    state == Some(pg_sys::BackendState::STATE_IDLE)
 }
 
 pub fn is_standby() -> bool {
@@ -149,14 +168,30 @@ pub fn uninterrupted(act: impl FnOnce()) {
     }
 }
 
-/// How long until the server's own timeouts end a login that is still in the hook; None without any. Microseconds.
-pub fn login_timeout() -> Option<i64> {
-    // SAFETY: both functions only read variables of this process.
-    let finish = |id: &u32| unsafe {
-        ffi::get_timeout_active(*id).then(|| ffi::get_timeout_finish_time(*id))
-    };
-    let finish = compat::LOGIN_TIMEOUTS.iter().filter_map(finish).min()?;
-    Some(finish - now())
+/// For each of the server's timeouts that can end a login: when it does by the wall clock, and the tick of that.
+static TIMEOUTS: Local<Cell<[(i64, u64); compat::LOGIN_TIMEOUTS.len()]>> =
+    Local::new(Cell::new([(0, 0); compat::LOGIN_TIMEOUTS.len()]));
+
+/// The tick at which the server's own timeouts end a login that is still in the hook; None without any. Each is looked up
+/// soon after it was started, and then not again: later the wall clock may have been set.
+pub fn login_timeout() -> Option<u64> {
+    let mut timeouts = TIMEOUTS.get();
+    let mut first = None;
+    for (id, timeout) in compat::LOGIN_TIMEOUTS.iter().zip(&mut timeouts) {
+        // SAFETY: both functions only read variables of this process.
+        let finish =
+            unsafe { ffi::get_timeout_active(*id).then(|| ffi::get_timeout_finish_time(*id)) };
+        let Some(finish) = finish else {
+            continue;
+        };
+        if timeout.0 != finish {
+            let left = u64::try_from(finish - now()).unwrap_or(0);
+            *timeout = (finish, tick() + left);
+        }
+        first = first.into_iter().chain([timeout.1]).min();
+    }
+    TIMEOUTS.set(timeouts);
+    first
 }
 
 /// Reads catalogs in a subtransaction. If that raises an error, everything that was taken is given back, and the error's

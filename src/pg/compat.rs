@@ -2,6 +2,7 @@
 
 use pgrx::pg_sys;
 use std::ffi::{CStr, c_char, c_int};
+use std::sync::atomic::{Ordering, fence};
 
 /// The beginning of the server's `Port` (`src/include/libpq/libpq-be.h`). pgrx 0.18.1 has one too,
 /// but in 17 the server's has lost a field that pgrx's still has.
@@ -112,27 +113,34 @@ fn have_free_procs(number: i32) -> bool {
     }
 }
 
-/// The process IDs of the sessions that are idle outside a transaction, and since when (as `now`), sorted. A session
-/// with `track_activities = off` is never among them.
-pub fn idle_sessions() -> Vec<(u32, i64)> {
-    // SAFETY: the server's statistics are in shared memory, and attached before a client is
-    // authenticated. This backend makes a copy of them, which it must be told to forget.
+/// Whether the session of this process, which has the PGPROC with the number `slot`, is idle outside a transaction at this
+/// moment. A session with `track_activities = off` never is, nor is one whose state is just changing. It only reads
+/// memory, so it may be asked under a lock.
+pub fn is_idle(slot: usize, pid: u32) -> bool {
+    // SAFETY: MyBEEntry points into the server's array of all backends' states, from before a backend authenticates its
+    // client until it has left the process array. The array is never freed, and the index is checked. Others write to it
+    // at any time: so each field is read once, and the state counts only if the counter says that nobody wrote meanwhile.
     unsafe {
-        let entry = |index| {
-            #[cfg(feature = "pg15")]
-            let entry = pg_sys::pgstat_fetch_stat_local_beentry(index);
-            #[cfg(not(feature = "pg15"))]
-            let entry = pg_sys::pgstat_get_local_beentry_by_index(index);
-            entry.as_ref().map(|entry| &entry.backendStatus)
+        #[cfg(any(feature = "pg15", feature = "pg16"))]
+        let (own, other) = {
+            let process = (*pg_sys::ProcGlobal).allProcs.add(slot);
+            let other = (&raw const (*process).backendId).read_volatile();
+            (pg_sys::MyBackendId as isize - 1, other as isize - 1)
         };
-        let entries = (1..=pg_sys::pgstat_fetch_stat_numbackends()).filter_map(entry);
-        let mut idle: Vec<(u32, i64)> = entries
-            .filter(|entry| entry.st_state == pg_sys::BackendState::STATE_IDLE)
-            .map(|entry| (entry.st_procpid as u32, entry.st_state_start_timestamp))
-            .collect();
-        pg_sys::pgstat_clear_backend_activity_snapshot();
-        idle.sort_unstable();
-        idle
+        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        let (own, other) = (pg_sys::MyProcNumber as isize, slot as isize);
+        if pg_sys::MyBEEntry.is_null() || !(0..pg_sys::MaxBackends as isize).contains(&other) {
+            return false;
+        }
+        let entry = pg_sys::MyBEEntry.offset(other - own);
+        let changes = || (&raw const (*entry).st_changecount).read_volatile();
+        let before = changes();
+        fence(Ordering::Acquire);
+        let owner = (&raw const (*entry).st_procpid).read_volatile();
+        let state = (&raw const (*entry).st_state).read_volatile();
+        fence(Ordering::Acquire);
+        let is_settled = before % 2 == 0 && changes() == before;
+        is_settled && owner as u32 == pid && state == pg_sys::BackendState::STATE_IDLE
     }
 }
 

@@ -7,8 +7,8 @@
 
 use pgrx::pg_sys::{
     BlockNumber, CatCList, Datum, ForkNumber, HeapTuple, LWLock, LWLockMode, Oid, Relation,
-    ScanKey, Size, Snapshot, SysScanDesc, TimestampTz, TupleDesc, ffi::pg_guard_ffi_boundary,
-    pg_on_exit_callback,
+    ScanKey, Size, Snapshot, SysScanDesc, TimestampTz, TupleDesc, XactCallback,
+    ffi::pg_guard_ffi_boundary, pg_on_exit_callback,
 };
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::MaybeUninit;
@@ -60,6 +60,7 @@ macro_rules! guarded {
 guarded! {
     fn AcceptInvalidationMessages();
     fn RecoveryInProgress() -> bool;
+    fn RegisterXactCallback(callback: XactCallback, argument: *mut c_void);
     fn RelationGetNumberOfBlocksInFork(relation: Relation, fork: ForkNumber::Type) -> BlockNumber;
     fn ReleaseCatCacheList(list: *mut CatCList);
     fn ReleaseSysCache(tuple: HeapTuple);

@@ -3,7 +3,7 @@
 //! JSON is Unicode. Names are bytes, usually UTF-8, and the log and each database may have another encoding. So the
 //! JSON here is ASCII, which is right in all of them.
 
-use crate::pg::backend::now;
+use crate::pg::backend::{now, tick};
 use crate::pg::{catalog, client};
 use crate::record::decision::{Decision, Outcome};
 use crate::settings;
@@ -242,7 +242,7 @@ pub fn label_problem(problem: &LabelProblem) {
 
 /// Catalogs could not be read, and whoever found that goes on without the limits in them. Once in a while is enough.
 pub fn cannot_read_limits(why: &str) {
-    if shmem::memory().mailbox.may_complain(now()) {
+    if shmem::memory().mailbox.may_complain() {
         let message = format!("session_limit: could not read limits, goes on without them: {why}");
         let code = PgSqlErrorCode::ERRCODE_DATA_CORRUPTED;
         ErrorReport::new(code, message, "").report(PgLogLevel::LOG_SERVER_ONLY);
@@ -259,7 +259,7 @@ fn tell(event: &Event) {
         record.time = now();
         log.ring.push(&record);
         match logged && !usual {
-            true => log.throttle.admit(&key, second(record.time)),
+            true => log.throttle.admit(&key, second()),
             false => (logged, None),
         }
     });
@@ -273,7 +273,7 @@ fn tell(event: &Event) {
 pub fn flush_suppressed(at_the_end: bool) {
     let next = || {
         shmem::event_log(|log| {
-            let except = (!at_the_end).then(|| second(now()));
+            let except = (!at_the_end).then(second);
             log.throttle.take(except)
         })
     };
@@ -340,8 +340,9 @@ fn fixed<const SIZE: usize>(bytes: Option<&Bytes>) -> FixedText<SIZE> {
     text.unwrap_or(FixedText::EMPTY)
 }
 
-fn second(time: i64) -> i64 {
-    time.div_euclid(1_000_000)
+/// The number of this second, for the throttle.
+fn second() -> u64 {
+    tick() / 1_000_000
 }
 
 fn log(line: &impl Serialize) {

@@ -125,7 +125,7 @@ fn standings(role: &Role, database: &Database, address: Option<IpAddr>) -> Vec<S
                 session,
                 limits: &limits,
                 members: &inputs.members,
-                idle: inputs.idle.as_ref(),
+                is_idle: &|_, _| false,
                 rules,
             };
             decide::explain(&copy.table(), &login)

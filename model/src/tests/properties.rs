@@ -269,7 +269,7 @@ mod decisions {
                 session,
                 limits,
                 members: &members,
-                idle: None,
+                is_idle: &|_, _| false,
                 rules,
             };
             let explained = explain(
@@ -292,7 +292,6 @@ mod decisions {
                 Err(Missing::Members(group)) => {
                     members.insert(group, world.members[group as usize - 10].clone())
                 }
-                Err(Missing::Idle) => unreachable!("every limit refuses"),
                 Err(Missing::Patience) => unreachable!("it is known whether it may wait"),
             }
         }
@@ -358,7 +357,7 @@ mod decisions {
 /// compared with plain books of who is in.
 mod replacements {
     use super::decisions::{MAX_WAITERS, SLOTS, World, any_session, world};
-    use crate::attempt::{Attempt, Idle, Replacing, Rules};
+    use crate::attempt::{Attempt, Replacing, Rules};
     use crate::decide::tests::decided as attempt;
     use crate::limit::{Limit, OnExcess};
     use crate::members::SessionFilter;
@@ -370,9 +369,9 @@ mod replacements {
     use proptest::prelude::*;
     use std::time::Duration;
 
-    const NOW: i64 = 100;
-    const MIN_AGE: i64 = 30;
-    const IDLE_AFTER: i64 = 40;
+    const NOW: u64 = 100;
+    const MIN_AGE: u64 = 30;
+    const IDLE_AFTER: u64 = 40;
 
     /// Any limits, each with any policy.
     fn any_policy() -> impl Strategy<Value = World> {
@@ -406,20 +405,18 @@ mod replacements {
         may_wait: bool,
         allowed: bool,
         /// Since when the session will be idle; None: it will not be idle.
-        idle: Option<i64>,
+        idle: Option<u64>,
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let started = prop_oneof![3 => 0..NOW - MIN_AGE + 1, 1 => 0..NOW + 5];
         // Arrivals are random: logins are not decided in the order in which they got their numbers.
-        let times = (started, 0..20u64, proptest::bool::weighted(0.1));
-        let session =
-            (any_session(), times).prop_map(|(session, (started, arrival, exempt))| Session {
-                started,
-                arrival,
-                exempt,
-                ..session
-            });
+        let arrival = prop_oneof![3 => 0..NOW - MIN_AGE + 1, 1 => 0..NOW + 5];
+        let times = (arrival, proptest::bool::weighted(0.1));
+        let session = (any_session(), times).prop_map(|(session, (arrival, exempt))| Session {
+            arrival,
+            exempt,
+            ..session
+        });
         let (may_wait, allowed) = (any::<bool>(), proptest::bool::weighted(0.9));
         let login = (session, may_wait, allowed, proptest::option::of(0..NOW));
         let login = login.prop_map(|(session, may_wait, allowed, idle)| Login {
@@ -438,7 +435,7 @@ mod replacements {
     struct Place {
         slot: usize,
         session: Session,
-        idle: Option<i64>,
+        idle: Option<u64>,
         /// The slots of its victims, as long as it is pending; None if it is a session like any other.
         replaces: Option<Vec<usize>>,
     }
@@ -494,7 +491,6 @@ mod replacements {
             self.places.iter().filter(move |place| {
                 let Session {
                     role,
-                    started,
                     arrival,
                     exempt,
                     ..
@@ -509,7 +505,7 @@ mod replacements {
                     && policy
                     && role == login.session.role
                     && arrival < login.session.arrival
-                    && NOW - started >= MIN_AGE
+                    && NOW.saturating_sub(arrival) >= MIN_AGE
                     && !exempt
                     && place.replaces.is_none()
                     && !self.is_victim(place)
@@ -587,21 +583,22 @@ mod replacements {
         }
     }
 
-    /// The idle sessions, as a login learns them.
-    fn idle(books: &Books) -> Idle {
-        let since = |place: &Place| Some((100 + place.slot as u32, place.idle?));
-        let mut idle: Idle = books.places.iter().filter_map(since).collect();
-        idle.sort_unstable();
-        idle
-    }
-
     /// Decides on a login, checks the verdict against the books, and enters it.
     fn try_one(world: &World, table: &mut Table, books: &mut Books, slot: usize, login: Login) {
         let limits = match login.session.exempt {
             true => Vec::new(),
             false => world.of(&login.session),
         };
-        let (members, idle) = (world.members(), idle(books));
+        let members = world.members();
+        for place in &books.places {
+            table
+                .shared
+                .note_active(place.slot, place.idle.unwrap_or(NOW));
+        }
+        let is_idle = |slot, pid| {
+            assert_eq!(pid, 100 + slot as u32);
+            books.place(slot).is_some_and(|place| place.idle.is_some())
+        };
         let rules = Rules {
             count_walsenders: false,
             may_wait: Some(login.may_wait),
@@ -610,8 +607,8 @@ mod replacements {
             replacing: Replacing {
                 allowed: login.allowed,
                 now: NOW,
-                min_age: Duration::from_micros(MIN_AGE as u64),
-                idle_after: Duration::from_micros(IDLE_AFTER as u64),
+                min_age: Duration::from_micros(MIN_AGE),
+                idle_after: Duration::from_micros(IDLE_AFTER),
             },
             audit: false,
         };
@@ -621,7 +618,7 @@ mod replacements {
             session: login.session,
             limits: &limits,
             members: &members,
-            idle: Some(&idle),
+            is_idle: &is_idle,
             rules,
         };
         let verdict = attempt(table, &asking).expect("all is known");

@@ -1,15 +1,18 @@
 //! Which sessions end so that a login finds room: whole decisions.
 
-use crate::attempt::{Attempt, Idle, Replacing, Rules};
-use crate::decide::tests::decided;
+use crate::attempt::{Attempt, IsIdle, Replacing, Rules};
+use crate::count::SessionCounter;
+use crate::decide::{self, tests::decided};
 use crate::limit::tests::{at_most, in_database, of_role};
 use crate::limit::{Limit, OnExcess, Per, Scope, Who};
-use crate::members::{Missing, SessionFilter};
+use crate::members::{Members, SessionFilter};
 use crate::own_table::OwnTable;
+use crate::replace::idle_victim_woke;
 use crate::session::{Claim, EndReason, Session};
 use crate::table::Table;
 use crate::table::tests::session;
 use crate::verdict::{Admission, Ended, Excess, Verdict};
+use std::cell::Cell;
 use std::time::Duration;
 
 const ALICE: u32 = 10;
@@ -17,16 +20,18 @@ const BOB: u32 = 11;
 const CAROL: u32 = 12;
 const APP: u32 = 5;
 const WEB: u32 = 6;
-/// In microseconds.
-const SECOND: i64 = 1_000_000;
-const NOW: i64 = 100 * SECOND;
+/// In ticks.
+const SECOND: u64 = 1_000_000;
+const NOW: u64 = 100 * SECOND;
+/// When a login arrives that sees young sessions.
+const LATE: u64 = NOW + 9;
 
 /// A table with 16 slots and no session.
 fn table() -> Table<'static> {
     Box::leak(Box::new(OwnTable::new(16, 64))).table()
 }
 
-/// A session in `APP`, old enough to be replaced.
+/// A session in `APP`. It is old enough to be replaced if its login arrived a second before `NOW`.
 fn of(role: u32, arrival: u64) -> Session {
     Session {
         arrival,
@@ -34,13 +39,9 @@ fn of(role: u32, arrival: u64) -> Session {
     }
 }
 
-fn started(started: i64, session: Session) -> Session {
-    Session { started, ..session }
-}
-
 /// Too young to be replaced.
-fn young(session: Session) -> Session {
-    started(NOW, session)
+fn young(role: u32) -> Session {
+    of(role, NOW)
 }
 
 /// In the other database.
@@ -115,7 +116,7 @@ fn login(slot: usize, session: Session, limits: impl Into<Vec<Limit>>) -> Attemp
         session,
         limits: limits.into().leak(),
         members: Box::leak(Box::default()),
-        idle: None,
+        is_idle: &|_, _| false,
         rules,
     }
 }
@@ -206,9 +207,17 @@ fn leave(table: &Table, slot: usize, role: u32) {
 #[test]
 fn the_oldest_by_arrival_ends() {
     let mut table = table();
-    // The oldest neither by slot nor by the clock.
+    // The oldest neither by slot nor by the wall clock, which was set back.
     put(&mut table, 0, of(ALICE, 5));
-    put(&mut table, 1, started(9 * SECOND, of(ALICE, 3)));
+    let started = 9_000_000;
+    put(
+        &mut table,
+        1,
+        Session {
+            started,
+            ..of(ALICE, 3)
+        },
+    );
     put(&mut table, 2, of(ALICE, 4));
     let limit = oldest(3, of_role(ALICE));
     assert_eq!(replaced(&mut table, &alice(3, 9, [limit])), [101]);
@@ -257,14 +266,55 @@ fn only_sessions_that_arrived_before_the_login_end() {
 #[test]
 fn young_sessions_are_spared() {
     let mut table = table();
-    let late = alice(1, 2, [oldest(1, of_role(ALICE))]);
-    // The last one started in the future: the clock has been set back.
-    for time in [NOW - SECOND + 1, NOW, NOW + SECOND] {
-        put(&mut table, 0, started(time, of(ALICE, 1)));
+    let late = alice(1, LATE, [oldest(1, of_role(ALICE))]);
+    // A login may have arrived, and been admitted, after another one read the clock.
+    for arrival in [NOW - SECOND + 1, NOW, NOW + 5] {
+        put(&mut table, 0, of(ALICE, arrival));
         refused(&mut table, &late);
     }
-    put(&mut table, 0, started(NOW - SECOND, of(ALICE, 1)));
+    put(&mut table, 0, of(ALICE, NOW - SECOND));
     assert_eq!(replaced(&mut table, &late), [100]);
+}
+
+/// It started in the future, or an hour ago: the wall clock has been set. Nothing but its arrival counts.
+#[test]
+fn the_wall_clock_makes_nobody_young_or_old() {
+    let mut table = table();
+    let late = alice(1, LATE, [oldest(1, of_role(ALICE))]);
+    let hour = 3600 * SECOND as i64;
+    for started in [NOW as i64 - hour, NOW as i64 + hour] {
+        put(
+            &mut table,
+            0,
+            Session {
+                started,
+                ..young(ALICE)
+            },
+        );
+        refused(&mut table, &late);
+        put(
+            &mut table,
+            0,
+            Session {
+                started,
+                ..of(ALICE, 1)
+            },
+        );
+        assert_eq!(replaced(&mut table, &late), [100]);
+        table.roll_back(1);
+    }
+}
+
+/// These sessions are idle: process ID, and since when.
+fn idle(table: &Table, idle: &[(u32, u64)]) -> IsIdle<'static> {
+    for (pid, since) in idle {
+        table.shared.note_active(*pid as usize - 100, *since);
+    }
+    let pids: Vec<u32> = idle.iter().map(|(pid, _)| *pid).collect();
+    Box::leak(Box::new(move |slot, pid| {
+        assert_eq!(pid, 100 + slot as u32);
+        pids.contains(&pid)
+    }))
 }
 
 #[test]
@@ -273,38 +323,116 @@ fn under_replace_idle_the_longest_idle_session_ends() {
     put_alices(&mut table, 5);
     put(&mut table, 5, of(BOB, 0));
     let limit = longest_idle(5, of_role(ALICE));
-    let before = state(&table);
-    let unknowing = alice(6, 9, [limit]);
-    assert_eq!(decided(&mut table, &unknowing), Err(Missing::Idle));
-    assert_eq!(state(&table), before);
     // The first two are not idle; the third is, but for less than five seconds.
-    let idle: Idle = vec![
+    let since = [
         (102, NOW - 5 * SECOND + 1),
         (103, NOW - 6 * SECOND),
         (104, NOW - 7 * SECOND),
         (105, NOW - 9 * SECOND),
     ];
-    let knowing = |slot| Attempt {
-        idle: Some(Box::leak(Box::new(idle.clone()))),
+    let is_idle = idle(&table, &since);
+    let late = |slot| Attempt {
+        is_idle,
         ..alice(slot, 9, [limit])
     };
-    assert_eq!(replaced(&mut table, &knowing(6)), [104]);
-    assert_eq!(replaced(&mut table, &knowing(7)), [103]);
+    assert_eq!(replaced(&mut table, &late(6)), [104]);
+    assert_eq!(replaced(&mut table, &late(7)), [103]);
     table.roll_back(6);
     leave(&table, 4, ALICE);
     put(&mut table, 6, of(ALICE, 10));
-    assert_eq!(refused(&mut table, &knowing(4)).in_use, 5);
+    assert_eq!(refused(&mut table, &late(4)).in_use, 5);
 }
 
 #[test]
-fn idle_sessions_are_missing_only_if_one_could_end() {
+fn a_wal_sender_is_never_idle() {
     let mut table = table();
-    put(&mut table, 0, of(BOB, 1));
-    put(&mut table, 1, young(of(ALICE, 1)));
-    refused(
-        &mut table,
-        &alice(2, 9, [longest_idle(2, in_database(APP))]),
-    );
+    let walsender = Session {
+        walsender: true,
+        ..of(ALICE, 1)
+    };
+    put(&mut table, 0, walsender);
+    let mut late = alice(1, 9, [longest_idle(1, of_role(ALICE))]);
+    late.rules.count_walsenders = true;
+    late.is_idle = idle(&table, &[(100, 1)]);
+    refused(&mut table, &late);
+    put(&mut table, 0, of(ALICE, 1));
+    assert_eq!(replaced(&mut table, &late), [100]);
+}
+
+/// Each time one more of the answers is the last before the sessions wake: whenever they do, the login replaces them,
+/// or is refused, and none is left half replaced.
+#[test]
+fn sessions_that_wake_while_the_decision_is_made() {
+    let mut table = table();
+    put_alices(&mut table, 4);
+    put(&mut table, 4, elsewhere(of(ALICE, 5)));
+    let limits = [
+        longest_idle(2, of_role(ALICE)),
+        longest_idle(1, in_database(APP)),
+    ];
+    let before = state(&table);
+    let mut outcomes = [0, 0];
+    for answers in 0..40 {
+        let left = Cell::new(answers);
+        let is_idle = |_, _| left.replace(left.get() - 1) > 0;
+        let members = Members::default();
+        let late = Attempt {
+            is_idle: &is_idle,
+            members: &members,
+            limits: &limits,
+            ..alice(5, 9, [])
+        };
+        let mut counter = SessionCounter::new(table.shared, &members, true);
+        match decide::attempt(&mut table, &mut counter, &late) {
+            Ok(Verdict::Replacing(_, ended, _)) => {
+                outcomes[0] += 1;
+                assert_eq!(counter.idle_victims.len(), ended.number as usize);
+            }
+            Ok(Verdict::Refused(_)) => {
+                outcomes[1] += 1;
+                assert_eq!(state(&table), before, "{answers}");
+            }
+            other => panic!("{other:?}"),
+        }
+        table.roll_back(5);
+        assert_eq!(state(&table), before, "{answers}");
+    }
+    assert!(outcomes.iter().all(|number| *number > 0), "{outcomes:?}");
+}
+
+/// The look between the decision and the signal.
+#[test]
+fn a_victim_that_woke_since_it_was_chosen_is_noticed() {
+    let mut table = table();
+    put_alices(&mut table, 3);
+    let limits = [longest_idle(2, of_role(ALICE)), oldest(2, in_database(APP))];
+    let late = |limit: Limit| Attempt {
+        is_idle: idle(&table, &[(101, 7), (102, 8)]),
+        ..alice(3, 9, [limit])
+    };
+    let [idlest, oldest] = limits.map(late);
+    let mut counter = SessionCounter::new(table.shared, oldest.members, true);
+    let mut choose = |table: &mut Table, login: &Attempt| {
+        let verdict = decide::attempt(table, &mut counter, login);
+        assert!(matches!(verdict, Ok(Verdict::Replacing(..))));
+        counter.idle_victims.clone()
+    };
+    assert!(choose(&mut table, &oldest).is_empty(), "whatever they do");
+    table.roll_back(3);
+    let chosen = choose(&mut table, &idlest);
+    assert_eq!(chosen, [(1, 7), (2, 8)]);
+    let woke = |table: &Table, is_idle| idle_victim_woke(table, 3, &chosen, is_idle);
+    assert!(!woke(&table, idlest.is_idle));
+    assert!(woke(&table, &|_, pid| pid == 101), "the other is at work");
+    // It is idle again, but has not been all the time.
+    table.shared.note_active(2, 9);
+    assert!(woke(&table, idlest.is_idle));
+    // It is gone, and then its slot is another's.
+    leave(&table, 2, ALICE);
+    assert!(!woke(&table, idlest.is_idle));
+    table.vacate(2);
+    put(&mut table, 2, of(BOB, 10));
+    assert!(!woke(&table, idlest.is_idle));
 }
 
 #[test]
@@ -400,10 +528,10 @@ fn under_a_lowered_limit_several_sessions_end() {
 fn if_not_enough_sessions_can_end_none_does() {
     let mut table = table();
     put(&mut table, 0, of(ALICE, 1));
-    put(&mut table, 1, young(of(ALICE, 2)));
-    refused(&mut table, &alice(2, 9, [oldest(1, of_role(ALICE))]));
+    put(&mut table, 1, young(ALICE));
+    refused(&mut table, &alice(2, LATE, [oldest(1, of_role(ALICE))]));
     leave(&table, 1, ALICE);
-    refused(&mut table, &alice(2, 9, [oldest(0, of_role(ALICE))]));
+    refused(&mut table, &alice(2, LATE, [oldest(0, of_role(ALICE))]));
 }
 
 /// Alice's first session and its successor are in different databases and at different addresses.

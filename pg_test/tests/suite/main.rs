@@ -20,6 +20,7 @@ mod changes;
 mod chaos;
 mod churn;
 mod clients;
+mod clock;
 mod cold;
 mod connection_limits;
 mod crash;
@@ -53,6 +54,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("chaos", chaos::TESTS),
     ("churn", churn::TESTS),
     ("clients", clients::TESTS),
+    ("clock", clock::TESTS),
     ("cold", cold::TESTS),
     ("connection_limits", connection_limits::TESTS),
     ("crash", crash::TESTS),
