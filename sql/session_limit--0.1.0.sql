@@ -62,7 +62,8 @@ CREATE FUNCTION session_limit.defined_limits(
     OUT on_excess text,
     OUT max_wait_ms bigint,
     OUT enforcement text,
-    OUT unmatched boolean
+    OUT unmatched boolean,
+    OUT administrators oid[]
 ) RETURNS SETOF record
 LANGUAGE C STABLE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'defined_limits_wrapper';
@@ -218,7 +219,8 @@ SELECT
     l.on_excess,
     l.max_wait_ms * interval '1 ms' AS max_wait,
     l.enforcement,
-    l.unmatched
+    l.unmatched,
+    (SELECT array_agg(r.rolname ORDER BY r.rolname) FROM pg_catalog.pg_roles r WHERE r.oid = ANY (l.administrators)) AS administrators
 FROM session_limit.defined_limits() l;
 COMMENT ON VIEW session_limit.limits IS 'every limit that is set';
 COMMENT ON COLUMN session_limit.limits.source IS 'where the limit is set';
@@ -231,6 +233,8 @@ COMMENT ON COLUMN session_limit.limits.on_excess IS 'what happens to a login ove
 COMMENT ON COLUMN session_limit.limits.max_wait IS 'how long a login over the limit waits for room';
 COMMENT ON COLUMN session_limit.limits.enforcement IS 'on; log: only logged; off: by the setting, not looked at';
 COMMENT ON COLUMN session_limit.limits.unmatched IS 'whether it can cover no session now: its database does not exist, or its role can, or cannot, log in any more';
+COMMENT ON COLUMN session_limit.limits.administrators IS
+    'of the label of a group, the roles that can make anyone a member of it, superusers aside; null if there are none';
 
 CREATE VIEW session_limit.usage AS
 SELECT

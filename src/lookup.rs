@@ -4,7 +4,7 @@
 use crate::pg::backend;
 use crate::pg::catalog::{Database, Role};
 use crate::pg::labels::{self, LabelText, with_labels};
-use crate::pg::memberships::{FEW_PAGES, Memberships};
+use crate::pg::memberships::{Administrators, FEW_PAGES, Memberships};
 use crate::pg::memory;
 use crate::settings::{self, Enforcement, Settings};
 use crate::shmem;
@@ -15,7 +15,7 @@ use model::precedence::{self, Applicable, Defaults, InDatabase, LoginFacts};
 use model::session::Session;
 use model::sweep::Applying;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// The labels, and who is a member of what.
@@ -35,6 +35,9 @@ enum Texts {
 
 /// What a label says, or why it cannot be read.
 type ReadableText = Result<Vec<u8>, String>;
+
+/// See `administered_groups`.
+pub type Administered = BTreeMap<u32, BTreeSet<u32>>;
 
 /// See `ask`.
 pub type Answer = (Applicable, Members, Vec<LabelProblem>);
@@ -225,6 +228,27 @@ pub fn some_limit_replaces() -> bool {
     replaces(Some(defaults.on_excess))
         || some_replaces(&defaults.cluster_limits)
         || labels.into_iter().any(|label| some_replaces(&label))
+}
+
+/// The groups whose members their labels are about, each with the roles, superusers aside, that can make anyone a member.
+pub fn administered_groups() -> Administered {
+    let labels = with_labels(labels::LabelCatalog::read);
+    let groups = labels.into_iter().filter_map(|(object, text)| {
+        let label = Label::read(&text?).ok().filter(Label::is_about_members);
+        match object {
+            Object::Role(oid) if label.is_some() => Role::by_oid(oid).filter(|it| !it.can_login),
+            _ => None,
+        }
+    });
+    let groups: Vec<Role> = groups.collect();
+    if groups.is_empty() {
+        return Administered::new();
+    }
+    let administrators = Administrators::read();
+    let groups = groups
+        .iter()
+        .map(|group| (group.oid, administrators.of(group.oid)));
+    groups.filter(|(_, by)| !by.is_empty()).collect()
 }
 
 fn parsed(object: Object, text: Option<ReadableText>, problems: &mut Vec<LabelProblem>) -> Label {

@@ -1,11 +1,13 @@
 //! The background worker. No decision about a login depends on it.
 //!
-//! It sweeps: it finds the sessions over a limit that was lowered, or set, after they came. It frees slots whose process
-//! is gone; it should never find one. It logs how many lines were suppressed, where no later line does.
+//! It sweeps: it finds the sessions over a limit that was lowered, or set, after they came. It says who can make anyone a
+//! member of a labelled group: no hook is told of a GRANT. It frees slots whose process is gone; it should never find one.
+//! It logs how many lines were suppressed, where no later line does.
 //!
 //! It connects to no database, so that every database can be dropped. If the catalogs cannot be read, it says so once in
 //! a while and goes on.
 
+use crate::lookup::Administered;
 use crate::pg::catalog::{Database, Role};
 use crate::pg::{backend, compat};
 use crate::record::events;
@@ -19,7 +21,7 @@ use pgrx::bgworkers::{
 };
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// As often as the log may say how many lines it was spared.
@@ -29,6 +31,8 @@ const WAKE_AGAIN: Duration = Duration::from_millis(20);
 /// A slot is seen twice without its process before it is freed: a process is gone from the process array for
 /// microseconds before it frees its slot.
 const RECLAIM_EVERY: Duration = Duration::from_secs(10);
+/// The administrators of so many groups are logged at each sweep, those of the others later.
+const GROUPS_AT_ONCE: usize = 5;
 /// A worker that was killed or failed is started again after this.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 
@@ -119,6 +123,8 @@ struct SaidBefore {
     exceeded: Vec<Said>,
     /// Roles that were dropped, each with the number of its sessions.
     dropped: BTreeMap<u32, u32>,
+    /// Labelled groups, each with the roles that can make anyone a member.
+    administered: Administered,
 }
 
 /// A limit that the log says is exceeded, and by how many sessions.
@@ -126,15 +132,17 @@ type Said = (Source, Scope, Per, u32, u32);
 
 /// Does to the sessions over a limit what the setting says. What the log said last time is not said again.
 fn sweep(settings: &Settings, said: &mut SaidBefore) {
-    if settings.sweep == SweepSetting::Off || settings.enforcement == Enforcement::Off {
-        *said = SaidBefore::default();
-        return;
-    }
+    let looks = settings.sweep != SweepSetting::Off && settings.enforcement != Enforcement::Off;
     let swept = backend::in_transaction(|| {
         // SAFETY: in a transaction. A commit wakes the worker before it sends its invalidations: so all caches are read
         // anew.
         unsafe { pg_sys::InvalidateSystemCaches() };
-        end_and_say(settings, said);
+        if looks {
+            end_and_say(settings, said);
+        } else {
+            (said.exceeded, said.dropped) = Default::default();
+        }
+        said.administered = say_administered(&said.administered);
     });
     if let Err(why) = swept {
         events::cannot_read_limits(&why);
@@ -170,6 +178,22 @@ fn end_and_say(settings: &Settings, said: &mut SaidBefore) {
     }
     said.exceeded = say_exceeded(&applying.limits, &say, &said.exceeded);
     said.dropped = end_dropped(&sessions, settings, &said.dropped);
+}
+
+/// Logs who can make anyone a member of a labelled group, unless the log said so of all of them, and returns what the log
+/// says now.
+fn say_administered(said: &Administered) -> Administered {
+    let groups = lookup::administered_groups().into_iter();
+    let is_said = |(group, by): &(u32, BTreeSet<u32>)| {
+        let said = said.get(group);
+        said.is_some_and(|said| by.is_subset(said))
+    };
+    let (mut known, new): (Administered, Administered) = groups.partition(is_said);
+    for (group, by) in new.into_iter().take(GROUPS_AT_ONCE) {
+        error::group_is_administered(group, &by);
+        known.insert(group, by);
+    }
+    known
 }
 
 /// Sessions of a role that was dropped are excess by nature: no limit counts them any more. Ends them, or logs how many

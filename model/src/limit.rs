@@ -126,7 +126,7 @@ impl Source {
 }
 
 impl Object {
-    fn kind(self) -> &'static str {
+    pub fn kind(self) -> &'static str {
         match self {
             Object::Role(_) => "role",
             Object::Database(_) => "database",

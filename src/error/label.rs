@@ -1,13 +1,14 @@
 //! What is wrong with a label, or with a setting that is written like one.
 
 use crate::error::report::{Report, Text, composed, sentence};
-use crate::pg::catalog;
+use crate::pg::catalog::{self, name_of};
 use model::event::EventKind;
 use model::label::{LabelProblem, MAX_LABEL_BYTES};
 use model::label_target::LabelTarget;
 use model::limit::{Object, Source};
 use pgrx::pg_sys;
 use pgrx::{PgLogLevel, PgSqlErrorCode};
+use std::collections::BTreeSet;
 use std::ffi::CStr;
 
 fn invalid(message: &'static CStr) -> Report {
@@ -89,12 +90,33 @@ pub fn label_fits_no_more(why: &str, can_login: bool) {
 }
 
 /// A label that is set allows more than the server will.
-pub fn connection_limit_is_smaller(object: &str, connection_limit: i32) {
+pub fn connection_limit_is_smaller(object: Object, connection_limit: i32) {
+    let kind = object.kind();
     let message = format!(
-        "the {object}'s CONNECTION LIMIT, {connection_limit}, is smaller than the label's limit"
+        "the {kind}'s CONNECTION LIMIT, {connection_limit}, is smaller than the label's limit"
     );
     Report::new(PgSqlErrorCode::ERRCODE_WARNING, message)
         .detail(c"The smaller one applies.")
+        .send(PgLogLevel::WARNING);
+}
+
+/// So many roles are named in a message.
+const NAMED: usize = 5;
+
+/// A group with a label that is about its members, and the roles that can make anyone a member, superusers aside.
+pub fn group_is_administered(group: u32, by: &BTreeSet<u32>) {
+    let names = by.iter().take(NAMED);
+    let names: Vec<Vec<u8>> = names.map(|oid| name_of(Object::Role(*oid))).collect();
+    let mut message = b"roles that are no superusers can make anyone a member of role \"".to_vec();
+    message.extend(name_of(Object::Role(group)));
+    message.extend(b"\", which has a session_limit label: ");
+    message.extend(names.join(&b", "[..]));
+    if by.len() > NAMED {
+        message.extend(format!(", and {} more", by.len() - NAMED).into_bytes());
+    }
+    Report::new(PgSqlErrorCode::ERRCODE_WARNING, message)
+        .detail(c"They have ADMIN OPTION on it or on a member of it, or, before PostgreSQL 16, CREATEROLE. The label limits, or exempts, whomever they make a member.")
+        .hint(c"Revoke that from all who are not to have such power.")
         .send(PgLogLevel::WARNING);
 }
 

@@ -16,6 +16,7 @@ pub struct Role {
     pub superuser: bool,
     pub can_login: bool,
     pub replication: bool,
+    pub create_role: bool,
     /// The attribute INHERIT.
     pub inherit: bool,
     /// Negative: no limit.
@@ -83,6 +84,7 @@ impl Role {
             superuser: false,
             can_login: false,
             replication: false,
+            create_role: false,
             inherit: false,
             connection_limit: -1,
         }
@@ -104,6 +106,7 @@ impl Role {
             superuser: row.rolsuper,
             can_login: row.rolcanlogin,
             replication: row.rolreplication,
+            create_role: row.rolcreaterole,
             inherit: row.rolinherit,
             connection_limit: row.rolconnlimit,
         }

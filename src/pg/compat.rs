@@ -35,7 +35,7 @@ pub struct FormData_pg_auth_members {
     pub roleid: pg_sys::Oid,
     pub member: pg_sys::Oid,
     _grantor: pg_sys::Oid,
-    _admin_option: bool,
+    pub admin_option: bool,
     #[cfg(not(feature = "pg15"))]
     inherit_option: bool,
     #[cfg(not(feature = "pg15"))]
@@ -63,6 +63,11 @@ impl FormData_pg_auth_members {
         #[cfg(not(feature = "pg15"))]
         return self.inherit_option || self.set_option;
     }
+}
+
+/// Whether CREATEROLE lets a role grant every role that is no superuser's: until 15.
+pub fn createrole_grants_every_role() -> bool {
+    cfg!(feature = "pg15")
 }
 
 /// Whether a database's owner has the privileges of `pg_database_owner`: on 15 as the owner's

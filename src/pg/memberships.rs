@@ -2,7 +2,7 @@
 
 use crate::pg::catalog::Role;
 use crate::pg::compat::{self, FormData_pg_auth_members};
-use crate::pg::scan::{Catalog, form, opened};
+use crate::pg::scan::{Catalog, form, opened, scan};
 use crate::pg::{ffi, memory};
 use pgrx::pg_sys::{self, SysCacheIdentifier};
 use std::cell::OnceCell;
@@ -54,15 +54,56 @@ impl Memberships {
     /// Who is a member of this group, directly or through others.
     pub fn members_of(&self, group: u32) -> Vec<u32> {
         let pairs = self.pairs();
-        let mut found = reachable(group, |role| {
-            let first = pairs.partition_point(|(group, _)| *group < role);
-            let direct = pairs
-                .iter()
-                .skip(first)
-                .take_while(|(group, _)| *group == role);
-            direct.map(|(_, member)| *member).collect()
-        });
+        let mut found = reachable(group, |role| seconds(pairs, role).collect());
         found.swap_remove(0);
+        found
+    }
+}
+
+/// Who can make others members: the grants with ADMIN, superusers left out, as they were when read.
+pub struct Administrators {
+    memberships: Memberships,
+    /// Pairs of a role and who has ADMIN on it, sorted.
+    grants: Vec<(u32, u32)>,
+    /// Who can grant every role.
+    of_all: Vec<u32>,
+}
+
+impl Administrators {
+    pub fn read() -> Administrators {
+        let roles = Role::all();
+        let superusers = roles.iter().filter(|role| role.superuser);
+        let superusers: BTreeSet<u32> = superusers.map(|role| role.oid).collect();
+        // Only superusers grant a superuser's role, ADMIN or not.
+        let is_of_others = |role: pg_sys::Oid| !superusers.contains(&role.to_u32());
+        let mut grants = Vec::new();
+        // SAFETY: the rows are of that catalog, and copied.
+        scan(AUTH_MEM_RELATION, |row| unsafe {
+            let grant = form::<FormData_pg_auth_members>(row.tuple);
+            if grant.admin_option && is_of_others(grant.roleid) && is_of_others(grant.member) {
+                grants.push((grant.roleid.to_u32(), grant.member.to_u32()));
+            }
+        });
+        grants.sort_unstable();
+        let grants_every_role = |role: &&Role| {
+            compat::createrole_grants_every_role() && role.create_role && !role.superuser
+        };
+        let of_all = roles.iter().filter(grants_every_role);
+        Administrators {
+            memberships: Memberships::default(),
+            grants,
+            of_all: of_all.map(|role| role.oid).collect(),
+        }
+    }
+
+    /// The roles that can make anyone a member of this group: those that can grant it, or a role that is a member of it.
+    /// Who can act as one of these roles is not followed.
+    pub fn of(&self, group: u32) -> BTreeSet<u32> {
+        let mut found: BTreeSet<u32> = self.of_all.iter().copied().collect();
+        let members = self.memberships.members_of(group);
+        for role in members.into_iter().chain([group]) {
+            found.extend(seconds(&self.grants, role));
+        }
         found
     }
 }
@@ -89,6 +130,15 @@ fn reachable(role: u32, next: impl Fn(u32) -> Vec<u32>) -> Vec<u32> {
         position += 1;
     }
     found
+}
+
+/// Of sorted pairs, the second of each whose first is this role.
+fn seconds(pairs: &[(u32, u32)], role: u32) -> impl Iterator<Item = u32> {
+    let begin = pairs.partition_point(|(first, _)| *first < role);
+    let those = pairs.iter().skip(begin);
+    those
+        .take_while(move |(first, _)| *first == role)
+        .map(|(_, second)| *second)
 }
 
 /// The grants with INHERIT or SET: pairs of a role and its member, sorted.

@@ -8,6 +8,7 @@ use crate::lookup::Labels;
 use crate::pg::backend::{self, Local, is_superuser};
 use crate::pg::catalog::{Database, Role};
 use crate::pg::labels::PROVIDER;
+use crate::pg::memberships::Administrators;
 use crate::pg::memory;
 use crate::{error, settings, shmem};
 use model::label::{Label, MAX_LABEL_BYTES};
@@ -140,12 +141,14 @@ unsafe extern "C-unwind" fn session_limit_check_label(
             }
             let over_tcp = Some(Ipv4Addr::UNSPECIFIED.into());
             let exempt = settings::current().exempts(role.superuser, over_tcp, false);
-            check(label, target, "role", role.connection_limit, exempt);
+            let object = Object::Role(oid);
+            check(label, target, object, role.connection_limit, exempt);
         }
         // SECURITY LABEL FOR session_limit ON DATABASE …
         pg_sys::DatabaseRelationId => {
             let limit = Database::by_oid(oid).map_or(-1, |database| database.connection_limit);
-            check(label, LabelTarget::Database, "database", limit, false);
+            let object = Object::Database(oid);
+            check(label, LabelTarget::Database, object, limit, false);
         }
         _ => error::labels_are_for_roles_and_databases(),
     }
@@ -176,7 +179,7 @@ fn labels_change() {
 fn check(
     label: Option<&[u8]>,
     target: LabelTarget,
-    object: &str,
+    object: Object,
     connection_limit: i32,
     exempt: bool,
 ) {
@@ -209,6 +212,19 @@ fn check(
         error::connection_limit_is_smaller(object, connection_limit);
     }
     notice_what_has_no_effect(&label, target, exempt);
+    if let Object::Role(group) = object
+        && target == LabelTarget::Group
+        && label.is_about_members()
+    {
+        warn_of_administrators(group);
+    }
+}
+
+fn warn_of_administrators(group: u32) {
+    let administrators = Administrators::read().of(group);
+    if !administrators.is_empty() {
+        error::group_is_administered(group, &administrators);
+    }
 }
 
 /// What is set, and limits nobody as things are.

@@ -5,7 +5,7 @@
     reason = "pgrx wants a row's columns named in the signature"
 )]
 
-use crate::lookup::Labels;
+use crate::lookup::{self, Administered, Labels};
 use crate::pg::catalog::{Database, Role, name_of};
 use crate::pg::memory;
 use crate::settings::{self, Enforcement};
@@ -16,6 +16,7 @@ use model::label::{Label, LabelLimit, LabelProblem, LimitEnforcement};
 use model::label_target::LabelTarget;
 use model::limit::{Object, Per, Source};
 use model::precedence::{Defaults, Policy, policy};
+use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 /// One row for each limit that is set; of limits on roles, those that the caller may see.
@@ -33,11 +34,14 @@ fn defined_limits() -> TableIterator<
         name!(max_wait_ms, i64),
         name!(enforcement, &'static str),
         name!(unmatched, bool),
+        name!(administrators, Option<Vec<pg_sys::Oid>>),
     ),
 > {
     shmem::require();
     memory::require(0);
     let (enforcement, defaults) = (settings::current().enforcement, settings::defaults());
+    // Nobody is told a secret: everyone can read pg_auth_members.
+    let administered = lookup::administered_groups();
     let databases = Database::all();
     let rows = all(&databases, &defaults).into_iter().map(|defined| {
         let (limit, policy) = (&defined.limit, defined.policy);
@@ -58,6 +62,7 @@ fn defined_limits() -> TableIterator<
                 _ => "log",
             },
             !defined.can_match(&databases),
+            defined.administrators(&administered),
         )
     });
     in_memory(rows)
@@ -150,6 +155,15 @@ impl Defined {
             Source::ConnectionLimit(object) | Source::Label(object) => Some(name_of(object)),
             Source::ClusterLimits | Source::MaxSessionsPerRole => None,
         }
+    }
+
+    /// Of a group's label.
+    fn administrators(&self, administered: &Administered) -> Option<Vec<pg_sys::Oid>> {
+        let Source::Label(Object::Role(group)) = self.source else {
+            return None;
+        };
+        let administrators = administered.get(&group)?.iter();
+        Some(administrators.map(|oid| (*oid).into()).collect())
     }
 
     /// Whether it can be about any session now.

@@ -14,7 +14,8 @@ tests![
     a_total_counts_who_was_there_before,
     a_member_leaves,
     a_waiter_for_a_group_that_others_do_not_know,
-    a_group_is_renamed_and_dropped
+    a_group_is_renamed_and_dropped,
+    whoever_administers_a_group_is_named
 ];
 
 fn start(server: &Server) -> (Cluster, Session) {
@@ -349,4 +350,74 @@ fn a_group_is_renamed_and_dropped(server: &Server) {
     superuser.query("DROP ROLE crew");
     assert_eq!(superuser.value("SELECT count(*) FROM pg_shseclabel"), "0");
     cluster.login_of("alice").login().expect("no limit");
+}
+
+/// Labels the team, and checks whom the warning and the view name.
+fn assert_administrators(cluster: &Cluster, label: &str, names: &str) {
+    let shown = cluster.psql("postgres", label);
+    let warning = "WARNING:  roles that are no superusers can make anyone a member of role \"team\", which has a session_limit label: ";
+    let warned = shown.split_once(warning).map(|(_, names)| names);
+    let warned = warned.and_then(|names| names.lines().next());
+    assert_eq!(warned.unwrap_or(""), names, "{shown}");
+    let column =
+        "SELECT coalesce(array_to_string(administrators, ', '), '') FROM session_limit.limits";
+    assert_eq!(cluster.superuser().value(column), names);
+}
+
+/// Whoever has ADMIN on a group can put anyone under its label.
+fn whoever_administers_a_group_is_named(server: &Server) {
+    let (cluster, mut superuser) = start(server);
+    let admin = match server.major {
+        15 => "WITH ADMIN OPTION",
+        _ => "WITH ADMIN TRUE, INHERIT FALSE, SET FALSE",
+    };
+    for sql in [
+        "CREATE ROLE carol LOGIN",
+        "CREATE ROLE inner_circle IN ROLE team",
+        "CREATE ROLE root SUPERUSER",
+        "GRANT team TO alice",
+        &format!("GRANT team TO root {admin}"),
+        &format!("GRANT root TO alice {admin}"),
+    ] {
+        superuser.query(sql);
+    }
+    assert_administrators(&cluster, NONE_OF_THE_TEAM, "");
+    superuser.query(&format!("GRANT team TO alice {admin}"));
+    assert_administrators(&cluster, NONE_OF_THE_TEAM, "alice");
+    // To make someone a member of a member is as good.
+    superuser.query(&format!("GRANT inner_circle TO bob {admin}"));
+    assert_administrators(&cluster, ONE_OF_THE_TEAM, "alice, bob");
+    let mut bob = cluster.login_of("bob").login().expect("the only one");
+    bob.query("GRANT inner_circle TO carol");
+    bob.end();
+    superuser.query(NONE_OF_THE_TEAM);
+    assert!(is_member(&cluster, "carol"));
+    // From 16 on whoever creates a role has it with ADMIN; before, CREATEROLE is enough.
+    for sql in [
+        "CREATE ROLE creator CREATEROLE",
+        "SET ROLE creator",
+        "CREATE ROLE created",
+        "RESET ROLE",
+        "GRANT team TO created",
+    ] {
+        superuser.query(sql);
+    }
+    let set_limit = "SELECT session_limit.set_limit(role => 'team', per => 'role', max => 9)";
+    assert_administrators(&cluster, set_limit, "alice, bob, creator");
+    superuser.query("ALTER ROLE creator NOCREATEROLE");
+    superuser.query("REVOKE ADMIN OPTION FOR created FROM creator");
+    assert_administrators(&cluster, set_limit, "alice, bob");
+    // No more than five are named.
+    for i in 1..=5 {
+        superuser.query(&format!("CREATE ROLE other{i}"));
+        superuser.query(&format!("GRANT team TO other{i} {admin}"));
+    }
+    let exempt = r#"SECURITY LABEL FOR session_limit ON ROLE team IS '{"exempt": true}'"#;
+    let shown = cluster.psql("postgres", exempt);
+    let named = "label: alice, bob, other1, other2, other3, and 2 more\n";
+    assert!(shown.contains(named), "{shown}");
+    // A label that says nothing about members gives no power over them.
+    let empty = "SECURITY LABEL FOR session_limit ON ROLE team IS '{}'";
+    let shown = cluster.psql("postgres", empty);
+    assert!(!shown.contains("WARNING"), "{shown}");
 }

@@ -27,6 +27,7 @@ tests![
     a_standby_follows,
     the_sessions_of_a_dropped_role_are_excess,
     the_owner_of_a_database_ends_nobody,
+    whoever_gets_admin_on_a_labelled_group_is_logged_once,
 ];
 
 const TERMINATE: (&str, &str) = ("session_limit.sweep", "terminate");
@@ -674,4 +675,48 @@ fn the_owner_of_a_database_ends_nobody(server: &Server) {
     for session in [&mut alice, &mut bob] {
         wait_for("the session to end", || (!session.is_alive()).then_some(()));
     }
+}
+
+/// No hook is told of a GRANT, so the worker looks.
+fn whoever_gets_admin_on_a_labelled_group_is_logged_once(server: &Server) {
+    let cluster = cluster(server, &[SOON]);
+    cluster.sql(&[
+        "CREATE ROLE other",
+        r#"SECURITY LABEL FOR session_limit ON ROLE team IS '{"max": 9, "per": "group"}'"#,
+        r#"SECURITY LABEL FOR session_limit ON ROLE other IS '{"exempt": true}'"#,
+    ]);
+    let logged = |number| {
+        let lines = wait_for("the warning", || {
+            let log = cluster.log();
+            let lines = log
+                .lines()
+                .filter_map(|line| line.split_once(" can make anyone a member of role "));
+            let lines: Vec<String> = lines.map(|(_, line)| line.to_string()).collect();
+            (lines.len() >= number).then_some(lines)
+        });
+        assert_eq!(lines.len(), number, "{lines:?}");
+        lines.last().cloned().unwrap_or_default()
+    };
+    let of_team = r#""team", which has a session_limit label: "#;
+    logged(0);
+    cluster.sql(&["GRANT team TO alice WITH ADMIN OPTION"]);
+    assert_eq!(logged(1), format!("{of_team}alice"));
+    sweep_once(&cluster, true);
+    sweep_once(&cluster, true);
+    logged(1);
+    // Also where nothing is swept.
+    cluster.set(&[("session_limit.sweep", "off")]);
+    cluster.sql(&["GRANT team TO bob WITH ADMIN OPTION"]);
+    assert_eq!(logged(2), format!("{of_team}alice, bob"));
+    cluster.sql(&[
+        "REVOKE team FROM alice",
+        "GRANT other TO alice WITH ADMIN OPTION",
+    ]);
+    assert_eq!(
+        logged(3),
+        r#""other", which has a session_limit label: alice"#
+    );
+    // Whoever gets it again is as new.
+    cluster.sql(&["GRANT team TO alice WITH ADMIN OPTION"]);
+    assert_eq!(logged(4), format!("{of_team}alice, bob"));
 }
