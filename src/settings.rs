@@ -2,6 +2,7 @@
 
 use crate::error;
 use crate::pg::{backend, memory};
+use model::encoding;
 use model::event::EventSet;
 use model::label::{Label, MAX_SESSIONS, MAX_WAIT as LONGEST_WAIT};
 use model::label_target::LabelTarget;
@@ -195,7 +196,7 @@ pub fn log_events() -> EventSet {
 }
 
 fn event_set(list: &CStr) -> Result<EventSet, String> {
-    EventSet::read(&list.to_string_lossy())
+    EventSet::read(&encoding::text(list.to_bytes()))
 }
 
 /// As for `cluster_limits`, but a wrong list at start is a warning.

@@ -1,5 +1,6 @@
 //! The JSON of a label, which is also that of the setting `session_limit.cluster_limits`.
 
+use crate::encoding;
 use crate::json_error;
 use crate::label_target::LabelTarget;
 use crate::limit::{Names, Object, OnExcess, Per, Source};
@@ -31,7 +32,7 @@ pub struct Label {
     /// For limits that have none of their own.
     pub max_wait: Option<Duration>,
     pub exempt: bool,
-    /// The paths of fields that this version does not know, such as `limits[0].color`.
+    /// The paths of fields that this version does not know, such as `limits[0].color`, as a text of [`encoding`].
     pub unknown: Vec<String>,
 }
 
@@ -45,7 +46,8 @@ pub struct LabelLimit {
     /// None: the default of what the label is on ([`LabelTarget::default_per`]).
     pub per: Option<Per>,
     /// The name of a database, which need not exist.
-    pub database: Option<String>,
+    #[serde(default, deserialize_with = "name")]
+    pub database: Option<Vec<u8>>,
     pub network: Option<Network>,
     pub on_excess: Option<OnExcess>,
     #[serde(default, deserialize_with = "interval")]
@@ -75,7 +77,8 @@ struct Written {
     #[serde(default, deserialize_with = "optional_max")]
     max: Option<i32>,
     per: Option<Per>,
-    database: Option<String>,
+    #[serde(default, deserialize_with = "name")]
+    database: Option<Vec<u8>>,
     network: Option<Network>,
     enforcement: Option<LimitEnforcement>,
     on_excess: Option<OnExcess>,
@@ -89,7 +92,7 @@ struct Written {
 
 impl Label {
     /// Reads a label as a login does: fields that this version does not know go into `unknown`. The error says what is
-    /// wrong, for a message.
+    /// wrong, for a message, as a text of [`encoding`].
     pub fn read(json: &[u8]) -> Result<Label, String> {
         Written::read(json)?.label()
     }
@@ -147,7 +150,7 @@ impl LabelLimit {
     }
 
     /// What tells it from the other limits of its label: no two have the same key.
-    pub fn key(&self, target: LabelTarget) -> (Option<Per>, Option<&str>, Option<Network>) {
+    pub fn key(&self, target: LabelTarget) -> (Option<Per>, Option<&[u8]>, Option<Network>) {
         (
             self.per.or(target.default_per()),
             self.database.as_deref(),
@@ -170,8 +173,7 @@ impl LabelLimit {
             }
             Some(_) => {}
         }
-        let is_name =
-            |name: &String| (1..NAMEDATALEN).contains(&name.len()) && !name.contains('\0');
+        let is_name = |name: &Vec<u8>| (1..NAMEDATALEN).contains(&name.len()) && !name.contains(&0);
         if !self.database.as_ref().is_none_or(is_name) {
             return Err(("database", "not the name of a database".to_string()));
         }
@@ -185,20 +187,20 @@ impl LabelLimit {
 
 impl Written {
     fn read(json: &[u8]) -> Result<Written, String> {
-        serde_json::from_slice(json).map_err(|error| {
+        let json = encoding::text(json);
+        serde_json::from_str(&json).map_err(|error| {
             // Read once more to learn in which field the error is. Not always, because that would slow every login.
             let mut track = serde_path_to_error::Track::new();
-            let mut reader = serde_json::Deserializer::from_slice(json);
+            let mut reader = serde_json::Deserializer::from_str(&json);
             let tracked = serde_path_to_error::Deserializer::new(&mut reader, &mut track);
             let _ = Written::deserialize(tracked);
             let path = track.path().to_string();
+            let error = json_error::text(&error, &json);
             // If the JSON itself is wrong, the last part of the path may be unknown: a question mark.
             match path.trim_end_matches(['.', '?']) {
-                "" => match json_error::text(&error) {
-                    text if text.starts_with("is ") => format!("it {text}"),
-                    text => text,
-                },
-                path => format!("field \"{path}\": {}", json_error::text(&error)),
+                "" if error.starts_with("is ") => format!("it {error}"),
+                "" => error,
+                path => format!("field \"{path}\": {error}"),
             }
         })
     }
@@ -276,6 +278,12 @@ fn optional_max<'de, D: Deserializer<'de>>(value: D) -> Result<Option<i32>, D::E
     max(value).map(Some)
 }
 
+/// Reads a name, as the bytes that it has in the catalogs.
+fn name<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Vec<u8>>, D::Error> {
+    let text = Option::<String>::deserialize(value)?;
+    Ok(text.map(|text| encoding::bytes(&text)))
+}
+
 /// Reads an interval of at most [`MAX_WAIT`], written as in a setting: `"5s"`, `"0.5s"`, `"100ms"`, `"1min"`. A number is
 /// milliseconds.
 fn interval<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {
@@ -349,15 +357,20 @@ pub enum LabelProblem {
 
 impl LabelProblem {
     /// The message for the server log.
-    pub fn text(&self, names: Names) -> String {
+    pub fn words(&self, names: Names) -> Vec<u8> {
         let (object, what) = match self {
             LabelProblem::Invalid(object, why) => (object, format!("is invalid: {why}")),
             LabelProblem::Unknown(object, fields) => {
                 (object, format!("has unknown fields: {}", fields.join(", ")))
             }
         };
-        let label = Source::Label(*object).words(names);
-        format!("session_limit: {} {what}", String::from_utf8_lossy(&label))
+        [
+            b"session_limit: ",
+            Source::Label(*object).words(names).as_slice(),
+            b" ",
+            &encoding::bytes(&what),
+        ]
+        .concat()
     }
 }
 
@@ -504,8 +517,80 @@ mod tests {
             assert!(error.contains(named), "{json}: {error}");
             assert!(!error.contains("?"), "{json}: {error}");
         }
-        let not_utf8 = b"{\"max\": 1, \"database\": \"\xff\"}";
-        assert!(Label::check(not_utf8, LabelTarget::Role).is_err());
+    }
+
+    /// In LATIN1, EUC_JP and UTF-8.
+    #[test]
+    fn a_name_has_the_bytes_that_are_written() {
+        let names: [&[u8]; 4] = [b"d\xe9", b"\xc6\xfc\xcb\xdc", "dé".as_bytes(), b"d\\u00e9"];
+        for name in names {
+            let list = [
+                b"{\"limits\": [{\"max\": 1, \"database\": \"",
+                name,
+                b"\"}]}",
+            ]
+            .concat();
+            let short = [b"{\"max\": 1, \"database\": \"", name, b"\"}"].concat();
+            let name: &[u8] = match name {
+                b"d\\u00e9" => "dé".as_bytes(),
+                name => name,
+            };
+            for json in [list, short] {
+                let label = Label::check(&json, LabelTarget::Role).expect("a label");
+                let limit = label.limits.first().expect("a limit");
+                assert_eq!(limit.database.as_deref(), Some(name));
+            }
+        }
+        // A name is as long as its bytes.
+        for (length, fits) in [(63, true), (64, false)] {
+            let name = [0xe9].repeat(length);
+            let json = [b"{\"max\": 1, \"database\": \"", name.as_slice(), b"\"}"].concat();
+            assert_eq!(Label::check(&json, LabelTarget::Role).is_ok(), fits);
+        }
+    }
+
+    #[test]
+    fn an_error_cites_what_is_written() {
+        let table: [(&[u8], &[u8]); 9] = [
+            (
+                b"{\"max\": 1, \"per\": \"\xe9\"}",
+                b"field \"per\": unknown value \"\xe9\", expected",
+            ),
+            (
+                b"{\"max\": \"\xe9\"}",
+                b"field \"max\": is \"\xe9\"; expected",
+            ),
+            (
+                b"{\"max\": 1, \"max_wait\": \"\xe9\\\"\"}",
+                b"field \"max_wait\": is \"\xe9\"\"; expected",
+            ),
+            (
+                b"{\"max\": 1, \"network\": \"\xe9\"}",
+                b"field \"network\": \"\xe9\" is not a network",
+            ),
+            (b"{\"m\xe9x\": 1}", b"unknown field \"m\xe9x\""),
+            (
+                b"{\"limits\": [{\"max\": 1, \"m\xe9x\": \"\xe9\"}]}",
+                b"unknown field \"limits[0].m\xe9x\"",
+            ),
+            // Characters that Rust would write as escapes.
+            (
+                "{\"max\": \"हिन्दी\"}".as_bytes(),
+                "is \"हिन्दी\"; expected".as_bytes(),
+            ),
+            // The place is counted in characters.
+            (b"{\"d\xe9\": \xe9}", b"expected value at character 8"),
+            (
+                "{\"dé\":\n \"é\" é}".as_bytes(),
+                b"at character 6 of line 2",
+            ),
+        ];
+        for (json, words) in table {
+            let error = Label::check(json, LabelTarget::Role).expect_err("no label");
+            let error = encoding::bytes(&error);
+            let cites = error.windows(words.len()).any(|part| part == words);
+            assert!(cites, "{}", String::from_utf8_lossy(&error));
+        }
     }
 
     #[test]
@@ -514,5 +599,11 @@ mod tests {
         let label = Label::read(json).expect("a label of a later version");
         assert_eq!(label.unknown, ["sound", "limits[0].color"]);
         assert_eq!(label.limits.first().map(|limit| limit.max), Some(1));
+        let json = b"{\"max\": 1, \"caf\xe9\": \"\xe9\"}";
+        let label = Label::read(json).expect("a label of a later version");
+        assert_eq!(label.limits.first().map(|limit| limit.max), Some(1));
+        let problem = LabelProblem::Unknown(Object::Role(1), label.unknown);
+        let words = b"session_limit: label on role d\xe9 has unknown fields: caf\xe9";
+        assert_eq!(problem.words(&|_| b"d\xe9".to_vec()), words);
     }
 }

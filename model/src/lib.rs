@@ -6,8 +6,8 @@
 //! OIDs.
 //!
 //! Read in this order:
-//! - [`limit`] and [`network`] are the words. [`label`] and [`label_target`] are how users write limits, and
-//!   [`precedence`] says which limits apply to a login.
+//! - [`limit`] and [`network`] are the words. [`label`] and [`label_target`] are how users write limits, in whatever
+//!   [`encoding`], and [`precedence`] says which limits apply to a login.
 //! - [`session`], [`members`] and [`table`] say who is in and whom a limit counts, [`queue`] who waits, and [`atomics`]
 //!   what of both needs no lock. [`own_table`] is a table in a process's own memory.
 //! - [`count`] counts, fast. [`decide`] turns an [`attempt`] to log in into a [`verdict`]; [`order`] says which waiters
@@ -32,6 +32,7 @@ pub mod attempt;
 pub mod count;
 pub mod counters;
 pub mod decide;
+pub mod encoding;
 pub mod event;
 pub mod json_error;
 pub mod label;

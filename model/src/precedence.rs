@@ -280,7 +280,7 @@ impl LoginFacts<'_> {
             self.address
                 .is_some_and(|address| network.contains(address))
         };
-        let database = written.database.as_ref().map(String::as_bytes);
+        let database = written.database.as_deref();
         database.is_none_or(|name| own_database == Some(name))
             && written.network.is_none_or(is_from)
     }

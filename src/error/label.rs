@@ -1,5 +1,6 @@
 //! What is wrong with a label, or with a setting that is written like one.
 
+use crate::error::about;
 use crate::error::report::{Report, Text, composed, sentence};
 use crate::pg::catalog::{self, name_of};
 use model::event::EventKind;
@@ -148,18 +149,27 @@ pub fn role_is_exempt() {
         .send(PgLogLevel::NOTICE);
 }
 
-pub fn limits_database_does_not_exist(name: &str) {
-    let message =
-        format!("database \"{name}\" does not exist, so a limit on sessions in it has no effect");
-    notice(message)
+pub fn limits_database_does_not_exist(name: &[u8]) {
+    let after = "\" does not exist, so a limit on sessions in it has no effect";
+    let code = PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION;
+    about(code, "database \"", name, after)
         .detail(c"It takes effect when a database of this name is created.")
         .send(PgLogLevel::NOTICE);
 }
 
 /// A query met a label that is wrong.
 pub fn warn_of(problem: &LabelProblem) {
-    let text = problem.text(&catalog::name_of);
-    Report::new(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, text).send(PgLogLevel::WARNING);
+    wrong_label(problem).send(PgLogLevel::WARNING);
+}
+
+/// A login passed over a label, or a part of it.
+pub fn log_wrong_label(problem: &LabelProblem) {
+    wrong_label(problem).send(PgLogLevel::LOG_SERVER_ONLY);
+}
+
+fn wrong_label(problem: &LabelProblem) -> Report {
+    let words = problem.words(&catalog::name_of);
+    Report::new(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, words)
 }
 
 /// A query is about a label that cannot be read.
@@ -173,19 +183,19 @@ pub fn label_is_invalid(object: Object, why: &str) -> ! {
 
 /// The value that a setting was to have is no good: the server says which, and keeps the old one.
 pub fn bad_setting(why: &str, target: LabelTarget) {
-    say_of_setting(sentence(why), example(target));
+    say_of_setting(sentence(why), example(target).into_bytes());
 }
 
 /// The list that `log_events` was to have names something else.
 pub fn not_an_event(why: &str) {
     let words = EventKind::ALL.map(EventKind::word).join(", ");
     let hint = format!("Name none, excess, all, or some of {words}.");
-    say_of_setting(sentence(why), hint);
+    say_of_setting(sentence(why), hint.into_bytes());
 }
 
-fn say_of_setting(detail: String, hint: String) {
-    let say = |text: String| {
-        let text = composed(text.into_bytes());
+fn say_of_setting(detail: Vec<u8>, hint: Vec<u8>) {
+    let say = |text: Vec<u8>| {
+        let text = composed(text);
         // SAFETY: what the macros GUC_check_errdetail and GUC_check_errhint do; the text is copied.
         unsafe {
             pg_sys::pre_format_elog_string(0, std::ptr::null());

@@ -96,7 +96,7 @@ struct Asked {
 fn admit(client: &Client) {
     let wait = Wait::begin();
     let mut asked = Asked::of(client, wait.arrival);
-    asked.problems.iter().for_each(events::label_problem);
+    asked.problems.iter().for_each(error::log_wrong_label);
     loop {
         let verdict = decide(client, &wait, &asked);
         let decided = |outcome| {

@@ -81,7 +81,10 @@ impl Administrators {
         scan(AUTH_MEM_RELATION, |row| unsafe {
             let grant = form::<FormData_pg_auth_members>(row.tuple);
             if grant.admin_option && is_of_others(grant.roleid) && is_of_others(grant.member) {
-                memory::extend(&mut grants, [(grant.roleid.to_u32(), grant.member.to_u32())]);
+                memory::extend(
+                    &mut grants,
+                    [(grant.roleid.to_u32(), grant.member.to_u32())],
+                );
             }
         });
         grants.sort_unstable();

@@ -9,7 +9,6 @@ use crate::record::decision::{Decision, Outcome};
 use crate::settings;
 use crate::shmem;
 use model::event::{EventKind, FixedText, Record};
-use model::label::LabelProblem;
 use model::limit::{Limit, Names, Object};
 use model::session::Session;
 use model::throttle::{LineKey, Suppressed};
@@ -232,12 +231,6 @@ pub fn role_dropped(role_oid: u32, in_use: u32, ended: Option<(u32, &Session)>) 
             in_use,
         },
     });
-}
-
-/// A login passed over a label, or a part of it.
-pub fn label_problem(problem: &LabelProblem) {
-    let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
-    ErrorReport::new(code, problem.text(&catalog::name_of), "").report(PgLogLevel::LOG_SERVER_ONLY);
 }
 
 /// Catalogs could not be read, and whoever found that goes on without the limits in them. Once in a while is enough.

@@ -4,17 +4,20 @@
 use crate::lookup::Labels;
 use crate::pg::catalog::{Database, Role};
 use crate::pg::memory;
+use crate::sql::viewer::SqlText;
 use crate::{error, shmem};
+use model::encoding;
 use model::json_error;
 use model::label::{Label, LabelLimit};
 use model::label_target::LabelTarget;
 use model::limit::Object;
 use pgrx::pg_sys::{self, ObjectType};
 use pgrx::prelude::*;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::ffi::CStr;
 
-/// The label of the role, or of the database if `role` is null. With `keep`, `limit` (JSON) replaces the limit with the
+/// The label of the role, or of the database if `role` is null. With `keep`, `a_limit` (JSON) replaces the limit with the
 /// same key or is added; without, that limit is removed. None if nothing is left of the label.
 ///
 /// The object stays locked as by `SECURITY LABEL`, which must follow: nobody changes the label in between.
@@ -22,13 +25,22 @@ use std::ffi::CStr;
 fn edited_label(
     role: Option<&CStr>,
     database: Option<&CStr>,
-    limit: Option<&str>,
+    a_limit: Option<&[u8]>,
     keep: Option<bool>,
-) -> Option<String> {
+) -> Option<SqlText> {
     shmem::require();
     memory::require(0);
-    let limit = limit.unwrap_or_else(|| error::must_not_be_null("limit"));
+    let limit = a_limit.unwrap_or_else(|| error::must_not_be_null("a_limit"));
     let keep = keep.unwrap_or_else(|| error::must_not_be_null("keep"));
+    error::in_any_encoding(|| edited_label_of(role, database, limit, keep))
+}
+
+fn edited_label_of(
+    role: Option<&CStr>,
+    database: Option<&CStr>,
+    limit: &[u8],
+    keep: bool,
+) -> Option<SqlText> {
     let (object, target) = labelled(role, database);
     let old = Labels::sought().text(object);
     let old = old.unwrap_or_else(|| Ok(b"{}".to_vec()));
@@ -100,20 +112,18 @@ enum Wrong {
 fn edited(
     label: &[u8],
     target: LabelTarget,
-    limit: &str,
+    limit: &[u8],
     keep: bool,
-) -> Result<Option<String>, Wrong> {
+) -> Result<Option<SqlText>, Wrong> {
     let read = Label::read(label).map_err(Wrong::Label)?;
-    let given =
-        Label::read(format!("{{\"limits\": [{limit}]}}").as_bytes()).map_err(Wrong::Limit)?;
+    let alone = [b"{\"limits\": [", limit, b"]}"].concat();
+    let given = Label::read(&alone).map_err(Wrong::Limit)?;
     let key = given.limits.first().map(|given| given.key(target));
     let has_key = |other: &LabelLimit| Some(other.key(target)) == key;
     let position = read.limits.iter().position(has_key);
-    let limit: Value =
-        serde_json::from_str(limit).map_err(|error| Wrong::Limit(json_error::text(&error)))?;
+    let limit: Value = parsed(limit).map_err(Wrong::Limit)?;
 
-    let mut label: Map<String, Value> =
-        serde_json::from_slice(label).map_err(|error| Wrong::Label(json_error::text(&error)))?;
+    let mut label: Map<String, Value> = parsed(label).map_err(Wrong::Label)?;
     let mut limits = match label.remove("limits") {
         Some(Value::Array(limits)) => limits,
         _ => written_out(&mut label),
@@ -127,7 +137,12 @@ fn edited(
     if !limits.is_empty() {
         label.insert("limits".to_string(), Value::Array(limits));
     }
-    Ok((!label.is_empty()).then(|| Value::Object(label).to_string()))
+    Ok((!label.is_empty()).then(|| encoding::bytes(&Value::Object(label).to_string())))
+}
+
+fn parsed<T: DeserializeOwned>(json: &[u8]) -> Result<T, String> {
+    let json = encoding::text(json);
+    serde_json::from_str(&json).map_err(|error| json_error::text(&error, &json))
 }
 
 /// The limit that a label without a list is short for.

@@ -46,8 +46,32 @@ fn explain_login(
     memory::require(0);
     let role = role.unwrap_or_else(|| error::must_not_be_null("role"));
     let database = database.unwrap_or_else(|| error::must_not_be_null("database"));
-    let role = Role::by_name(role).unwrap_or_else(|| error::undefined_role(role));
     let viewer = Viewer::current();
+    let (role, standings) = error::in_any_encoding(|| {
+        let (role, database) = named(role, database, &viewer);
+        let standings = standings(&role, &database, address.map(host));
+        (role.oid, standings)
+    });
+    let rows = standings.into_iter().map(|standing| {
+        let limit = standing.limit;
+        // How many sessions of others there are is not for everyone.
+        let may_see = viewer.sees_all() || limit.scope.who == Who::Role(role);
+        (
+            limit.source.words(&name_of),
+            limit.per.word(),
+            limit.subject(&name_of),
+            may_see.then_some(i64::from(standing.in_use)),
+            i64::from(limit.max),
+            may_see.then_some(standing.fits),
+            if limit.enforced { "on" } else { "log" },
+        )
+    });
+    in_memory(rows)
+}
+
+/// The role, if it may log in and the viewer may know, and the database, if it takes logins.
+fn named(role: &CStr, database: &CStr, viewer: &Viewer) -> (Role, Database) {
+    let role = Role::by_name(role).unwrap_or_else(|| error::undefined_role(role));
     if !viewer.may_see(role.oid) {
         error::may_not_explain(&role.name);
     }
@@ -59,23 +83,7 @@ fn explain_login(
     if database.invalid || !database.allows_connections {
         error::cannot_connect_to(&database.name);
     }
-    let rows = standings(&role, &database, address.map(host))
-        .into_iter()
-        .map(|standing| {
-            let limit = standing.limit;
-            // How many sessions of others there are is not for everyone.
-            let may_see = viewer.sees_all() || limit.scope.who == Who::Role(role.oid);
-            (
-                limit.source.words(&name_of),
-                limit.per.word(),
-                limit.subject(&name_of),
-                may_see.then_some(i64::from(standing.in_use)),
-                i64::from(limit.max),
-                may_see.then_some(standing.fits),
-                if limit.enforced { "on" } else { "log" },
-            )
-        });
-    in_memory(rows)
+    (role, database)
 }
 
 fn host(inet: Inet) -> IpAddr {

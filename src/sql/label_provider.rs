@@ -59,7 +59,7 @@ unsafe extern "C-unwind" fn session_limit_object_access(
     match class {
         // ALTER ROLE … [NO]LOGIN, CONNECTION LIMIT
         pg_sys::AuthIdRelationId => {
-            check_altered(object.to_u32());
+            error::in_any_encoding(|| check_altered(object.to_u32()));
             at_commit_limits_change();
         }
         // ALTER DATABASE … CONNECTION LIMIT, RENAME
@@ -128,6 +128,10 @@ unsafe extern "C-unwind" fn session_limit_check_label(
     }
     labels_change();
     at_commit_limits_change();
+    error::in_any_encoding(|| check_labelled(object, label));
+}
+
+fn check_labelled(object: &pg_sys::ObjectAddress, label: Option<&[u8]>) {
     let oid = object.objectId.to_u32();
     match object.classId {
         // SECURITY LABEL FOR session_limit ON ROLE …
@@ -239,13 +243,13 @@ fn notice_what_has_no_effect(label: &Label, target: LabelTarget, exempt: bool) {
         .limits
         .iter()
         .filter_map(|limit| limit.database.as_ref());
-    let named: BTreeSet<&String> = named.collect();
+    let named: BTreeSet<&Vec<u8>> = named.collect();
     if named.is_empty() {
         return;
     }
     let databases = Database::all();
     for name in named {
-        if !databases.iter().any(|it| it.name == name.as_bytes()) {
+        if !databases.iter().any(|it| it.name == *name) {
             error::limits_database_does_not_exist(name);
         }
     }

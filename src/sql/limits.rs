@@ -51,7 +51,7 @@ fn defined_limits() -> TableIterator<
             defined.source.words(&name_of),
             defined.per().map(Per::word),
             defined.subject(),
-            limit.database.clone().map(String::into_bytes),
+            limit.database.clone(),
             limit.network.map(|network| network.to_string()),
             i64::from(limit.max),
             on_excess.word(),
@@ -168,10 +168,7 @@ impl Defined {
 
     /// Whether it can be about any session now.
     fn can_match(&self, databases: &[Database]) -> bool {
-        let exists = |name: &String| {
-            let mut names = databases.iter().map(|database| &database.name);
-            names.any(|other| other == name.as_bytes())
-        };
+        let exists = |name: &Vec<u8>| databases.iter().any(|database| database.name == *name);
         self.per()
             .is_some_and(|per| self.target.pers().contains(&per))
             && self.limit.database.as_ref().is_none_or(exists)

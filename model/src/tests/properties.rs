@@ -989,8 +989,9 @@ mod applying {
     }
 }
 
-/// Reading a label or a network ends in a result or an error, and not in a panic, whatever the bytes are.
+/// Reading a label or a network ends in a result or an error, and not in a panic, whatever the bytes are. They are kept.
 mod any_bytes {
+    use crate::encoding;
     use crate::label::Label;
     use crate::label_target::LabelTarget;
     use crate::network::Network;
@@ -1057,6 +1058,11 @@ mod any_bytes {
         #[test]
         fn any_bytes_are_a_label_or_an_error(bytes in vec(any::<u8>(), 0..200)) {
             check(&bytes)?;
+        }
+
+        #[test]
+        fn any_bytes_are_a_text(bytes in vec(prop_oneof![any::<u8>(), Just(0xf4), Just(0x8f)], 0..20)) {
+            prop_assert_eq!(encoding::bytes(&encoding::text(&bytes)), bytes);
         }
 
         #[test]

@@ -26,6 +26,7 @@ mod connection_limits;
 mod crash;
 mod drivers;
 mod editing;
+mod encodings;
 mod events;
 mod faults;
 mod groups;
@@ -60,6 +61,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("crash", crash::TESTS),
     ("drivers", drivers::TESTS),
     ("editing", editing::TESTS),
+    ("encodings", encodings::TESTS),
     ("events", events::TESTS),
     ("faults", faults::TESTS),
     ("groups", groups::TESTS),
