@@ -243,17 +243,17 @@ SELECT
     u.subject,
     u.in_use,
     u.max,
-    greatest(u.max - u.in_use, 0) AS free,
+    CASE WHEN u.max < u.in_use THEN 0 ELSE u.max - u.in_use END AS free,
     u.waiting
 FROM session_limit.current_usage() u;
 COMMENT ON VIEW session_limit.usage IS 'the limits that have a session or a waiting login, one row for each count';
 COMMENT ON COLUMN session_limit.usage.source IS 'where the limit is set';
 COMMENT ON COLUMN session_limit.usage.per IS 'what the count is kept for: role, address, group, database or cluster';
 COMMENT ON COLUMN session_limit.usage.subject IS 'role, group, database, address that is counted; by its OID if it was dropped since; null for the whole cluster';
-COMMENT ON COLUMN session_limit.usage.in_use IS 'sessions that the limit counts';
+COMMENT ON COLUMN session_limit.usage.in_use IS 'sessions that the limit counts; null if the caller may not see where they come from';
 COMMENT ON COLUMN session_limit.usage.max IS 'sessions that the limit allows';
-COMMENT ON COLUMN session_limit.usage.free IS 'sessions that the limit has room for';
-COMMENT ON COLUMN session_limit.usage.waiting IS 'logins that wait, of those that the limit would count';
+COMMENT ON COLUMN session_limit.usage.free IS 'sessions that the limit has room for; null as in_use is';
+COMMENT ON COLUMN session_limit.usage.waiting IS 'logins that wait, of those that the limit would count; null if these can be of roles that the caller may not see';
 
 CREATE VIEW session_limit.events AS
 SELECT e.event_time, e.event, e.usename, e.datname, e.client_addr, e.pid, e.detail

@@ -47,22 +47,22 @@ fn explain_login(
     let role = role.unwrap_or_else(|| error::must_not_be_null("role"));
     let database = database.unwrap_or_else(|| error::must_not_be_null("database"));
     let viewer = Viewer::current();
-    let (role, standings) = error::in_any_encoding(|| {
+    let standings = error::in_any_encoding(|| {
         let (role, database) = named(role, database, &viewer);
-        let standings = standings(&role, &database, address.map(host));
-        (role.oid, standings)
+        standings(&role, &database, address.map(host))
     });
     let rows = standings.into_iter().map(|standing| {
         let limit = standing.limit;
-        // How many sessions of others there are is not for everyone.
-        let may_see = viewer.sees_all() || limit.scope.who == Who::Role(role);
+        let may_count = viewer.may_count_sessions(&limit.scope);
+        // A login that waits can take the room.
+        let may_know = viewer.may_count_waiters(&limit.scope);
         (
             limit.source.words(&name_of),
             limit.per.word(),
             limit.subject(&name_of),
-            may_see.then_some(i64::from(standing.in_use)),
+            may_count.then_some(i64::from(standing.in_use)),
             i64::from(limit.max),
-            may_see.then_some(standing.fits),
+            may_know.then_some(standing.fits),
             if limit.enforced { "on" } else { "log" },
         )
     });

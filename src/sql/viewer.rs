@@ -1,5 +1,7 @@
-//! Whose rows a query shows: of other roles no more than `pg_stat_activity` does.
+//! Whose rows a query shows: of other roles no more than `pg_stat_activity` does. That shows everyone which sessions there
+//! are, of which role and in which database, and hides from where they come, and who waits to log in.
 
+use model::limit::{Scope, Who};
 use pgrx::pg_sys;
 
 /// A text in the database's encoding, which is stored as a `bytea` is.
@@ -27,6 +29,16 @@ impl Viewer {
     /// Including rows that belong to no role.
     pub fn sees_all(&self) -> bool {
         self.sees_all
+    }
+
+    /// Whether the viewer may know how many sessions are in this scope.
+    pub fn may_count_sessions(&self, scope: &Scope) -> bool {
+        scope.network.is_none() || self.may_count_waiters(scope)
+    }
+
+    /// Whether the viewer may know how many logins wait in this scope.
+    pub fn may_count_waiters(&self, scope: &Scope) -> bool {
+        self.sees_all || matches!(scope.who, Who::Role(role) if self.may_see(role))
     }
 
     pub fn may_see(&self, role: u32) -> bool {

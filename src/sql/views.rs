@@ -59,9 +59,9 @@ fn current_usage() -> TableIterator<
         name!(source, SqlText),
         name!(per, &'static str),
         name!(subject, Option<SqlText>),
-        name!(in_use, i64),
+        name!(in_use, Option<i64>),
         name!(max, i64),
-        name!(waiting, i64),
+        name!(waiting, Option<i64>),
     ),
 > {
     let settings = settings::current();
@@ -79,13 +79,15 @@ fn current_usage() -> TableIterator<
         if !all.any(|session| viewer.may_see(session.role)) {
             return None;
         }
+        let in_use = viewer.may_count_sessions(&limit.scope);
+        let waiting = viewer.may_count_waiters(&limit.scope);
         Some((
             limit.source.words(&name_of),
             limit.per.word(),
             limit.subject(&name_of),
-            i64::from(table.count(counted)),
+            in_use.then(|| i64::from(table.count(counted))),
             i64::from(limit.max),
-            waiters.iter().filter(covered).count() as i64,
+            waiting.then(|| waiters.iter().filter(covered).count() as i64),
         ))
     });
     in_memory(rows)

@@ -293,7 +293,8 @@ fn counts_from_the_commit(server: &Server) {
     assert!(bob.login().is_ok());
 }
 
-/// How many sessions others have, and from where, is theirs and their superiors' to know.
+/// From where others come, and whether they wait, is theirs and their superiors' to know: `pg_stat_activity` shows no more
+/// than how many sessions there are.
 fn explained_to_an_ordinary_role(server: &Server) {
     let cluster = Cluster::start(
         server,
@@ -312,11 +313,31 @@ fn explained_to_an_ordinary_role(server: &Server) {
     let explained = "SELECT string_agg(concat_ws(' ', per, in_use, max, fits), ', ' ORDER BY per)
                      FROM session_limit.explain_login('alice', 'postgres', '127.0.0.2')";
     let mut alice = cluster.login_of("alice").login().expect("alice");
-    assert_eq!(alice.value(explained), "address 2, database 9, role 1 5 t");
+    let of_alice = "address 2, database 2 9, role 1 5 t";
+    assert_eq!(alice.value(explained), of_alice);
+    let usage =
+        "SELECT string_agg(concat_ws(' ', per, in_use, max, free, waiting), ', ' ORDER BY per)
+                 FROM session_limit.usage";
+    assert_eq!(alice.value(usage), "database 2 9 7, role 1 5 4 0");
+    let _alice = cluster
+        .login_from("alice", "127.0.0.2")
+        .login()
+        .expect("alice");
+    let seen = "address 2, database 3 9 6, role 2 5 3 0";
+    assert_eq!(
+        alice.value(usage),
+        seen,
+        "nothing of whether bob is there, too"
+    );
     let mut auditor = cluster.login_of("auditor").login().expect("auditor");
     assert!(
         auditor
             .value(explained)
-            .starts_with("address 1 2 t, database 3 9 t")
+            .starts_with("address 2 2 f, database 4 9 t")
+    );
+    assert!(
+        auditor
+            .value(usage)
+            .starts_with("address 2 2 0 0, database 4 9 5 0")
     );
 }
