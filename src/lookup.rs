@@ -8,6 +8,7 @@ use crate::pg::memberships::{Administrators, FEW_PAGES, Memberships};
 use crate::pg::memory;
 use crate::settings::{self, Enforcement, Settings};
 use crate::shmem;
+use model::attempt::MayWait;
 use model::label::{Label, LabelProblem};
 use model::limit::{Limit, Object, OnExcess, Who};
 use model::members::{Members, Missing};
@@ -317,8 +318,8 @@ fn index_of(limits: &mut Vec<Limit>, limit: Limit) -> usize {
 /// What is known that a decision may need.
 pub struct Inputs {
     pub members: Members,
-    /// Whether the login may wait.
-    pub may_wait: Option<bool>,
+    /// Whether the login may wait, and on whose account.
+    pub may_wait: Option<MayWait>,
 }
 
 impl Inputs {
@@ -333,7 +334,7 @@ impl Inputs {
 /// Decides again and again, each time with one more input, until none is missing.
 pub fn retry_with<T>(
     mut inputs: Inputs,
-    may_wait: impl Fn() -> bool,
+    may_wait: impl Fn() -> MayWait,
     mut decide: impl FnMut(&Inputs) -> Result<T, Missing>,
 ) -> T {
     let memberships = Memberships::default();

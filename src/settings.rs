@@ -69,6 +69,7 @@ static ENFORCEMENT: GucSetting<Enforcement> = GucSetting::<Enforcement>::new(Enf
 static MAX_SESSIONS_PER_ROLE: GucSetting<i32> = GucSetting::<i32>::new(-1);
 static CLUSTER_LIMITS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static MAX_WAIT_MS: GucSetting<i32> = GucSetting::<i32>::new(100);
+static MAX_LABEL_WAIT_MS: GucSetting<i32> = GucSetting::<i32>::new(5000);
 static MAX_WAITERS: GucSetting<i32> = GucSetting::<i32>::new(20);
 static ON_EXCESS: GucSetting<OnExcessSetting> =
     GucSetting::<OnExcessSetting>::new(OnExcessSetting::Refuse);
@@ -88,6 +89,9 @@ static MAX_EVENTS: GucSetting<i32> = GucSetting::<i32>::new(1000);
 #[derive(Clone, Copy)]
 pub struct Settings {
     pub enforcement: Enforcement,
+    pub max_wait: Duration,
+    /// The longest that a label may let logins wait unless a superuser sets it; None: it has no bound.
+    pub max_label_wait: Option<Duration>,
     pub max_waiters: u32,
     pub replace_min_age: Duration,
     pub replace_idle_after: Duration,
@@ -112,6 +116,8 @@ impl Settings {
 pub fn current() -> Settings {
     Settings {
         enforcement: ENFORCEMENT.get(),
+        max_wait: milliseconds(&MAX_WAIT_MS),
+        max_label_wait: max_label_wait(),
         max_waiters: MAX_WAITERS.get() as u32,
         replace_min_age: milliseconds(&REPLACE_MIN_AGE_MS),
         replace_idle_after: milliseconds(&REPLACE_IDLE_AFTER_MS),
@@ -138,7 +144,13 @@ pub fn defaults() -> Defaults {
     }
 }
 
-/// None of these settings can be negative.
+/// What everyone may wait is nothing special.
+fn max_label_wait() -> Option<Duration> {
+    let is_bounded = MAX_LABEL_WAIT_MS.get() >= 0;
+    is_bounded.then(|| milliseconds(&MAX_LABEL_WAIT_MS).max(milliseconds(&MAX_WAIT_MS)))
+}
+
+/// For settings that are not negative.
 fn milliseconds(setting: &GucSetting<i32>) -> Duration {
     Duration::from_millis(setting.get() as u64)
 }
@@ -293,6 +305,16 @@ fn define_waiting() {
         c"0 is at once. No login waits beyond authentication_timeout.",
         &MAX_WAIT_MS,
         0,
+        LONGEST_WAIT.as_millis() as i32,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"session_limit.max_label_wait",
+        c"Sets the longest max_wait of a label that is not set by a superuser.",
+        c"Never less than session_limit.max_wait. -1 means no bound.",
+        &MAX_LABEL_WAIT_MS,
+        -1,
         LONGEST_WAIT.as_millis() as i32,
         GucContext::Sighup,
         GucFlags::UNIT_MS,

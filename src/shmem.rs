@@ -17,6 +17,7 @@ use crate::pg::ffi;
 use crate::pg::lwlock::Locked;
 use crate::pg::memory;
 use crate::{error, settings, stats_file};
+use model::account::Account;
 use model::atomics::{Shared, arrive};
 use model::counters::Statistics;
 use model::event::Record;
@@ -113,6 +114,7 @@ unsafe extern "C-unwind" fn session_limit_shmem_request() {
             array_size::<u8>(padded),
             array_size::<Slot>(slots),
             array_size::<Condition>(slots * CONDITIONS_A_SLOT),
+            array_size::<Option<Account>>(slots),
             array_size::<Record>(settings::max_events()),
             array_size::<u64>(1),
             array_size::<Entry>(THROTTLED_CAUSES),
@@ -166,6 +168,7 @@ unsafe fn lay_out() -> Option<Memory> {
         let statistics = array(c"session_limit stats", 1, || Statistics::new(0)).first_mut()?;
         let conditions = slots * CONDITIONS_A_SLOT;
         let conditions = array(c"session_limit conditions", conditions, || Condition::FREE);
+        let accounts = array(c"session_limit accounts", slots, || None);
         let mailbox = array(c"session_limit worker", 1, Mailbox::new);
         let pushed = array(c"session_limit events so far", 1, || 0);
         let events = settings::max_events();
@@ -174,7 +177,7 @@ unsafe fn lay_out() -> Option<Memory> {
         let (arrivals, claims) = claims.split_first()?;
         let (waiting, queue) = queue.split_first()?;
         let shared = Shared::new(claims, queue, waiting, successors, last_active);
-        let table = Table::new(shared, places, columns, conditions);
+        let table = Table::new(shared, places, columns, conditions, accounts);
         let event_log = EventLog {
             ring: Ring::new(events, pushed.first_mut()?),
             throttle: Throttle::new(causes),

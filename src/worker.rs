@@ -13,7 +13,7 @@ use crate::pg::{backend, compat};
 use crate::record::events;
 use crate::settings::{self, Enforcement, Settings, SweepSetting};
 use crate::{error, login, lookup, shmem, slot};
-use model::limit::{Limit, Object, Per, Scope, Source};
+use model::limit::{Limit, Per, Scope, Source};
 use model::session::{Claim, Session};
 use model::sweep::{Exceeded, Sweep, ends_if_dropped};
 use pgrx::bgworkers::{
@@ -237,9 +237,7 @@ fn end_dropped(
 /// Whether the limit can only have been set by a superuser, or by whoever administers the role that it is on. The owner of
 /// a database, who can set its limits, ends nobody's sessions by that.
 fn is_of_an_administrator(source: Source) -> bool {
-    let (Source::Label(Object::Database(oid)) | Source::ConnectionLimit(Object::Database(oid))) =
-        source
-    else {
+    let Some(oid) = source.database() else {
         return true;
     };
     let owner = Database::by_oid(oid).and_then(|database| Role::by_oid(database.owner));

@@ -5,7 +5,7 @@
 //! those of the login and of the waiters. `bench-scale` runs this benchmark, too, and makes its tables.
 
 use criterion::{Bencher, BenchmarkId, Criterion};
-use model::attempt::{Attempt, Replacing, Rules};
+use model::attempt::{Attempt, MayWait, Replacing, Rules};
 use model::count::SessionCounter;
 use model::decide::attempt;
 use model::limit::Condition;
@@ -173,7 +173,7 @@ impl Scene {
     ) -> R {
         let rules = Rules {
             count_walsenders: false,
-            may_wait: Some(false),
+            may_wait: Some(MayWait::NOT),
             tried: Duration::ZERO,
             max_waiters: 20,
             replacing: Replacing {

@@ -1,5 +1,6 @@
 //! The input of a decision: a login, the limits that it must meet, and the rules.
 
+use crate::account::Account;
 use crate::count::SessionCounter;
 use crate::limit::{Condition, Limit};
 use crate::members::{Members, Missing, SessionFilter};
@@ -29,14 +30,31 @@ pub struct Rules {
     /// Whether walsenders count as sessions.
     pub count_walsenders: bool,
     /// Whether the login may wait, if a limit's `max_wait` allows that; None if that is not known.
-    pub may_wait: Option<bool>,
+    pub may_wait: Option<MayWait>,
     /// How long the login has tried. It may wait for a limit until this reaches the limit's `max_wait`.
     pub tried: Duration,
-    /// How many logins wait at most; of one role at most a quarter of that.
+    /// How many logins wait at most; of one role at most a quarter of that. On accounts see [`MayWait::account`].
     pub max_waiters: u32,
     pub replacing: Replacing,
     /// Whether [`crate::verdict::Admission::elsewhere`] is wanted.
     pub audit: bool,
+}
+
+/// Whether a login may wait, and on whose account.
+#[derive(Clone, Copy)]
+pub struct MayWait {
+    /// How many connections there are to wait in, this login's among them; 0: it may not wait.
+    pub connections: u32,
+    /// One account has at most half of the places that nobody else takes, and of the connections; and the last quarter of
+    /// the places is for logins on none.
+    pub account: Option<Account>,
+}
+
+impl MayWait {
+    pub const NOT: MayWait = MayWait {
+        connections: 0,
+        account: None,
+    };
 }
 
 /// Which sessions may be replaced.
@@ -88,9 +106,14 @@ impl<'a> Attempt<'a> {
         waiter.session.kind() == self.session.kind() && self.conditions().eq(conditions)
     }
 
+    /// None if the login may not wait, or that is not known.
+    pub fn may_wait(&self) -> Option<MayWait> {
+        self.rules.may_wait.filter(|it| it.connections > 0)
+    }
+
     /// Whether the login may wait for room under this limit; false if that is not known.
     pub fn lets_wait(&self, limit: &Limit) -> bool {
-        self.rules.may_wait == Some(true) && self.has_time(limit)
+        self.may_wait().is_some() && self.has_time(limit)
     }
 
     /// Whether the decision depends on [`Rules::may_wait`], and that is not known.

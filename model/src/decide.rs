@@ -1,6 +1,6 @@
 //! The decision on a login: count, decide and claim under one hold of the exclusive lock.
 
-use crate::attempt::{Attempt, FullLimit, ahead};
+use crate::attempt::{Attempt, FullLimit, MayWait, ahead};
 use crate::count::SessionCounter;
 use crate::limit::{Limit, Scope, Who};
 use crate::members::{Missing, SessionFilter};
@@ -220,33 +220,44 @@ pub fn explain(table: &Table, login: &Attempt) -> Result<Vec<Standing>, Missing>
     login.limits.iter().map(standing).collect()
 }
 
-/// Why the login may not wait, if it may not: by the rules, or because the queue has no room for it.
+/// Why the login may not wait, if it may not: by the rules, or because the queue has no room for it. Whoever waits
+/// already goes on, unless it does so on another account from now on.
 fn why_not_wait(table: &Table, login: &Attempt) -> Option<NotWaited> {
     if login.session.walsender {
         return Some(NotWaited::WalSender);
     }
-    if login.rules.may_wait != Some(true) {
+    let Some(MayWait {
+        connections,
+        account,
+    }) = login.may_wait()
+    else {
         return Some(NotWaited::NothingToSpare);
-    }
-    let (mut all, mut own) = (0, 0);
+    };
+    let (mut all, mut of_role, mut on_account) = (0, 0, 0);
     for waiter in table.waiters() {
-        if waiter.slot == login.slot {
+        if waiter.slot != login.slot {
+            all += 1;
+            of_role += u32::from(waiter.session.role == login.session.role);
+            on_account += u32::from(waiter.account == account);
+        } else if waiter.account == account {
             return None;
         }
-        all += 1;
-        own += u32::from(waiter.session.role == login.session.role);
     }
     let max = login.rules.max_waiters;
+    let left = (max - max / 4).saturating_sub(all).min(connections);
     if all >= max {
         Some(NotWaited::QueueFull(all))
-    } else if own >= max.div_ceil(4) {
-        Some(NotWaited::RoleQueueFull(own))
+    } else if of_role >= max.div_ceil(4) {
+        Some(NotWaited::RoleQueueFull(of_role))
+    } else if account.is_some() && on_account >= left {
+        account.map(NotWaited::AccountFull)
     } else {
         None
     }
 }
 
 fn enqueue(table: &mut Table, login: &Attempt) -> bool {
+    table.charge(login.slot, login.may_wait().and_then(|it| it.account));
     table.enqueue(login.slot, login.session, login.conditions())
 }
 
@@ -289,6 +300,7 @@ fn excess(
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use crate::account::Account;
     use crate::attempt::{Replacing, Rules};
     use crate::limit::tests::{at_most, in_database, of_role};
     use crate::members::Members;
@@ -304,11 +316,17 @@ pub mod tests {
     const APP: u32 = 5;
     const WEB: u32 = 6;
 
+    /// There are connections to wait in, and nobody is charged.
+    pub const WAIT: MayWait = MayWait {
+        connections: u32::MAX,
+        account: None,
+    };
+
     /// A login of `role` to `APP` from the process at `slot`, that may wait.
     fn login(slot: usize, role: u32, limits: impl Into<Vec<Limit>>) -> Attempt<'static> {
         let rules = Rules {
             count_walsenders: false,
-            may_wait: Some(true),
+            may_wait: Some(WAIT),
             tried: Duration::ZERO,
             max_waiters: 20,
             replacing: Replacing {
@@ -331,7 +349,7 @@ pub mod tests {
     }
 
     fn at_once(mut login: Attempt) -> Attempt {
-        login.rules.may_wait = Some(false);
+        login.rules.may_wait = Some(MayWait::NOT);
         login
     }
 
@@ -552,6 +570,90 @@ pub mod tests {
         assert!(!queued(&mut table, 8, BOB), "six in all");
     }
 
+    /// Tries to queue a login of a role of its own, of at most 20, and says why it does not wait.
+    fn queue_on(
+        table: &mut Table,
+        slot: usize,
+        account: Option<Account>,
+        connections: u32,
+    ) -> Option<NotWaited> {
+        let full = [at_most(1, in_database(APP))];
+        let mut login = login(slot, slot as u32 + 1, full);
+        login.rules.may_wait = Some(MayWait {
+            connections,
+            account,
+        });
+        match attempt(table, &login) {
+            Verdict::Waiting => None,
+            verdict => refused(verdict).not_waited,
+        }
+    }
+
+    #[test]
+    fn one_account_leaves_half_of_the_places_and_all_leave_a_quarter() {
+        let mut memory = OwnTable::new(64, 128);
+        let mut table = memory.table();
+        let full = [at_most(1, in_database(APP))];
+        assert_eq!(attempt(&mut table, &login(63, CAROL, full)), IN);
+        let mut slots = 0..;
+        let mut queue = |table: &mut Table, account| {
+            let slot = slots.next().expect("another one");
+            (slot, queue_on(table, slot, account, u32::MAX))
+        };
+        for (owner, share) in [(1, 8), (2, 4), (3, 2), (4, 1), (5, 0)] {
+            let account = Account::of_owner(owner);
+            let full = account.map(NotWaited::AccountFull);
+            for _ in 0..share {
+                assert_eq!(queue(&mut table, account).1, None, "{owner}");
+            }
+            assert_eq!(queue(&mut table, account).1, full, "{owner}");
+        }
+        for _ in 15..20 {
+            assert_eq!(queue(&mut table, None).1, None);
+        }
+        assert_eq!(queue(&mut table, None).1, Some(NotWaited::QueueFull(20)));
+    }
+
+    #[test]
+    fn one_account_leaves_half_of_the_connections() {
+        let mut memory = OwnTable::new(64, 128);
+        let mut table = memory.table();
+        let full = [at_most(1, in_database(APP))];
+        assert_eq!(attempt(&mut table, &login(63, CAROL, full)), IN);
+        let account = Some(Account::OF_ROLES);
+        for (slot, connections) in [(0, 4), (1, 3)] {
+            assert_eq!(queue_on(&mut table, slot, account, connections), None);
+        }
+        let why = Some(NotWaited::AccountFull(Account::OF_ROLES));
+        assert_eq!(queue_on(&mut table, 2, account, 2), why);
+        assert_eq!(queue_on(&mut table, 2, None, 2), None);
+        assert_eq!(queue_on(&mut table, 3, None, 1), None);
+    }
+
+    #[test]
+    fn a_waiter_that_comes_onto_an_account_later_is_bounded_by_it() {
+        let mut memory = OwnTable::new(64, 128);
+        let mut table = memory.table();
+        let full = [at_most(1, in_database(APP))];
+        assert_eq!(attempt(&mut table, &login(63, CAROL, full)), IN);
+        for slot in 0..20 {
+            assert_eq!(queue_on(&mut table, slot, None, u32::MAX), None);
+        }
+        // The label that makes them wait longer is set while they wait.
+        let account = Some(Account::OF_ROLES);
+        let why = Some(NotWaited::AccountFull(Account::OF_ROLES));
+        let stay = |slot: &usize| {
+            let refusal = queue_on(&mut table, *slot, account, u32::MAX);
+            assert!(refusal.is_none() || refusal == why, "{refusal:?}");
+            refusal.is_none()
+        };
+        assert_eq!((0..20).filter(stay).count(), 8);
+        let again: Vec<usize> = table.waiters().map(|waiter| waiter.slot).collect();
+        for slot in again {
+            assert_eq!(queue_on(&mut table, slot, account, u32::MAX), None);
+        }
+    }
+
     #[test]
     fn a_refused_waiter_leaves_the_queue() {
         let mut memory = OwnTable::new(4, 16);
@@ -595,10 +697,10 @@ pub mod tests {
         let mut table = memory.table();
         let full = [at_most(1, in_database(APP))];
         assert_eq!(attempt(&mut table, &login(15, CAROL, full)), IN);
-        let six = |slot, role, may_wait| {
+        let six = |slot, role, may_wait: bool| {
             let mut login = login(slot, role, full);
             login.rules.max_waiters = 6;
-            login.rules.may_wait = Some(may_wait);
+            login.rules.may_wait = Some(if may_wait { WAIT } else { MayWait::NOT });
             login
         };
         let why = |table: &mut Table, login| refused(attempt(table, &login)).not_waited;

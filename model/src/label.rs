@@ -103,6 +103,12 @@ impl Label {
         self.exempt || policy || self.limits.iter().any(|limit| limit.per.is_some())
     }
 
+    /// The longest wait that it asks for, if it asks for any.
+    pub fn longest_wait(&self) -> Option<Duration> {
+        let waits = self.limits.iter().map(|limit| limit.max_wait);
+        waits.chain([self.max_wait]).flatten().max()
+    }
+
     /// Reads a label that a user wants to set there. Fields that are unknown, or not allowed there, are errors, too.
     pub fn check(json: &[u8], target: LabelTarget) -> Result<Label, String> {
         let written = Written::read(json)?;

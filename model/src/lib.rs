@@ -27,6 +27,7 @@
     )
 )]
 
+pub mod account;
 pub mod atomics;
 pub mod attempt;
 pub mod count;

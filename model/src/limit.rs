@@ -109,6 +109,15 @@ impl Condition {
 pub type Names<'a> = &'a dyn Fn(Object) -> Vec<u8>;
 
 impl Source {
+    /// The database that the limit is set on, by OID; None if it is set elsewhere.
+    pub fn database(self) -> Option<u32> {
+        match self {
+            Source::ConnectionLimit(Object::Database(oid))
+            | Source::Label(Object::Database(oid)) => Some(oid),
+            _ => None,
+        }
+    }
+
     /// Where the limit is set, as the views and messages say it: `label on role alice`.
     pub fn words(self, names: Names) -> Vec<u8> {
         let (setting, object) = match self {

@@ -1,5 +1,6 @@
 //! A slot table in a process's own memory: the copy that a view or a sweep reads without the lock, or a test's.
 
+use crate::account::Account;
 use crate::atomics::Shared;
 use crate::limit::Condition;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
@@ -27,6 +28,7 @@ pub struct OwnRows {
     hosts: Vec<u32>,
     marks: Vec<u8>,
     conditions: Vec<Condition>,
+    accounts: Vec<Option<Account>>,
 }
 
 impl OwnTable {
@@ -46,6 +48,7 @@ impl OwnTable {
                 hosts: vec![0; slots.next_multiple_of(TILE)],
                 marks: vec![0; slots.next_multiple_of(TILE)],
                 conditions: vec![Condition::FREE; conditions],
+                accounts: vec![None; slots],
             },
         }
     }
@@ -62,6 +65,7 @@ impl OwnTable {
         rows.databases.copy_from_slice(table.columns.databases);
         rows.hosts.copy_from_slice(table.columns.hosts);
         rows.marks.copy_from_slice(table.columns.marks);
+        rows.accounts.copy_from_slice(table.accounts);
         let used = table.waiters().map(|waiter| waiter.conditions.len()).sum();
         let conditions = rows.conditions.iter_mut().zip(table.conditions.iter());
         conditions
@@ -102,6 +106,12 @@ impl OwnRows {
             hosts: &mut self.hosts,
             marks: &mut self.marks,
         };
-        Table::new(shared, &mut self.slots, columns, &mut self.conditions)
+        Table::new(
+            shared,
+            &mut self.slots,
+            columns,
+            &mut self.conditions,
+            &mut self.accounts,
+        )
     }
 }

@@ -4,6 +4,7 @@
 //! [`crate::atomics`]); they change only under the lock. The conditions of all waiters share one slice, one waiter's
 //! after the other's. If it is full, a login cannot wait.
 
+use crate::account::Account;
 use crate::limit::Condition;
 use crate::session::Session;
 use crate::sync::{Ordering, fence};
@@ -15,6 +16,7 @@ pub struct Waiter<'a> {
     pub session: Session,
     /// It may go in when there is room under all of them.
     pub conditions: &'a [Condition],
+    pub account: Option<Account>,
 }
 
 impl Table<'_> {
@@ -32,6 +34,7 @@ impl Table<'_> {
                 slot,
                 session: self.session(slot)?,
                 conditions,
+                account: *self.accounts.get(slot)?,
             })
         })
     }
@@ -80,6 +83,13 @@ impl Table<'_> {
             fence(Ordering::SeqCst);
         }
         true
+    }
+
+    /// Notes on whose account the owner of `slot` waits.
+    pub fn charge(&mut self, slot: usize, account: Option<Account>) {
+        if let Some(entry) = self.accounts.get_mut(slot) {
+            *entry = account;
+        }
     }
 
     /// Takes the owner of `slot` out of the queue; says whether it was in it.

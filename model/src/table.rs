@@ -19,6 +19,7 @@
 //!
 //! The queue of waiting logins is in [`crate::queue`]. [`crate::count::SessionCounter`] counts faster than this table.
 
+use crate::account::Account;
 use crate::atomics::Shared;
 use crate::limit::Condition;
 use crate::members::SessionFilter;
@@ -95,21 +96,25 @@ pub struct Table<'a> {
     pub columns: Columns<'a>,
     /// What the waiters wait for: one waiter's conditions after the other's, in the order of the queue.
     pub(crate) conditions: &'a mut [Condition],
+    /// By slot: on whose account the waiter there waits.
+    pub(crate) accounts: &'a mut [Option<Account>],
 }
 
 impl<'a> Table<'a> {
-    /// `slots` has one element for each claim. The columns are longer: a whole number of [`TILE`]s.
+    /// `slots` and `accounts` have one element for each claim. The columns are longer: a whole number of [`TILE`]s.
     pub fn new(
         shared: Shared<'a>,
         slots: &'a mut [Slot],
         columns: Columns<'a>,
         conditions: &'a mut [Condition],
+        accounts: &'a mut [Option<Account>],
     ) -> Self {
         Table {
             shared,
             slots,
             columns,
             conditions,
+            accounts,
         }
     }
 
@@ -533,12 +538,13 @@ pub mod tests {
         assert_eq!(of(&copy.table()), of(&table));
     }
 
-    /// The size that the README gives: 249 bytes of shared memory for each slot, with four conditions.
+    /// The size that the README gives: 253 bytes of shared memory for each slot, with four conditions.
     #[test]
     fn a_slot_is_small() {
         let words = size_of::<AtomicU64>() + 2 * size_of::<AtomicU32>();
         let columns = 2 * size_of::<u32>() + size_of::<u8>();
-        let all = words + columns + size_of::<Slot>() + 4 * size_of::<Condition>();
-        assert_eq!(all, 249);
+        let account = size_of::<Option<Account>>();
+        let all = words + columns + account + size_of::<Slot>() + 4 * size_of::<Condition>();
+        assert_eq!(all, 253);
     }
 }

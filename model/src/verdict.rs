@@ -1,5 +1,6 @@
 //! The outcome of a decision: what becomes of a login, and what messages and events say of it.
 
+use crate::account::Account;
 use crate::limit::Limit;
 use crate::session::Session;
 use std::net::IpAddr;
@@ -64,6 +65,8 @@ pub enum NotWaited {
     QueueFull(u32),
     /// So many logins of its role wait already, as many as may.
     RoleQueueFull(u32),
+    /// As many logins wait on this account as may.
+    AccountFull(Account),
     /// The queue has no room for the limits that it would wait for.
     NoRoomForLimits,
     /// WAL senders do not wait: they would take places of `max_wal_senders`.
@@ -77,6 +80,8 @@ impl NotWaited {
         match self {
             NotWaited::QueueFull(_) => "queue_full",
             NotWaited::RoleQueueFull(_) => "role_queue_full",
+            NotWaited::AccountFull(Account::OF_ROLES) => "role_labels_queue_full",
+            NotWaited::AccountFull(_) => "owner_queue_full",
             NotWaited::NoRoomForLimits => "no_room_for_limits",
             NotWaited::WalSender => "wal_sender",
             NotWaited::NothingToSpare => "nothing_to_spare",

@@ -9,7 +9,7 @@
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::sync::{Arc, Mutex, Notify};
 use loom::thread::{self, JoinHandle};
-use model::attempt::{Attempt, Replacing, Rules};
+use model::attempt::{Attempt, MayWait, Replacing, Rules};
 use model::count::SessionCounter;
 use model::decide::attempt;
 use model::limit::{Limit, OnExcess, Per, Scope, Source, Who};
@@ -129,7 +129,10 @@ impl Server {
 
 const RULES: Rules = Rules {
     count_walsenders: false,
-    may_wait: Some(true),
+    may_wait: Some(MayWait {
+        connections: u32::MAX,
+        account: None,
+    }),
     tried: Duration::ZERO,
     max_waiters: 100,
     replacing: Replacing::NONE,

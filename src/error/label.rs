@@ -11,6 +11,7 @@ use pgrx::pg_sys;
 use pgrx::{PgLogLevel, PgSqlErrorCode};
 use std::collections::BTreeSet;
 use std::ffi::CStr;
+use std::time::Duration;
 
 fn invalid(message: &'static CStr) -> Report {
     Report::new(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message)
@@ -77,6 +78,16 @@ pub fn only_superusers_exempt() -> ! {
             "Ask a superuser, or leave it out. {}",
             example(LabelTarget::Role)
         ))
+        .error()
+}
+
+pub fn only_superusers_let_wait(wait: Duration, most: Duration) -> ! {
+    let (wait, most) = (wait.as_millis(), most.as_millis());
+    not_allowed(c"must be superuser to let logins wait for so long")
+        .detail(format!(
+            "Field \"max_wait\" is {wait} ms; session_limit.max_label_wait and session_limit.max_wait allow {most} ms."
+        ))
+        .hint(c"Ask for a smaller \"max_wait\", or ask a superuser to set the label or to raise session_limit.max_label_wait.")
         .error()
 }
 

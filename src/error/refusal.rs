@@ -7,6 +7,7 @@ use crate::error::report::{Report, Text, composed, sentence};
 use crate::pg::catalog;
 use crate::pg::client::{self, has_database_encoding, own_database, own_role};
 use crate::pg::compat;
+use model::account::Account;
 use model::limit::{Limit, Object, Scope, Source, Who};
 use model::verdict::{Excess, NotWaited, ShownSession};
 use pgrx::PgSqlErrorCode;
@@ -242,7 +243,7 @@ fn not_waited(excess: &Excess, waited: Option<Duration>) -> Option<NotWaited> {
 fn is_queue_full(why: Option<NotWaited>) -> bool {
     matches!(
         why,
-        Some(NotWaited::QueueFull(_) | NotWaited::RoleQueueFull(_))
+        Some(NotWaited::QueueFull(_) | NotWaited::RoleQueueFull(_) | NotWaited::AccountFull(_))
     )
 }
 
@@ -259,6 +260,14 @@ fn cannot_wait(why: NotWaited) -> String {
         NotWaited::RoleQueueFull(number) => {
             let logins = wait(number);
             format!("{logins} of this role wait already, its share of session_limit.max_waiters")
+        }
+        NotWaited::AccountFull(Account::OF_ROLES) => {
+            "no more logins may wait longer by the label on their role now, so that others can wait"
+                .to_string()
+        }
+        NotWaited::AccountFull(_) => {
+            "no more logins under limits on databases of this owner may wait now, so that others can"
+                .to_string()
         }
         NotWaited::NoRoomForLimits => "the queue has no room for its limits".to_string(),
         NotWaited::WalSender => "WAL senders do not".to_string(),

@@ -12,8 +12,8 @@
 //!   the log says so.
 //! - there is no memory to spare: this login fails, with 53200; in a dry run as where catalogs cannot be read.
 //! - everyone else: `slot::decide`; over a limit: `wait`.
-//! - could end other sessions, but has not the privilege CONNECT: refused here with the server's words, so that it
-//!   takes nobody's slot. Where the privileges cannot be read, it ends nobody's session. In a dry run nobody asks.
+//! - could end other sessions, or is about to wait, but has not the privilege CONNECT: refused here with the server's
+//!   words, so that it takes nobody's slot or place. Where the privileges cannot be read, it ends nobody's session. In a dry run nobody asks.
 //! - an error of ours, or of the catalogs: this one login fails with it. What was claimed or queued is given up on exit.
 
 mod wait;
@@ -29,7 +29,8 @@ use crate::record::decision::{Decision, Outcome};
 use crate::record::{self, events};
 use crate::settings::{self, Enforcement, Settings};
 use crate::{error, slot};
-use model::attempt::{Attempt, Replacing, Rules};
+use model::account::Account;
+use model::attempt::{Attempt, MayWait, Replacing, Rules};
 use model::event::EventKind;
 use model::label::LabelProblem;
 use model::limit::Limit;
@@ -80,6 +81,8 @@ unsafe extern "C-unwind" fn session_limit_client_authentication(
 
 /// What the catalogs and the settings said of a login.
 struct Asked {
+    role: Role,
+    database: Option<Database>,
     session: Session,
     limits: Vec<Limit>,
     /// Of the groups that the limits count.
@@ -166,13 +169,17 @@ fn decide(client: &Client, wait: &Wait, asked: &Asked) -> Verdict {
         },
         audit: settings::log_events().has(EventKind::ConcurrentAddresses),
     };
-    let may_wait = || wait.may_wait(client, limits);
+    let may_wait = || asked.may_wait(wait, settings.max_waiters);
     let inputs = Inputs {
         // Whoever has waited needs to know, and cheaply does.
         may_wait: wait.waited().map(|_| may_wait()),
         ..Inputs::new(asked.members.clone())
     };
-    lookup::retry_with(inputs, may_wait, |inputs| {
+    let begin_to_wait = || {
+        asked.refuse_without_connect();
+        may_wait()
+    };
+    lookup::retry_with(inputs, begin_to_wait, |inputs| {
         slot::decide(&Attempt {
             slot: slot::my_slot(),
             pid: std::process::id(),
@@ -238,7 +245,40 @@ impl Asked {
             problems,
             may_replace: !matches!(may_connect, Some((_, None))),
             invalidations,
+            role,
+            database,
         }
+    }
+
+    /// A login that the server will not let into the database takes no place from those who wait for it.
+    fn refuse_without_connect(&self) {
+        if let Some(database) = &self.database
+            && may_connect(&self.role, database) == Some(false)
+        {
+            error::may_not_connect(&database.name);
+        }
+    }
+
+    fn may_wait(&self, wait: &Wait, max_waiters: u32) -> MayWait {
+        MayWait {
+            connections: wait.connections(&self.limits, max_waiters),
+            account: self.account(),
+        }
+    }
+
+    /// On whose account the login waits, if it does.
+    fn account(&self) -> Option<Account> {
+        let owner = || {
+            let owner = self.database.as_ref()?.owner;
+            let is_superuser = Role::by_oid(owner).is_some_and(|owner| owner.superuser);
+            (!is_superuser).then_some(owner)
+        };
+        Account::of(
+            &self.limits,
+            self.role.oid,
+            settings::current().max_wait,
+            owner,
+        )
     }
 
     /// Whether no catalog has changed since.

@@ -42,8 +42,8 @@ pub struct Wait {
     asleep: Cell<Option<Instant>>,
     /// For how long it slept, in all.
     slept: Cell<Duration>,
-    /// Whether the reserved connections were free when that was first asked.
-    room: OnceCell<bool>,
+    /// How many connections there were to wait in when that was first asked.
+    room: OnceCell<u32>,
     cancelled: Cell<bool>,
     /// The settings were read anew, and nobody has taken notice.
     reloaded: Cell<bool>,
@@ -84,10 +84,15 @@ impl Wait {
         }
     }
 
-    pub fn may_wait(&self, client: &Client, limits: &[Limit]) -> bool {
+    /// How many connections there are to wait in, at most so many, this login's among them; 0: it may not wait.
+    pub fn connections(&self, limits: &[Limit], at_most: u32) -> u32 {
+        if !self.has_time(limits) {
+            return 0;
+        }
         // Asked once: a superuser who uses a reserved connection later sends nobody away.
-        let has_room = || *self.room.get_or_init(|| has_room(client));
-        self.has_time(limits) && has_room()
+        *self
+            .room
+            .get_or_init(|| compat::unreserved_connections(at_most))
     }
 
     fn has_time(&self, limits: &[Limit]) -> bool {
@@ -217,7 +222,7 @@ impl Wait {
 
 /// Whether connections are left for those for whom the server reserves them. Walsenders use other ones.
 fn has_room(client: &Client) -> bool {
-    client.walsender || compat::reserved_connections_are_free()
+    client.walsender || compat::unreserved_connections(1) > 0
 }
 
 /// How long until the login must do something else than wait. Where it may end sessions, it needs time for that.

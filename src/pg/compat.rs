@@ -95,9 +95,9 @@ pub fn my_slot() -> usize {
     index as usize
 }
 
-/// Whether the connections reserved for superusers, and on 16+ for `pg_use_reserved_connections`,
-/// are free.
-pub fn reserved_connections_are_free() -> bool {
+/// How many connections there are for this backend and others, at most so many: its own, and what is free besides those
+/// reserved for superusers, and on 16+ for `pg_use_reserved_connections`. 0 if some of these are not free.
+pub fn unreserved_connections(at_most: u32) -> u32 {
     // SAFETY: settings that no backend changes.
     #[cfg(feature = "pg15")]
     let reserved = unsafe { pg_sys::ReservedBackends };
@@ -105,16 +105,24 @@ pub fn reserved_connections_are_free() -> bool {
     // SAFETY: as above.
     let reserved = unsafe { pg_sys::SuperuserReservedConnections + pg_sys::ReservedConnections };
     // HaveNFreeProcs must not be called with 0.
-    reserved == 0 || have_free_procs(reserved)
+    let free = free_procs((reserved + at_most as i32).max(1));
+    u32::try_from(free + 1 - reserved).map_or(0, |number| number.min(at_most))
 }
 
-fn have_free_procs(number: i32) -> bool {
-    // SAFETY: takes and gives back a spinlock, and writes to a local variable.
-    unsafe {
-        #[cfg(feature = "pg15")]
-        return pg_sys::HaveNFreeProcs(number);
-        #[cfg(not(feature = "pg15"))]
-        return pg_sys::HaveNFreeProcs(number, &mut 0);
+/// How many more backends there can be, at most so many.
+fn free_procs(at_most: i32) -> i32 {
+    // SAFETY: takes and gives back a spinlock.
+    #[cfg(feature = "pg15")]
+    return (1..=at_most)
+        .rev()
+        .find(|number| unsafe { pg_sys::HaveNFreeProcs(*number) })
+        .unwrap_or(0);
+    #[cfg(not(feature = "pg15"))]
+    {
+        let mut free = 0;
+        // SAFETY: as above, and writes to a local variable.
+        unsafe { pg_sys::HaveNFreeProcs(at_most, &mut free) };
+        free
     }
 }
 

@@ -12,7 +12,7 @@ use crate::settings;
 use crate::sql::in_memory;
 use crate::sql::viewer::{SqlText, Viewer};
 use crate::{error, shmem};
-use model::attempt::{Attempt, Replacing, Rules};
+use model::attempt::{Attempt, MayWait, Replacing, Rules};
 use model::decide;
 use model::limit::{Limit, Scope, Who};
 use model::precedence::{Applicable, Defaults, applicable};
@@ -114,7 +114,7 @@ fn standings(role: &Role, database: &Database, address: Option<IpAddr>) -> Vec<S
     };
     let rules = Rules {
         count_walsenders: !settings.exempt_replication,
-        may_wait: Some(false),
+        may_wait: Some(MayWait::NOT),
         tried: Duration::ZERO,
         max_waiters: 0,
         replacing: Replacing::NONE,
@@ -124,7 +124,7 @@ fn standings(role: &Role, database: &Database, address: Option<IpAddr>) -> Vec<S
     let inputs = Inputs::new(members);
     lookup::retry_with(
         inputs,
-        || false,
+        || MayWait::NOT,
         |inputs| {
             let login = Attempt {
                 // No process has this slot: all waiters came before.

@@ -202,6 +202,12 @@ fn check(
     if label.exempt && !is_superuser() {
         error::only_superusers_exempt();
     }
+    if let (Some(wait), Some(most)) = (label.longest_wait(), settings::current().max_label_wait)
+        && wait > most
+        && !is_superuser()
+    {
+        error::only_superusers_let_wait(wait, most);
+    }
     let whole = match target {
         LabelTarget::Database => Per::Database,
         _ => Per::Role,

@@ -2,9 +2,9 @@
 
 /// Any sequence of logins, retries and departures, under limits of every kind that refuse.
 mod decisions {
-    use crate::attempt::{Attempt, Replacing, Rules};
+    use crate::attempt::{Attempt, MayWait, Replacing, Rules};
     use crate::decide::explain;
-    use crate::decide::tests::decided as attempt;
+    use crate::decide::tests::{WAIT, decided as attempt};
     use crate::limit::tests::at_most;
     use crate::limit::{Limit, Scope, Who};
     use crate::members::{Members, Missing};
@@ -257,7 +257,7 @@ mod decisions {
         loop {
             let rules = Rules {
                 count_walsenders: false,
-                may_wait: Some(may_wait),
+                may_wait: Some(if may_wait { WAIT } else { MayWait::NOT }),
                 tried: Duration::ZERO,
                 max_waiters: MAX_WAITERS,
                 replacing: Replacing::NONE,
@@ -357,8 +357,8 @@ mod decisions {
 /// compared with plain books of who is in.
 mod replacements {
     use super::decisions::{MAX_WAITERS, SLOTS, World, any_session, world};
-    use crate::attempt::{Attempt, Replacing, Rules};
-    use crate::decide::tests::decided as attempt;
+    use crate::attempt::{Attempt, MayWait, Replacing, Rules};
+    use crate::decide::tests::{WAIT, decided as attempt};
     use crate::limit::{Limit, OnExcess};
     use crate::members::SessionFilter;
     use crate::own_table::OwnTable;
@@ -601,7 +601,7 @@ mod replacements {
         };
         let rules = Rules {
             count_walsenders: false,
-            may_wait: Some(login.may_wait),
+            may_wait: Some(if login.may_wait { WAIT } else { MayWait::NOT }),
             tried: Duration::ZERO,
             max_waiters: MAX_WAITERS,
             replacing: Replacing {

@@ -1,8 +1,11 @@
 //! Which sessions end so that a login finds room: whole decisions.
 
-use crate::attempt::{Attempt, IsIdle, Replacing, Rules};
+use crate::attempt::{Attempt, IsIdle, MayWait, Replacing, Rules};
 use crate::count::SessionCounter;
-use crate::decide::{self, tests::decided};
+use crate::decide::{
+    self,
+    tests::{WAIT, decided},
+};
 use crate::limit::tests::{at_most, in_database, of_role};
 use crate::limit::{Limit, OnExcess, Per, Scope, Who};
 use crate::members::{Members, SessionFilter};
@@ -99,7 +102,7 @@ fn tried_out(limit: Limit) -> Limit {
 fn login(slot: usize, session: Session, limits: impl Into<Vec<Limit>>) -> Attempt<'static> {
     let rules = Rules {
         count_walsenders: false,
-        may_wait: Some(false),
+        may_wait: Some(MayWait::NOT),
         tried: Duration::ZERO,
         max_waiters: 20,
         replacing: Replacing {
@@ -128,7 +131,7 @@ fn alice(slot: usize, arrival: u64, limits: impl Into<Vec<Limit>>) -> Attempt<'s
 
 /// A login that may wait.
 fn patient(mut login: Attempt) -> Attempt {
-    login.rules.may_wait = Some(true);
+    login.rules.may_wait = Some(WAIT);
     login
 }
 

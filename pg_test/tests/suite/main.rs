@@ -46,6 +46,7 @@ mod settings;
 mod stats;
 mod storm;
 mod sweep;
+mod tenants;
 mod views;
 mod waiting;
 mod worker;
@@ -80,6 +81,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("stats", stats::TESTS),
     ("storm", storm::TESTS),
     ("sweep", sweep::TESTS),
+    ("tenants", tenants::TESTS),
     ("views", views::TESTS),
     ("waiting", waiting::TESTS),
     ("worker", worker::TESTS),

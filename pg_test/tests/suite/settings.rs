@@ -83,6 +83,8 @@ fn a_bad_value_is_refused_by_name(server: &Server) {
         ("max_sessions_per_role", "262144"),
         ("max_wait", "-1"),
         ("max_wait", "soon"),
+        ("max_label_wait", "-2"),
+        ("max_label_wait", "11min"),
         ("max_waiters", "-1"),
         ("on_excess", "replace"),
         ("replace_min_age", "-1"),
