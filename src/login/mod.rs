@@ -13,7 +13,8 @@
 //! - there is no memory to spare: this login fails, with 53200; in a dry run as where catalogs cannot be read.
 //! - everyone else: `slot::decide`; over a limit: `wait`.
 //! - could end other sessions, or is about to wait, but has not the privilege CONNECT: refused here with the server's
-//!   words, so that it takes nobody's slot or place. Where the privileges cannot be read, it ends nobody's session. In a dry run nobody asks.
+//!   words, so that it takes nobody's slot or place. Where the privileges cannot be read, it ends nobody's session. In
+//!   a dry run nobody asks.
 //! - an error of ours, or of the catalogs: this one login fails with it. What was claimed or queued is given up on exit.
 
 mod wait;
@@ -150,9 +151,7 @@ fn admit(client: &Client) {
 }
 
 fn decide(client: &Client, wait: &Wait, asked: &Asked) -> Verdict {
-    let Asked {
-        session, limits, ..
-    } = asked;
+    let limits = &asked.limits;
     let settings = settings::current();
     let rules = Rules {
         count_walsenders: !settings.exempt_replication,
@@ -183,7 +182,7 @@ fn decide(client: &Client, wait: &Wait, asked: &Asked) -> Verdict {
         slot::decide(&Attempt {
             slot: slot::my_slot(),
             pid: std::process::id(),
-            session: *session,
+            session: asked.session,
             limits,
             members: &inputs.members,
             is_idle: &compat::is_idle,
