@@ -1,17 +1,5 @@
 -- session_limit 0.1.0. The library enforces limits without any of this; these objects show and set them.
 
--- Its settings are there only if the library was preloaded. A restore must work without.
-DO $$
-BEGIN
-    IF NOT EXISTS (
-        SELECT FROM pg_catalog.pg_settings
-        WHERE name = 'session_limit.enforcement' AND vartype = 'enum'
-    ) THEN
-        RAISE WARNING 'session_limit is not preloaded, so it limits nobody'
-            USING HINT = 'Add session_limit to shared_preload_libraries in postgresql.conf and restart the server.';
-    END IF;
-END $$;
-
 CREATE SCHEMA session_limit;
 COMMENT ON SCHEMA session_limit IS 'limits on concurrent sessions, and their use';
 
@@ -62,8 +50,7 @@ CREATE FUNCTION session_limit.defined_limits(
     OUT on_excess text,
     OUT max_wait_ms bigint,
     OUT enforcement text,
-    OUT unmatched boolean,
-    OUT administrators oid[]
+    OUT unmatched boolean
 ) RETURNS SETOF record
 LANGUAGE C STABLE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'defined_limits_wrapper';
@@ -113,8 +100,7 @@ CREATE FUNCTION session_limit.current_stats(
     OUT peak_at timestamptz,
     OUT decisions bigint,
     OUT decision_us bigint,
-    OUT stats_reset timestamptz,
-    OUT abandoned bigint
+    OUT stats_reset timestamptz
 ) RETURNS SETOF record
 LANGUAGE C VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'current_stats_wrapper';
@@ -219,8 +205,7 @@ SELECT
     l.on_excess,
     l.max_wait_ms * interval '1 ms' AS max_wait,
     l.enforcement,
-    l.unmatched,
-    (SELECT array_agg(r.rolname ORDER BY r.rolname) FROM pg_catalog.pg_roles r WHERE r.oid = ANY (l.administrators)) AS administrators
+    l.unmatched
 FROM session_limit.defined_limits() l;
 COMMENT ON VIEW session_limit.limits IS 'every limit that is set';
 COMMENT ON COLUMN session_limit.limits.source IS 'where the limit is set';
@@ -233,8 +218,6 @@ COMMENT ON COLUMN session_limit.limits.on_excess IS 'what happens to a login ove
 COMMENT ON COLUMN session_limit.limits.max_wait IS 'how long a login over the limit waits for room';
 COMMENT ON COLUMN session_limit.limits.enforcement IS 'on; log: only logged; off: by the setting, not looked at';
 COMMENT ON COLUMN session_limit.limits.unmatched IS 'whether it can cover no session now: its database does not exist, or its role can, or cannot, log in any more';
-COMMENT ON COLUMN session_limit.limits.administrators IS
-    'of the label of a group, the roles that can make anyone a member of it, superusers aside; null if there are none';
 
 CREATE VIEW session_limit.usage AS
 SELECT
@@ -243,17 +226,17 @@ SELECT
     u.subject,
     u.in_use,
     u.max,
-    CASE WHEN u.max < u.in_use THEN 0 ELSE u.max - u.in_use END AS free,
+    greatest(u.max - u.in_use, 0) AS free,
     u.waiting
 FROM session_limit.current_usage() u;
 COMMENT ON VIEW session_limit.usage IS 'the limits that have a session or a waiting login, one row for each count';
 COMMENT ON COLUMN session_limit.usage.source IS 'where the limit is set';
 COMMENT ON COLUMN session_limit.usage.per IS 'what the count is kept for: role, address, group, database or cluster';
 COMMENT ON COLUMN session_limit.usage.subject IS 'role, group, database, address that is counted; by its OID if it was dropped since; null for the whole cluster';
-COMMENT ON COLUMN session_limit.usage.in_use IS 'sessions that the limit counts; null if the caller may not see where they come from';
+COMMENT ON COLUMN session_limit.usage.in_use IS 'sessions that the limit counts';
 COMMENT ON COLUMN session_limit.usage.max IS 'sessions that the limit allows';
-COMMENT ON COLUMN session_limit.usage.free IS 'sessions that the limit has room for; null as in_use is';
-COMMENT ON COLUMN session_limit.usage.waiting IS 'logins that wait, of those that the limit would count; null if these can be of roles that the caller may not see';
+COMMENT ON COLUMN session_limit.usage.free IS 'sessions that the limit has room for';
+COMMENT ON COLUMN session_limit.usage.waiting IS 'logins that wait, of those that the limit would count';
 
 CREATE VIEW session_limit.events AS
 SELECT e.event_time, e.event, e.usename, e.datname, e.client_addr, e.pid, e.detail
@@ -296,8 +279,7 @@ SELECT
     s.peak_at,
     s.decisions,
     s.decision_us,
-    s.stats_reset,
-    s.abandoned
+    s.stats_reset
 FROM session_limit.current_stats() s
 LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.usesysid
 LEFT JOIN pg_catalog.pg_database d ON d.oid = s.datid;
@@ -313,10 +295,9 @@ COMMENT ON COLUMN session_limit.stats.last_refused IS 'when the last of these wa
 COMMENT ON COLUMN session_limit.stats.replaced IS 'logins that were admitted in place of older sessions';
 COMMENT ON COLUMN session_limit.stats.would_refuse IS 'logins that were admitted and would have been refused if the limit were enforced';
 COMMENT ON COLUMN session_limit.stats.would_replace IS 'logins that were admitted and would have replaced older sessions if the limit were enforced';
-COMMENT ON COLUMN session_limit.stats.abandoned IS 'logins whose client closed the connection while they waited';
 COMMENT ON COLUMN session_limit.stats.peak IS 'the most sessions at once';
 COMMENT ON COLUMN session_limit.stats.peak_at IS 'when there first were so many; null if there were none';
-COMMENT ON COLUMN session_limit.stats.decisions IS 'logins that were decided: admitted, refused and abandoned';
+COMMENT ON COLUMN session_limit.stats.decisions IS 'logins that were decided: admitted and refused';
 COMMENT ON COLUMN session_limit.stats.decision_us IS 'microseconds that these spent being decided, in all, without waiting';
 COMMENT ON COLUMN session_limit.stats.stats_reset IS 'since when logins are counted';
 

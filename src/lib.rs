@@ -41,7 +41,7 @@ use pgrx::prelude::*;
 
 pgrx::pg_module_magic!(name, version);
 
-pgrx::extension_sql_file!("../sql/session_limit--0.1.0.sql", name = "session_limit");
+pgrx::extension_sql_file!("../sql/session_limit--0.2.0.sql", name = "session_limit");
 
 /// Run by the postmaster as it starts. A backend that loads the library later has no shared memory
 /// to count in: there labels can be set and removed, and each SQL function says what is missing.

@@ -21,7 +21,7 @@ use pgrx::prelude::*;
 
 /// One row for each limit that is set; of limits on roles, those that the caller may see.
 #[pg_extern(sql = false)]
-fn defined_limits() -> TableIterator<
+pub fn defined_limits_0_2() -> TableIterator<
     'static,
     (
         name!(source, SqlText),

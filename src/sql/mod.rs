@@ -4,6 +4,7 @@ mod edit_label;
 mod explain;
 pub mod label_provider;
 mod limits;
+mod released;
 mod stats;
 mod viewer;
 mod views;

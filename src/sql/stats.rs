@@ -15,7 +15,7 @@ use pgrx::prelude::*;
     clippy::type_complexity,
     reason = "pgrx wants a row's columns named in the signature"
 )]
-fn current_stats() -> TableIterator<
+pub fn current_stats_0_2() -> TableIterator<
     'static,
     (
         name!(usesysid, Option<pg_sys::Oid>),

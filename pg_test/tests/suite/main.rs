@@ -47,6 +47,7 @@ mod stats;
 mod storm;
 mod sweep;
 mod tenants;
+mod upgrades;
 mod views;
 mod waiting;
 mod worker;
@@ -82,6 +83,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("storm", storm::TESTS),
     ("sweep", sweep::TESTS),
     ("tenants", tenants::TESTS),
+    ("upgrades", upgrades::TESTS),
     ("views", views::TESTS),
     ("waiting", waiting::TESTS),
     ("worker", worker::TESTS),

@@ -147,7 +147,8 @@ fn nor_can_who_changes_labels_meanwhile(server: &Server) {
     cluster.sql(&roles.each_ref().map(String::as_str));
     let sessions = ROLES.map(|role| admitted(&cluster.login_of(role)));
     let outcomes = storm(twelve_logins(&cluster, &["postgres"]));
-    cluster.wait_for_processes(" authentication", 12);
+    let waiting = "SELECT sum(waiting) FROM session_limit.usage";
+    wait_until(&mut cluster.superuser(), waiting, "12");
     let labels = ROLES.map(|role| set_label(&format!("ROLE {role}"), r#"{"max_wait": "10min"}"#));
     // One transaction, so that the labels hold at once.
     cluster.superuser().query(&labels.join("; "));

@@ -1,0 +1,333 @@
+-- session_limit 0.2.0. The library enforces limits without any of this; these objects show and set them.
+
+-- Its settings are there only if the library was preloaded. A restore must work without.
+DO $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_catalog.pg_settings
+        WHERE name = 'session_limit.enforcement' AND vartype = 'enum'
+    ) THEN
+        RAISE WARNING 'session_limit is not preloaded, so it limits nobody'
+            USING HINT = 'Add session_limit to shared_preload_libraries in postgresql.conf and restart the server.';
+    END IF;
+END $$;
+
+CREATE SCHEMA session_limit;
+COMMENT ON SCHEMA session_limit IS 'limits on concurrent sessions, and their use';
+
+CREATE FUNCTION session_limit.active_sessions(
+    OUT pid integer,
+    OUT usesysid oid,
+    OUT datid oid,
+    OUT client_addr inet,
+    OUT backend_start timestamptz,
+    OUT exempt boolean
+) RETURNS SETOF record
+LANGUAGE C VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'active_sessions_wrapper';
+COMMENT ON FUNCTION session_limit.active_sessions() IS 'sessions that the caller may see; use the view session_limit.sessions';
+
+CREATE FUNCTION session_limit.current_usage(
+    OUT source text,
+    OUT per text,
+    OUT subject text,
+    OUT in_use bigint,
+    OUT max bigint,
+    OUT waiting bigint
+) RETURNS SETOF record
+LANGUAGE C VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'current_usage_wrapper';
+COMMENT ON FUNCTION session_limit.current_usage() IS 'limits and their counts that the caller may see; use the view session_limit.usage';
+
+CREATE FUNCTION session_limit.recent_events(
+    OUT event_time timestamptz,
+    OUT event text,
+    OUT usename text,
+    OUT datname text,
+    OUT client_addr inet,
+    OUT pid integer,
+    OUT detail json
+) RETURNS SETOF record
+LANGUAGE C VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'recent_events_wrapper';
+COMMENT ON FUNCTION session_limit.recent_events() IS 'recent events that the caller may see; use the view session_limit.events';
+
+CREATE FUNCTION session_limit.defined_limits(
+    OUT source text,
+    OUT per text,
+    OUT subject text,
+    OUT database text,
+    OUT network text,
+    OUT max bigint,
+    OUT on_excess text,
+    OUT max_wait_ms bigint,
+    OUT enforcement text,
+    OUT unmatched boolean,
+    OUT administrators oid[]
+) RETURNS SETOF record
+LANGUAGE C STABLE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'defined_limits_0_2_wrapper';
+COMMENT ON FUNCTION session_limit.defined_limits() IS 'limits that are set and that the caller may see; use the view session_limit.limits';
+
+CREATE FUNCTION session_limit.effective_limits(
+    OUT usename text,
+    OUT max bigint,
+    OUT source text,
+    OUT exempt boolean,
+    OUT connection_limit integer
+) RETURNS SETOF record
+LANGUAGE C STABLE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'effective_limits_wrapper';
+COMMENT ON FUNCTION session_limit.effective_limits() IS 'the limit of each role that the caller may see; use the view session_limit.role_limits';
+
+CREATE FUNCTION session_limit.explain_login(
+    role name,
+    database name DEFAULT pg_catalog.current_database(),
+    address inet DEFAULT NULL,
+    OUT source text,
+    OUT per text,
+    OUT subject text,
+    OUT in_use bigint,
+    OUT max bigint,
+    OUT fits boolean,
+    OUT enforcement text
+) RETURNS SETOF record
+LANGUAGE C VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'explain_login_wrapper';
+COMMENT ON FUNCTION session_limit.explain_login(name, name, inet) IS
+    'each limit that such a login would have to meet now, whether it does, and whether that is enforced (on) or logged (log); without an address: over a Unix-domain socket';
+
+CREATE FUNCTION session_limit.current_stats(
+    OUT usesysid oid,
+    OUT datid oid,
+    OUT others boolean,
+    OUT admitted bigint,
+    OUT waited bigint,
+    OUT wait_us bigint,
+    OUT refused bigint,
+    OUT last_refused timestamptz,
+    OUT replaced bigint,
+    OUT would_refuse bigint,
+    OUT would_replace bigint,
+    OUT peak bigint,
+    OUT peak_at timestamptz,
+    OUT decisions bigint,
+    OUT decision_us bigint,
+    OUT stats_reset timestamptz,
+    OUT abandoned bigint
+) RETURNS SETOF record
+LANGUAGE C VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'current_stats_0_2_wrapper';
+COMMENT ON FUNCTION session_limit.current_stats() IS 'what has become of logins that the caller may know of; use the view session_limit.stats';
+
+CREATE FUNCTION session_limit.reset_stats() RETURNS void
+LANGUAGE C VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'reset_stats_wrapper';
+COMMENT ON FUNCTION session_limit.reset_stats() IS 'discards all of session_limit.stats; for superusers, unless it is granted to others';
+
+CREATE FUNCTION session_limit.edited_label(role name, database name, a_limit text, keep boolean) RETURNS text
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'edited_label_wrapper';
+COMMENT ON FUNCTION session_limit.edited_label(name, name, text, boolean) IS
+    'the label with a limit set or removed; use session_limit.set_limit and session_limit.clear_limit';
+
+CREATE FUNCTION session_limit.edit_label(role name, database name, a_limit jsonb, keep boolean) RETURNS text
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    label text := session_limit.edited_label(role, database, jsonb_strip_nulls(a_limit)::text, keep);
+BEGIN
+    IF role IS NOT NULL THEN
+        EXECUTE format('SECURITY LABEL FOR session_limit ON ROLE %I IS %L', role, label);
+    ELSE
+        EXECUTE format('SECURITY LABEL FOR session_limit ON DATABASE %I IS %L', database, label);
+    END IF;
+    RETURN label;
+END
+$$;
+COMMENT ON FUNCTION session_limit.edit_label(name, name, jsonb, boolean) IS
+    'sets or removes a limit of a label; use session_limit.set_limit and session_limit.clear_limit';
+
+-- A database is the one that the limit is about if there is a role, else the one whose label is meant.
+CREATE FUNCTION session_limit.set_limit(
+    max integer,
+    role name DEFAULT NULL,
+    database name DEFAULT NULL,
+    per text DEFAULT NULL,
+    network cidr DEFAULT NULL,
+    on_excess text DEFAULT NULL,
+    max_wait interval DEFAULT NULL,
+    enforcement text DEFAULT NULL
+) RETURNS text
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT session_limit.edit_label(role, database, jsonb_build_object(
+    'max', max,
+    'per', per,
+    'database', CASE WHEN role IS NOT NULL THEN database END,
+    'network', network,
+    'on_excess', on_excess,
+    'max_wait', (extract(epoch FROM max_wait) * 1000)::bigint,
+    'enforcement', enforcement), true)
+$$;
+COMMENT ON FUNCTION session_limit.set_limit(integer, name, name, text, cidr, text, interval, text) IS
+    'sets one limit of the label of a role or database, or changes that with the same per, database and network; returns the label';
+
+CREATE FUNCTION session_limit.clear_limit(
+    role name DEFAULT NULL,
+    database name DEFAULT NULL,
+    per text DEFAULT NULL,
+    network cidr DEFAULT NULL
+) RETURNS text
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT session_limit.edit_label(role, database, jsonb_build_object(
+    'max', -1,
+    'per', per,
+    'database', CASE WHEN role IS NOT NULL THEN database END,
+    'network', network), false)
+$$;
+COMMENT ON FUNCTION session_limit.clear_limit(name, name, text, cidr) IS
+    'removes one limit from the label of a role or database; returns the label that is left, null if none is';
+
+CREATE VIEW session_limit.sessions AS
+SELECT s.pid, r.rolname AS usename, d.datname, s.client_addr, a.application_name, s.backend_start, s.exempt
+FROM session_limit.active_sessions() s
+LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.usesysid
+LEFT JOIN pg_catalog.pg_database d ON d.oid = s.datid
+LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = s.pid;
+COMMENT ON VIEW session_limit.sessions IS 'the sessions, WAL senders among them, one row each';
+COMMENT ON COLUMN session_limit.sessions.pid IS 'process ID of the backend';
+COMMENT ON COLUMN session_limit.sessions.usename IS 'role that logged in; null if it was dropped since';
+COMMENT ON COLUMN session_limit.sessions.datname IS 'database; null for a WAL sender without one';
+COMMENT ON COLUMN session_limit.sessions.client_addr IS 'address of the client; null over a Unix-domain socket';
+COMMENT ON COLUMN session_limit.sessions.application_name IS 'application_name of the session';
+COMMENT ON COLUMN session_limit.sessions.backend_start IS 'when the backend was started';
+COMMENT ON COLUMN session_limit.sessions.exempt IS 'whether the session was admitted without regard to limits';
+
+CREATE VIEW session_limit.limits AS
+SELECT
+    l.source,
+    l.per,
+    l.subject,
+    l.database,
+    l.network::cidr AS network,
+    l.max,
+    l.on_excess,
+    l.max_wait_ms * interval '1 ms' AS max_wait,
+    l.enforcement,
+    l.unmatched,
+    (SELECT array_agg(r.rolname ORDER BY r.rolname) FROM pg_catalog.pg_roles r WHERE r.oid = ANY (l.administrators)) AS administrators
+FROM session_limit.defined_limits() l;
+COMMENT ON VIEW session_limit.limits IS 'every limit that is set';
+COMMENT ON COLUMN session_limit.limits.source IS 'where the limit is set';
+COMMENT ON COLUMN session_limit.limits.per IS 'what one count is kept for: role, address, group, database or cluster';
+COMMENT ON COLUMN session_limit.limits.subject IS 'role, group or database on which it is set; null for the whole cluster';
+COMMENT ON COLUMN session_limit.limits.database IS 'only sessions in this database count; null: in any';
+COMMENT ON COLUMN session_limit.limits.network IS 'only sessions from these addresses count; null: from anywhere';
+COMMENT ON COLUMN session_limit.limits.max IS 'sessions that the limit allows; -1: any number, also where another limit would apply';
+COMMENT ON COLUMN session_limit.limits.on_excess IS 'what happens to a login over the limit, once it has waited';
+COMMENT ON COLUMN session_limit.limits.max_wait IS 'how long a login over the limit waits for room';
+COMMENT ON COLUMN session_limit.limits.enforcement IS 'on; log: only logged; off: by the setting, not looked at';
+COMMENT ON COLUMN session_limit.limits.unmatched IS 'whether it can cover no session now: its database does not exist, or its role can, or cannot, log in any more';
+COMMENT ON COLUMN session_limit.limits.administrators IS
+    'of the label of a group, the roles that can make anyone a member of it, superusers aside; null if there are none';
+
+CREATE VIEW session_limit.usage AS
+SELECT
+    u.source,
+    u.per,
+    u.subject,
+    u.in_use,
+    u.max,
+    CASE WHEN u.max < u.in_use THEN 0 ELSE u.max - u.in_use END AS free,
+    u.waiting
+FROM session_limit.current_usage() u;
+COMMENT ON VIEW session_limit.usage IS 'the limits that have a session or a waiting login, one row for each count';
+COMMENT ON COLUMN session_limit.usage.source IS 'where the limit is set';
+COMMENT ON COLUMN session_limit.usage.per IS 'what the count is kept for: role, address, group, database or cluster';
+COMMENT ON COLUMN session_limit.usage.subject IS 'role, group, database, address that is counted; by its OID if it was dropped since; null for the whole cluster';
+COMMENT ON COLUMN session_limit.usage.in_use IS 'sessions that the limit counts; null if the caller may not see where they come from';
+COMMENT ON COLUMN session_limit.usage.max IS 'sessions that the limit allows';
+COMMENT ON COLUMN session_limit.usage.free IS 'sessions that the limit has room for; null as in_use is';
+COMMENT ON COLUMN session_limit.usage.waiting IS 'logins that wait, of those that the limit would count; null if these can be of roles that the caller may not see';
+
+CREATE VIEW session_limit.events AS
+SELECT e.event_time, e.event, e.usename, e.datname, e.client_addr, e.pid, e.detail
+FROM session_limit.recent_events() e;
+COMMENT ON VIEW session_limit.events IS 'the most recent decisions on logins, one row each, since the server was started';
+COMMENT ON COLUMN session_limit.events.event_time IS 'when it was decided';
+COMMENT ON COLUMN session_limit.events.event IS
+    'admitted, waited, refused, replaced, would_refuse, would_replace, abandoned, swept, reclaimed or concurrent_addresses';
+COMMENT ON COLUMN session_limit.events.usename IS 'role that logged in, as it was called then; null if the place of a vanished process was reclaimed';
+COMMENT ON COLUMN session_limit.events.datname IS 'database, as it was called then; null for a WAL sender without one';
+COMMENT ON COLUMN session_limit.events.client_addr IS 'address of the client; null over a Unix-domain socket';
+COMMENT ON COLUMN session_limit.events.pid IS 'process ID of the backend; null if the event is about none';
+COMMENT ON COLUMN session_limit.events.detail IS 'what the event has besides';
+
+CREATE VIEW session_limit.role_limits AS
+SELECT r.usename, r.max, r.source, r.exempt, r.connection_limit, r.connection_limit = -1 AS stig_finding
+FROM session_limit.effective_limits() r;
+COMMENT ON VIEW session_limit.role_limits IS 'for each role that can log in, how many sessions it may have in all';
+COMMENT ON COLUMN session_limit.role_limits.usename IS 'role';
+COMMENT ON COLUMN session_limit.role_limits.max IS 'its limit, whichever its database and client address; -1: none, or exempt, but for connection_limit, which the server enforces';
+COMMENT ON COLUMN session_limit.role_limits.source IS 'where that is set';
+COMMENT ON COLUMN session_limit.role_limits.exempt IS 'whether it is never refused, by a label or as a superuser';
+COMMENT ON COLUMN session_limit.role_limits.connection_limit IS 'its CONNECTION LIMIT (rolconnlimit); -1: none';
+COMMENT ON COLUMN session_limit.role_limits.stig_finding IS 'whether the check of the PostgreSQL STIG would find it, which takes any role without a CONNECTION LIMIT for unlimited';
+
+CREATE VIEW session_limit.stats AS
+SELECT
+    r.rolname AS usename,
+    d.datname,
+    s.others,
+    s.admitted,
+    s.waited,
+    s.wait_us * interval '1 microsecond' AS wait_time,
+    s.refused,
+    s.last_refused,
+    s.replaced,
+    s.would_refuse,
+    s.would_replace,
+    s.peak,
+    s.peak_at,
+    s.decisions,
+    s.decision_us,
+    s.stats_reset,
+    s.abandoned
+FROM session_limit.current_stats() s
+LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.usesysid
+LEFT JOIN pg_catalog.pg_database d ON d.oid = s.datid;
+COMMENT ON VIEW session_limit.stats IS 'what has become of logins, one row for each role and database';
+COMMENT ON COLUMN session_limit.stats.usename IS 'role that logged in; null if it was dropped since';
+COMMENT ON COLUMN session_limit.stats.datname IS 'database; null for WAL senders without one, and if it was dropped since';
+COMMENT ON COLUMN session_limit.stats.others IS 'whether the row is about all roles and databases for which there is no room';
+COMMENT ON COLUMN session_limit.stats.admitted IS 'logins that were admitted';
+COMMENT ON COLUMN session_limit.stats.waited IS 'logins that waited for room, whether they were admitted then or refused';
+COMMENT ON COLUMN session_limit.stats.wait_time IS 'how long these waited, in all';
+COMMENT ON COLUMN session_limit.stats.refused IS 'logins that were refused for the sake of a limit';
+COMMENT ON COLUMN session_limit.stats.last_refused IS 'when the last of these was; null if there is none';
+COMMENT ON COLUMN session_limit.stats.replaced IS 'logins that were admitted in place of older sessions';
+COMMENT ON COLUMN session_limit.stats.would_refuse IS 'logins that were admitted and would have been refused if the limit were enforced';
+COMMENT ON COLUMN session_limit.stats.would_replace IS 'logins that were admitted and would have replaced older sessions if the limit were enforced';
+COMMENT ON COLUMN session_limit.stats.abandoned IS 'logins whose client closed the connection while they waited';
+COMMENT ON COLUMN session_limit.stats.peak IS 'the most sessions at once';
+COMMENT ON COLUMN session_limit.stats.peak_at IS 'when there first were so many; null if there were none';
+COMMENT ON COLUMN session_limit.stats.decisions IS 'logins that were decided: admitted, refused and abandoned';
+COMMENT ON COLUMN session_limit.stats.decision_us IS 'microseconds that these spent being decided, in all, without waiting';
+COMMENT ON COLUMN session_limit.stats.stats_reset IS 'since when logins are counted';
+
+REVOKE ALL ON SCHEMA session_limit FROM PUBLIC;
+REVOKE ALL ON ALL TABLES IN SCHEMA session_limit FROM PUBLIC;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA session_limit FROM PUBLIC;
+
+-- Everyone may look: the functions leave out what the caller may not see. And everyone may try to set a limit:
+-- SECURITY LABEL refuses whoever may not.
+GRANT USAGE ON SCHEMA session_limit TO PUBLIC;
+GRANT SELECT ON ALL TABLES IN SCHEMA session_limit TO PUBLIC;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA session_limit TO PUBLIC;
+-- What one discards others may want to see.
+REVOKE EXECUTE ON FUNCTION session_limit.reset_stats() FROM PUBLIC;
