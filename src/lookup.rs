@@ -334,16 +334,15 @@ impl Inputs {
 /// Decides again and again, each time with one more input, until none is missing.
 pub fn retry_with<T>(
     mut inputs: Inputs,
+    members_of: impl Fn(u32) -> Vec<u32>,
     may_wait: impl Fn() -> MayWait,
     mut decide: impl FnMut(&Inputs) -> Result<T, Missing>,
 ) -> T {
-    let memberships = Memberships::default();
     loop {
         match decide(&inputs) {
             Ok(answer) => return answer,
             Err(Missing::Members(group)) => {
-                let members = memberships.members_of(group);
-                inputs.members.insert(group, members);
+                inputs.members.insert(group, members_of(group));
             }
             Err(Missing::Patience) => inputs.may_wait = Some(may_wait()),
         }

@@ -191,13 +191,17 @@ pub fn release(slot: usize, claim: Claim) -> bool {
     released
 }
 
-/// The server calls it at each end of a transaction, in some cases more than once. It may also be one that the server runs
-/// in an idle session, to read what others have announced: that does not make the session busy.
+/// The server calls it at the end of each transaction, and before. The transaction may be one that the server runs in an
+/// idle session, to read what others have announced: that does not make the session busy.
 #[pg_guard]
 unsafe extern "C-unwind" fn session_limit_transaction_ends(
-    _event: pg_sys::XactEvent::Type,
+    event: pg_sys::XactEvent::Type,
     _arg: *mut c_void,
 ) {
+    use pg_sys::XactEvent::{XACT_EVENT_ABORT, XACT_EVENT_COMMIT, XACT_EVENT_PREPARE};
+    if ![XACT_EVENT_COMMIT, XACT_EVENT_ABORT, XACT_EVENT_PREPARE].contains(&event) {
+        return;
+    }
     if let (Some(&slot), false) = (SLOT.get(), backend::is_idle()) {
         memory().shared.note_active(slot, backend::tick());
     }

@@ -19,18 +19,19 @@ impl Account {
     }
 
     /// None if only superusers can have made the login wait, or it waits no longer than everyone does under a limit on
-    /// a role. `max_wait` is the setting. `owner` says whose the login's database is, unless a superuser's.
+    /// a role. `usual` is how long that is, and `longest` what a label may ask for that no superuser sets. `owner` says
+    /// whose the login's database is, unless a superuser's.
     pub fn of(
         limits: &[Limit],
         role: u32,
-        max_wait: Duration,
+        (usual, longest): (Duration, Option<Duration>),
         owner: impl FnOnce() -> Option<u32>,
     ) -> Option<Account> {
         let mut enforced = limits.iter().filter(|limit| limit.enforced);
-        if enforced
-            .clone()
-            .any(|limit| limit.max_wait > max_wait && follows_label_of(role, limit))
-        {
+        let is_of_others = |wait: Duration| longest.is_none_or(|longest| wait <= longest);
+        if enforced.clone().any(|limit| {
+            limit.max_wait > usual && is_of_others(limit.max_wait) && follows_label_of(role, limit)
+        }) {
             return Some(Account::OF_ROLES);
         }
         if !enforced.any(|limit| limit.source.database().is_some()) {
@@ -68,10 +69,13 @@ mod tests {
         );
         let roles = Some(Account::OF_ROLES);
         let owner = Account::of_owner(OWNER);
-        let (normal, longer) = (1000, 1001);
+        let (normal, longer, longest) = (1000, 1001, 5000);
         let table = [
             (Source::Label(alice), normal, None),
             (Source::Label(alice), longer, roles),
+            (Source::Label(alice), longest, roles),
+            // Only a superuser can have set it.
+            (Source::Label(alice), longest + 1, None),
             (Source::ConnectionLimit(alice), normal, None),
             (Source::ConnectionLimit(alice), longer, roles),
             (Source::MaxSessionsPerRole, normal, None),
@@ -81,9 +85,11 @@ mod tests {
             (Source::Label(app), 0, owner),
             (Source::ConnectionLimit(app), longer, owner),
         ];
-        let account = |limits: &[Limit]| {
-            Account::of(limits, ALICE, Duration::from_millis(normal), || Some(OWNER))
-        };
+        let waits = (
+            Duration::from_millis(normal),
+            Some(Duration::from_millis(longest)),
+        );
+        let account = |limits: &[Limit]| Account::of(limits, ALICE, waits, || Some(OWNER));
         for (source, max_wait, expected) in table {
             let limit = Limit {
                 source,
@@ -107,7 +113,7 @@ mod tests {
             ..at_most(1, of_role(ALICE))
         };
         assert_eq!(account(&[on_app, patient]), roles);
-        let of_superuser = Account::of(&[on_app], ALICE, Duration::ZERO, || None);
+        let of_superuser = Account::of(&[on_app], ALICE, (Duration::ZERO, None), || None);
         assert_eq!(of_superuser, None);
     }
 }

@@ -234,23 +234,34 @@ fn why_not_wait(table: &Table, login: &Attempt) -> Option<NotWaited> {
         return Some(NotWaited::NothingToSpare);
     };
     let (mut all, mut of_role, mut on_account) = (0, 0, 0);
+    // Of the room for what they wait for.
+    let (mut taken, mut taken_on_account) = (0, login.conditions().count());
     for waiter in table.waiters() {
         if waiter.slot != login.slot {
+            let conditions = waiter.conditions.len();
             all += 1;
+            taken += conditions;
             of_role += u32::from(waiter.session.role == login.session.role);
-            on_account += u32::from(waiter.account == account);
+            if waiter.account == account {
+                on_account += 1;
+                taken_on_account += conditions;
+            }
         } else if waiter.account == account {
             return None;
         }
     }
     let max = login.rules.max_waiters;
     let left = (max - max / 4).saturating_sub(all).min(connections);
+    let room = table.conditions.len();
+    let room_left = (room - room / 4).saturating_sub(taken);
     if all >= max {
         Some(NotWaited::QueueFull(all))
     } else if of_role >= max.div_ceil(4) {
         Some(NotWaited::RoleQueueFull(of_role))
     } else if account.is_some() && on_account >= left {
         account.map(NotWaited::AccountFull)
+    } else if account.is_some() && taken_on_account > room_left {
+        Some(NotWaited::NoRoomForLimits)
     } else {
         None
     }
@@ -578,7 +589,17 @@ pub mod tests {
         connections: u32,
     ) -> Option<NotWaited> {
         let full = [at_most(1, in_database(APP))];
-        let mut login = login(slot, slot as u32 + 1, full);
+        queue_with(table, slot, account, connections, full)
+    }
+
+    fn queue_with<const N: usize>(
+        table: &mut Table,
+        slot: usize,
+        account: Option<Account>,
+        connections: u32,
+        limits: [Limit; N],
+    ) -> Option<NotWaited> {
+        let mut login = login(slot, slot as u32 + 1, limits);
         login.rules.may_wait = Some(MayWait {
             connections,
             account,
@@ -628,6 +649,33 @@ pub mod tests {
         assert_eq!(queue_on(&mut table, 2, account, 2), why);
         assert_eq!(queue_on(&mut table, 2, None, 2), None);
         assert_eq!(queue_on(&mut table, 3, None, 1), None);
+    }
+
+    /// With many limits a waiter takes much of the room for them.
+    #[test]
+    fn one_account_leaves_half_of_the_room_for_limits() {
+        let mut memory = OwnTable::new(64, 40);
+        let mut table = memory.table();
+        let full = [at_most(1, in_database(APP))];
+        assert_eq!(attempt(&mut table, &login(63, CAROL, full)), IN);
+        let account = Account::of_owner(1);
+        let queue = |table: &mut Table, slot, account| {
+            let many = [at_most(1, in_database(APP)); 6];
+            queue_with(table, slot, account, u32::MAX, many)
+        };
+        // Of 30: 6, 12, and 18 while 12 are taken; but not 24 while 18 are.
+        for slot in 0..3 {
+            assert_eq!(queue(&mut table, slot, account), None);
+        }
+        let no_room = Some(NotWaited::NoRoomForLimits);
+        assert_eq!(queue(&mut table, 3, account), no_room);
+        // Who is on none gets what is left.
+        for slot in 4..7 {
+            assert_eq!(queue(&mut table, slot, None), None);
+        }
+        assert_eq!(queue(&mut table, 7, None), no_room);
+        // Who waits already is not asked again.
+        assert_eq!(queue(&mut table, 0, account), None);
     }
 
     #[test]

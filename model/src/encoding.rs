@@ -21,6 +21,20 @@ pub fn text(bytes: &[u8]) -> Cow<'_, str> {
     }
 }
 
+/// JSON with stand-ins. An error if it has the escape of a stand-in, which would be taken for a byte: so anyone could put
+/// bytes into a label, and into a catalog, that are no text in any encoding.
+pub fn json(bytes: &[u8]) -> Result<Cow<'_, str>, String> {
+    let escapes = bytes.windows(12).any(|escape| {
+        let escape = escape.to_ascii_lowercase();
+        escape.starts_with(b"\\udbff\\ude")
+            && matches!(escape.get(10), Some(b'8'..=b'9' | b'a'..=b'f'))
+    });
+    match escapes {
+        true => Err("characters from \"\\udbff\\ude80\" to \"\\udbff\\udeff\" must not be written as escapes".to_string()),
+        false => Ok(text(bytes)),
+    }
+}
+
 fn with_stand_ins(bytes: &[u8]) -> String {
     let mut text = String::new();
     for chunk in bytes.utf8_chunks() {
@@ -90,9 +104,29 @@ mod tests {
     }
 
     #[test]
+    fn nobody_can_write_a_stand_in() {
+        for escape in [r"\udbff\ude80", r"\uDBFF\uDeE9", r"\udbff\udeff"] {
+            assert!(
+                json(format!("{{\"a\": \"b{escape}\"}}").as_bytes()).is_err(),
+                "{escape}"
+            );
+        }
+        for other in [
+            r"\udbff\ude7f",
+            r"\udbff\udf00",
+            r"\ud83d\ude80",
+            r"\udbff\ude",
+            r"\u00e9",
+        ] {
+            assert!(json(other.as_bytes()).is_ok(), "{other}");
+        }
+    }
+
+    #[test]
     fn json_keeps_them() {
         let json = b"{\"d\xe9\": \"\xa4\\\"\xff\"}";
-        let value: serde_json::Value = serde_json::from_str(&text(json)).expect("JSON");
+        let text = super::json(json).expect("no escape");
+        let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(bytes(&value.to_string()), b"{\"d\xe9\":\"\xa4\\\"\xff\"}");
     }
 }

@@ -193,7 +193,7 @@ impl LabelLimit {
 
 impl Written {
     fn read(json: &[u8]) -> Result<Written, String> {
-        let json = encoding::text(json);
+        let json = encoding::json(json)?;
         serde_json::from_str(&json).map_err(|error| {
             // Read once more to learn in which field the error is. Not always, because that would slow every login.
             let mut track = serde_path_to_error::Track::new();

@@ -23,7 +23,7 @@ trap '' INT HUP QUIT
 read -r answer
 kill -TERM $server 2>/dev/null
 kill -INT $server 2>/dev/null
-(sleep 60 & nap=$!; trap 'kill $nap; exit' TERM; wait $nap; kill -QUIT $server 2>/dev/null) & late=$!
+(sleep 60 & nap=$!; trap 'kill $nap; exit' TERM; wait $nap; kill -QUIT $server; kill -CONT $server) 2>/dev/null & late=$!
 wait $server
 kill $late
 [ "$answer" = keep ] || rm -rf "$2"

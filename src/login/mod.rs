@@ -10,7 +10,8 @@
 //!   passed over, and the log says so.
 //! - the catalogs cannot be read: this login fails with the server's error; in a dry run it goes on without limits, and
 //!   the log says so.
-//! - there is no memory to spare: this login fails, with 53200; in a dry run as where catalogs cannot be read.
+//! - there is no memory to spare: this login fails, with 53200; in a dry run as where catalogs cannot be read. An
+//!   allocation that fails all the same ends the login, also in a dry run: what comes next in the server needs more.
 //! - everyone else: `slot::decide`; over a limit: `wait`.
 //! - could end other sessions, or is about to wait, but has not the privilege CONNECT: refused here with the server's
 //!   words, so that it takes nobody's slot or place. Where the privileges cannot be read, it ends nobody's session. In
@@ -25,6 +26,7 @@ use crate::pg::catalog::{Database, Role};
 use crate::pg::client::Client;
 use crate::pg::compat;
 use crate::pg::connect_privilege::may_connect;
+use crate::pg::memberships::Memberships;
 use crate::pg::memory;
 use crate::record::decision::{Decision, Outcome};
 use crate::record::{self, events};
@@ -100,17 +102,19 @@ struct Asked {
 fn admit(client: &Client) {
     let wait = Wait::begin();
     let mut asked = Asked::of(client, wait.arrival);
-    asked.problems.iter().for_each(error::log_wrong_label);
+    let log_problems = || asked.problems.iter().for_each(error::log_wrong_label);
+    or_go_on(&settings::current(), log_problems);
     loop {
         let verdict = decide(client, &wait, &asked);
         let decided = |outcome| {
-            record::decided(&Decision {
+            let decision = Decision {
                 client,
                 session: asked.session,
                 outcome,
                 waited: wait.waited(),
                 deciding: wait.deciding(),
-            });
+            };
+            or_go_on(&settings::current(), || record::decided(&decision));
         };
         let refuse = |excess, stays| {
             decided(Outcome::Refused(excess));
@@ -178,7 +182,9 @@ fn decide(client: &Client, wait: &Wait, asked: &Asked) -> Verdict {
         asked.refuse_without_connect();
         may_wait()
     };
-    lookup::retry_with(inputs, begin_to_wait, |inputs| {
+    let memberships = Memberships::default();
+    let members_of = |group| or_go_on(&settings, || memberships.members_of(group));
+    lookup::retry_with(inputs, members_of, begin_to_wait, |inputs| {
         slot::decide(&Attempt {
             slot: slot::my_slot(),
             pid: std::process::id(),
@@ -272,12 +278,13 @@ impl Asked {
             let is_superuser = Role::by_oid(owner).is_some_and(|owner| owner.superuser);
             (!is_superuser).then_some(owner)
         };
-        Account::of(
-            &self.limits,
-            self.role.oid,
-            settings::current().max_wait,
-            owner,
-        )
+        let Settings {
+            max_wait,
+            max_label_wait,
+            ..
+        } = settings::current();
+        let waits = (max_wait, max_label_wait);
+        Account::of(&self.limits, self.role.oid, waits, owner)
     }
 
     /// Whether no catalog has changed since.
@@ -286,7 +293,6 @@ impl Asked {
     }
 }
 
-/// In a dry run no error ends the login: it goes on without limits.
 fn look_up(
     client: &Client,
     role: &Role,
@@ -296,16 +302,23 @@ fn look_up(
     let Client {
         address, walsender, ..
     } = *client;
-    let look_up = || {
-        memory::require(0);
+    or_go_on(settings, || {
         lookup::ask(role, database, address, walsender, settings)
-    };
+    })
+}
+
+/// In a dry run no error ends the login: it goes on with nothing, and the log says so.
+fn or_go_on<T: Default>(settings: &Settings, act: impl FnOnce() -> T) -> T {
     if settings.enforcement != Enforcement::Log {
-        return look_up();
+        return act();
     }
-    backend::try_to_read(look_up).unwrap_or_else(|why| {
+    let act = || {
+        memory::require(0);
+        act()
+    };
+    backend::try_to_read(act).unwrap_or_else(|why| {
         events::cannot_read_limits(&why);
-        lookup::Answer::default()
+        T::default()
     })
 }
 

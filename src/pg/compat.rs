@@ -111,16 +111,23 @@ pub fn unreserved_connections(at_most: u32) -> u32 {
 
 /// How many more backends there can be, at most so many.
 fn free_procs(at_most: i32) -> i32 {
-    // SAFETY: takes and gives back a spinlock.
     #[cfg(feature = "pg15")]
-    return (1..=at_most)
-        .rev()
-        .find(|number| unsafe { pg_sys::HaveNFreeProcs(*number) })
-        .unwrap_or(0);
+    {
+        let (mut free, mut too_many) = (0, at_most + 1);
+        while too_many - free > 1 {
+            let number = free + (too_many - free) / 2;
+            // SAFETY: takes and gives back a spinlock.
+            match unsafe { pg_sys::HaveNFreeProcs(number) } {
+                true => free = number,
+                false => too_many = number,
+            }
+        }
+        free
+    }
     #[cfg(not(feature = "pg15"))]
     {
         let mut free = 0;
-        // SAFETY: as above, and writes to a local variable.
+        // SAFETY: takes and gives back a spinlock, and writes to a local variable.
         unsafe { pg_sys::HaveNFreeProcs(at_most, &mut free) };
         free
     }

@@ -141,7 +141,7 @@ fn edited(
 }
 
 fn parsed<T: DeserializeOwned>(json: &[u8]) -> Result<T, String> {
-    let json = encoding::text(json);
+    let json = encoding::json(json)?;
     serde_json::from_str(&json).map_err(|error| json_error::text(&error, &json))
 }
 

@@ -7,6 +7,7 @@
 
 use crate::lookup::{self, Inputs, Labels};
 use crate::pg::catalog::{Database, Role, name_of};
+use crate::pg::memberships::Memberships;
 use crate::pg::memory;
 use crate::settings;
 use crate::sql::in_memory;
@@ -122,8 +123,10 @@ fn standings(role: &Role, database: &Database, address: Option<IpAddr>) -> Vec<S
     };
     let mut copy = shmem::snapshot();
     let inputs = Inputs::new(members);
+    let memberships = Memberships::default();
     lookup::retry_with(
         inputs,
+        |group| memberships.members_of(group),
         || MayWait::NOT,
         |inputs| {
             let login = Attempt {

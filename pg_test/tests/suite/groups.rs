@@ -1,6 +1,6 @@
 //! Who is a member of a group, as far as its limits go, and what a group's total counts.
 
-use crate::scene::{refused, wait_until};
+use crate::scene::{go_on, refused, stop, wait_until};
 use pg_test::client::Session;
 use pg_test::cluster::Cluster;
 use pg_test::server::Server;
@@ -313,6 +313,11 @@ fn a_waiter_for_a_group_that_others_do_not_know(server: &Server) {
         let waiter = scope.spawn(|| cluster.login_of("alice").login());
         let waiting = "SELECT waiting FROM session_limit.usage WHERE per = 'group'";
         wait_until(&mut superuser, waiting, "1");
+        // If she looked while bob is in, she would be refused: for the database she does not wait.
+        let [alice] = cluster.processes(" authentication")[..] else {
+            panic!("not one waiter");
+        };
+        stop(alice);
         let bob = cluster
             .login_of("bob")
             .login()
@@ -322,9 +327,10 @@ fn a_waiter_for_a_group_that_others_do_not_know(server: &Server) {
             r#"too many connections for database "postgres""#
         );
         bob.close();
-        let gone = "SELECT count(*) FROM session_limit.sessions WHERE usename = 'bob'";
-        wait_until(&mut superuser, gone, "0");
+        // Neither here nor in the server's own count.
+        cluster.wait_until_gone("bob");
         superuser.query("REVOKE team FROM alice");
+        go_on(alice);
         waiter
             .join()
             .expect("alice")
