@@ -212,6 +212,8 @@ fn build(server: &Server) -> PathBuf {
         "--features",
     ]);
     cargo.arg(format!("pg{}", server.major));
+    // pgrx declares Rust 1.96, and builds with 1.95.
+    cargo.arg("--ignore-rust-version");
     if !first {
         cargo.arg("--quiet");
     }

@@ -120,7 +120,6 @@ impl Report {
 
     /// A message that ends nothing: WARNING, LOG and the like.
     pub fn send(self, level: PgLogLevel) {
-        let file = composed(self.place.file().as_bytes().to_vec());
         // SAFETY: the server's own sequence for a message. Every text outlives it, and no format asks for more than its
         // one string. An error is passed on as a panic.
         unsafe {
@@ -137,8 +136,8 @@ impl Report {
                 if let Some((format, text)) = self.hint.as_ref().map(Text::format) {
                     ffi::errhint(format.as_ptr(), text.as_ptr());
                 }
-                // The server shows them as they are, and keeps no copy.
-                let line = self.place.line() as c_int;
+                // The server keeps no copy of them, and shows those of an error after this function is left.
+                let (file, line) = (self.place.file_as_c_str(), self.place.line() as c_int);
                 ffi::errfinish(file.as_ptr(), line, c"session_limit".as_ptr());
             });
         }

@@ -64,7 +64,7 @@ pub fn tick() -> u64 {
 }
 
 /// Errors show a client nothing of the sources, whatever the server's environment asks for: pgrx would add a backtrace to
-/// their DETAIL.
+/// the DETAIL of a panic.
 pub fn show_no_backtraces() {
     const VARIABLE: &str = "RUST_LIB_BACKTRACE";
     let before = std::env::var_os(VARIABLE);

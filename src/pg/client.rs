@@ -1,9 +1,8 @@
 //! Who asks to be let in, and from where. The only file that touches the server's `Port`.
 
 use crate::pg::catalog::{self, Role};
-use crate::pg::compat::Port;
 use model::limit::Object;
-use pgrx::pg_sys::{self, libpq};
+use pgrx::pg_sys::{self, libpq::be};
 use std::ffi::CStr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -21,17 +20,17 @@ pub struct Client<'a> {
 impl Client<'static> {
     /// # Safety
     /// `port` is what the server passes to its ClientAuthentication hook: it lives as long as the process.
-    pub unsafe fn of(port: *const libpq::be::Port) -> Client<'static> {
-        // SAFETY: the server has filled these fields in, and ends its strings with a zero byte.
+    pub unsafe fn of(port: *const be::Port) -> Client<'static> {
+        // SAFETY: the server has filled these fields in, and ends its strings with a zero byte. Nothing refers to the
+        // whole: where it ends depends on how the server was built.
         unsafe {
-            let port = &*port.cast::<Port>();
             let walsender = pg_sys::am_walsender;
             let without_database = walsender && !pg_sys::am_db_walsender;
             Client {
-                role: CStr::from_ptr(port.user_name),
-                database: (!without_database).then(|| CStr::from_ptr(port.database_name)),
-                address: address(&port.raddr),
-                socket: port.sock,
+                role: CStr::from_ptr((*port).user_name),
+                database: (!without_database).then(|| CStr::from_ptr((*port).database_name)),
+                address: address(&(*port).raddr),
+                socket: (*port).sock,
                 walsender,
             }
         }
@@ -41,14 +40,14 @@ impl Client<'static> {
 /// The role whose session this process is.
 pub fn own_role() -> &'static CStr {
     // SAFETY: the server's Port lives as long as the process, and has a role for whoever got as far as the hook.
-    unsafe { CStr::from_ptr((*pg_sys::MyProcPort.cast::<Port>()).user_name) }
+    unsafe { CStr::from_ptr((*be::MyProcPort).user_name) }
 }
 
 /// The database that its client asked for; empty for a walsender without one.
 pub fn own_database() -> &'static CStr {
     // SAFETY: the server's Port lives as long as the process; the name ends with a zero byte.
     unsafe {
-        let name = (*pg_sys::MyProcPort.cast::<Port>()).database_name;
+        let name = (*be::MyProcPort).database_name;
         if name.is_null() {
             c""
         } else {

@@ -1,68 +1,32 @@
 //! Every difference between the supported versions of the server.
 
-use pgrx::pg_sys;
-use std::ffi::{CStr, c_char, c_int};
+use pgrx::pg_sys::{self, FormData_pg_auth_members};
+use std::ffi::CStr;
 use std::sync::atomic::{Ordering, fence};
 
-/// The beginning of the server's `Port` (`src/include/libpq/libpq-be.h`). pgrx 0.18.1 has one too,
-/// but in 17 the server's has lost a field that pgrx's still has.
-#[repr(C)]
-pub struct Port {
-    pub sock: pg_sys::pgsocket,
-    _noblock: bool,
-    _proto: pg_sys::ProtocolVersion,
-    _laddr: pg_sys::SockAddr,
-    pub raddr: pg_sys::SockAddr,
-    _remote_host: *mut c_char,
-    _remote_hostname: *mut c_char,
-    _remote_hostname_resolv: c_int,
-    _remote_hostname_errcode: c_int,
-    _remote_port: *mut c_char,
-    #[cfg(any(feature = "pg15", feature = "pg16"))]
-    _can_accept_connections: std::ffi::c_uint,
-    #[cfg(feature = "pg18")]
-    _local_host: [c_char; 64],
-    pub database_name: *mut c_char,
-    pub user_name: *mut c_char,
+/// Whether the member has the role's privileges without SET ROLE: on 15 all grants are as the
+/// member's attribute INHERIT says.
+#[cfg(feature = "pg15")]
+pub fn gives_privileges(_grant: &FormData_pg_auth_members, inherit: bool) -> bool {
+    inherit
 }
 
-/// A row of `pg_auth_members`, which pgrx leaves out (`src/include/catalog/pg_auth_members.h`).
-#[repr(C)]
-#[allow(non_camel_case_types, reason = "named as in the server")]
-pub struct FormData_pg_auth_members {
-    #[cfg(not(feature = "pg15"))]
-    _oid: pg_sys::Oid,
-    pub roleid: pg_sys::Oid,
-    pub member: pg_sys::Oid,
-    _grantor: pg_sys::Oid,
-    pub admin_option: bool,
-    #[cfg(not(feature = "pg15"))]
-    inherit_option: bool,
-    #[cfg(not(feature = "pg15"))]
-    set_option: bool,
+/// Whether the member has the role's privileges without SET ROLE.
+#[cfg(not(feature = "pg15"))]
+pub fn gives_privileges(grant: &FormData_pg_auth_members, _inherit: bool) -> bool {
+    grant.inherit_option
 }
 
-impl FormData_pg_auth_members {
-    /// Whether the member has the role's privileges without SET ROLE: on 15 all grants are as the
-    /// member's attribute INHERIT says.
-    #[cfg(feature = "pg15")]
-    pub fn gives_privileges(&self, inherit: bool) -> bool {
-        inherit
-    }
+/// Whether it makes a member that can use the role, and not only grant it on.
+#[cfg(feature = "pg15")]
+pub fn is_membership(_grant: &FormData_pg_auth_members) -> bool {
+    true
+}
 
-    /// Whether the member has the role's privileges without SET ROLE.
-    #[cfg(not(feature = "pg15"))]
-    pub fn gives_privileges(&self, _inherit: bool) -> bool {
-        self.inherit_option
-    }
-
-    /// Whether it makes a member that can use the role, and not only grant it on.
-    pub fn is_membership(&self) -> bool {
-        #[cfg(feature = "pg15")]
-        return true;
-        #[cfg(not(feature = "pg15"))]
-        return self.inherit_option || self.set_option;
-    }
+/// Whether it makes a member that can use the role, and not only grant it on.
+#[cfg(not(feature = "pg15"))]
+pub fn is_membership(grant: &FormData_pg_auth_members) -> bool {
+    grant.inherit_option || grant.set_option
 }
 
 /// Whether CREATEROLE lets a role grant every role that is no superuser's: until 15.

@@ -1,10 +1,10 @@
 //! Who is a member of which role, in `pg_auth_members`.
 
 use crate::pg::catalog::Role;
-use crate::pg::compat::{self, FormData_pg_auth_members};
+use crate::pg::compat;
 use crate::pg::scan::{Catalog, form, opened, scan};
 use crate::pg::{ffi, memory};
-use pgrx::pg_sys::{self, SysCacheIdentifier};
+use pgrx::pg_sys::{self, FormData_pg_auth_members, SysCacheIdentifier};
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
 
@@ -43,9 +43,7 @@ impl Memberships {
                 let those = pairs.iter().filter(|(_, other)| *other == member);
                 those.map(|(group, _)| *group).collect()
             }),
-            None => reachable(role, |member| {
-                granted_to(member, FormData_pg_auth_members::is_membership)
-            }),
+            None => reachable(role, |member| granted_to(member, compat::is_membership)),
         };
         found.swap_remove(0);
         found
@@ -115,7 +113,7 @@ impl Administrators {
 pub fn privileged_as(role: u32, owner: u32) -> Vec<u32> {
     reachable(role, |member| {
         let inherit = Role::by_oid(member).is_some_and(|member| member.inherit);
-        let mut groups = granted_to(member, |grant| grant.gives_privileges(inherit));
+        let mut groups = granted_to(member, |grant| compat::gives_privileges(grant, inherit));
         if member == owner && compat::ownership_gives_privileges(inherit) {
             groups.push(pg_sys::ROLE_PG_DATABASE_OWNER);
         }
@@ -150,7 +148,7 @@ fn read(grants: Catalog) -> Vec<(u32, u32)> {
     // SAFETY: the rows are of that catalog, and copied.
     grants.scan(|row| unsafe {
         let grant = form::<FormData_pg_auth_members>(row.tuple);
-        if grant.is_membership() {
+        if compat::is_membership(grant) {
             memory::extend(&mut pairs, [(grant.roleid.to_u32(), grant.member.to_u32())]);
         }
     });

@@ -12,7 +12,8 @@ tests![
     dropped_and_created_again,
     not_preloaded,
     everything_has_a_comment,
-    no_function_minds_nulls
+    no_function_minds_nulls,
+    the_server_shows_its_name_and_version
 ];
 
 fn sessions(server: &Server) {
@@ -269,4 +270,21 @@ fn no_function_minds_nulls(server: &Server) {
         }
     }
     assert!(!cluster.log().contains("terminated by signal"));
+}
+
+/// From 18 on.
+fn the_server_shows_its_name_and_version(server: &Server) {
+    if server.major < 18 {
+        return;
+    }
+    let cluster = Cluster::start(server, &[]);
+    let mut superuser = cluster.superuser();
+    superuser.query("CREATE EXTENSION session_limit");
+    let sql = "SELECT l.module_name, l.version = e.extversion, l.file_name
+        FROM pg_get_loaded_modules() l, pg_extension e
+        WHERE l.file_name LIKE 'session_limit%' AND e.extname = 'session_limit'";
+    assert_eq!(
+        superuser.query(sql),
+        [["session_limit", "t", "session_limit.so"]]
+    );
 }
