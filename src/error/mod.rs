@@ -7,8 +7,6 @@ mod report;
 pub use label::*;
 pub use refusal::*;
 
-pub use report::in_any_encoding;
-
 use pgrx::{PgLogLevel, PgSqlErrorCode};
 use report::Report;
 use std::ffi::CStr;

@@ -5,7 +5,7 @@ use crate::pg::ffi;
 use model::encoding;
 use pgrx::pg_sys::{self, ffi::pg_guard_ffi_boundary};
 use pgrx::{PgLogLevel, PgSqlErrorCode};
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int};
 use std::panic::Location;
 use std::str;
 
@@ -142,70 +142,6 @@ impl Report {
             });
         }
     }
-}
-
-/// Runs what may raise an error that cites text of the database. pgrx makes the error a panic, with its texts as UTF-8, and
-/// raises it again when this has unwound. So it passes `spell_anew` twice.
-pub fn in_any_encoding<T>(work: impl FnOnce() -> T) -> T {
-    // SAFETY: the server's own way to learn of the messages that are sent meanwhile. What is raised leaves the callback in
-    // place until it is raised again; then whoever catches it puts the stack back. The callback lives in memory that lives
-    // longer than that.
-    unsafe {
-        let memory = pg_sys::CurrentMemoryContext;
-        let previous = pg_sys::error_context_stack;
-        let size = size_of::<pg_sys::ErrorContextCallback>();
-        let callback: *mut pg_sys::ErrorContextCallback = pg_sys::palloc(size).cast();
-        callback.write(pg_sys::ErrorContextCallback {
-            previous,
-            callback: Some(spell_anew),
-            arg: memory.cast(),
-        });
-        pg_sys::error_context_stack = callback;
-        let result = work();
-        pg_sys::error_context_stack = previous;
-        result
-    }
-}
-
-/// Makes the texts of an error UTF-8 that are not, with stand-ins, and those that have stand-ins what they were.
-unsafe extern "C-unwind" fn spell_anew(memory: *mut c_void) {
-    // SAFETY: the server calls it for the message that it is about to send, and takes other texts for it then. It copies
-    // them, and the message, into memory that is not the one for errors. If it has none, nothing here is left to drop.
-    unsafe {
-        let memory_for_errors = pg_sys::CurrentMemoryContext;
-        pg_sys::CurrentMemoryContext = memory.cast();
-        let error = ffi::CopyErrorData();
-        pg_sys::CurrentMemoryContext = memory_for_errors;
-        if (*error).elevel == PgLogLevel::ERROR as c_int {
-            type Say = unsafe extern "C-unwind" fn(*const c_char, ...) -> c_int;
-            let texts: [(*mut c_char, Say); 3] = [
-                ((*error).message, ffi::errmsg),
-                ((*error).detail, ffi::errdetail),
-                ((*error).hint, ffi::errhint),
-            ];
-            for (text, say) in texts {
-                if let Some(text) = other_spelling(text).map(CString::into_raw) {
-                    say(c"%s".as_ptr(), text);
-                    drop(CString::from_raw(text));
-                }
-            }
-        }
-        ffi::FreeErrorData(error);
-    }
-}
-
-/// None if there is none.
-///
-/// # Safety
-/// The text ends with a zero byte, unless it is null.
-unsafe fn other_spelling(text: *const c_char) -> Option<CString> {
-    // SAFETY: as the caller says.
-    let text = unsafe { (!text.is_null()).then(|| CStr::from_ptr(text).to_bytes()) }?;
-    let other = match str::from_utf8(text) {
-        Ok(text) => encoding::bytes(text),
-        Err(_) => encoding::text(text).into_owned().into_bytes(),
-    };
-    (other != text).then(|| composed(other))
 }
 
 /// As a DETAIL is written, of a text of [`encoding`]. It may cite anything, a zero byte, too, at which it must not end.

@@ -6,8 +6,8 @@
 //! exits, there is none.
 
 use pgrx::pg_sys::{
-    BlockNumber, CatCList, Datum, ErrorData, ForkNumber, HeapTuple, LWLock, LWLockMode, Oid,
-    Relation, ScanKey, Size, Snapshot, SysScanDesc, TimestampTz, TupleDesc, XactCallback,
+    BlockNumber, CatCList, Datum, ForkNumber, HeapTuple, LWLock, LWLockMode, Oid, Relation,
+    ScanKey, Size, Snapshot, SysScanDesc, TimestampTz, TupleDesc, XactCallback,
     ffi::pg_guard_ffi_boundary, pg_on_exit_callback,
 };
 use std::ffi::{c_char, c_int, c_void};
@@ -25,11 +25,8 @@ macro_rules! declared {
     };
 }
 
-// They raise nothing: a process here holds one lock at most, and registers two callbacks. CopyErrorData raises only that
-// there is no memory, which the server expects of whoever has a look at its message.
+// They raise nothing: a process here holds one lock at most, and registers three callbacks.
 declared! {
-    pub fn CopyErrorData() -> *mut ErrorData;
-    pub fn FreeErrorData(error: *mut ErrorData);
     pub fn GetCurrentTimestamp() -> i64;
     pub fn LWLockAcquire(lock: *mut LWLock, mode: LWLockMode::Type) -> bool;
     pub fn LWLockRelease(lock: *mut LWLock);

@@ -32,15 +32,6 @@ fn edited_label(
     memory::require(0);
     let limit = a_limit.unwrap_or_else(|| error::must_not_be_null("a_limit"));
     let keep = keep.unwrap_or_else(|| error::must_not_be_null("keep"));
-    error::in_any_encoding(|| edited_label_of(role, database, limit, keep))
-}
-
-fn edited_label_of(
-    role: Option<&CStr>,
-    database: Option<&CStr>,
-    limit: &[u8],
-    keep: bool,
-) -> Option<SqlText> {
     let (object, target) = labelled(role, database);
     let old = Labels::sought().text(object);
     let old = old.unwrap_or_else(|| Ok(b"{}".to_vec()));

@@ -48,10 +48,8 @@ fn explain_login(
     let role = role.unwrap_or_else(|| error::must_not_be_null("role"));
     let database = database.unwrap_or_else(|| error::must_not_be_null("database"));
     let viewer = Viewer::current();
-    let standings = error::in_any_encoding(|| {
-        let (role, database) = named(role, database, &viewer);
-        standings(&role, &database, address.map(host))
-    });
+    let (role, database) = named(role, database, &viewer);
+    let standings = standings(&role, &database, address.map(host));
     let rows = standings.into_iter().map(|standing| {
         let limit = standing.limit;
         let may_count = viewer.may_count_sessions(&limit.scope);

@@ -59,7 +59,7 @@ unsafe extern "C-unwind" fn session_limit_object_access(
     match class {
         // ALTER ROLE … [NO]LOGIN, CONNECTION LIMIT
         pg_sys::AuthIdRelationId => {
-            error::in_any_encoding(|| check_altered(object.to_u32()));
+            check_altered(object.to_u32());
             at_commit_limits_change();
         }
         // ALTER DATABASE … CONNECTION LIMIT, RENAME
@@ -128,10 +128,6 @@ unsafe extern "C-unwind" fn session_limit_check_label(
     }
     labels_change();
     at_commit_limits_change();
-    error::in_any_encoding(|| check_labelled(object, label));
-}
-
-fn check_labelled(object: &pg_sys::ObjectAddress, label: Option<&[u8]>) {
     let oid = object.objectId.to_u32();
     match object.classId {
         // SECURITY LABEL FOR session_limit ON ROLE …
