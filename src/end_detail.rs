@@ -39,6 +39,8 @@ unsafe extern "C-unwind" fn session_limit_emit_log(message: *mut pg_sys::ErrorDa
             };
             (*message).detail =
                 pg_sys::MemoryContextStrdup((*message).assoc_context, detail.as_ptr());
+            // From 19 on the server says who sent the signal, in the log alone and in place of the DETAIL.
+            (*message).detail_log = std::ptr::null_mut();
         }
         if let Some(previous) = PREVIOUS.get() {
             pg_sys::ffi::pg_guard_ffi_boundary(|| previous(message));

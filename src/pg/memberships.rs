@@ -161,7 +161,7 @@ fn granted_to(member: u32, such: impl Fn(&FormData_pg_auth_members) -> bool) -> 
     // SAFETY: in a transaction. The cache is of that catalog, its first key a member; the rows are
     // copied before the list is given back.
     unsafe {
-        let cache = SysCacheIdentifier::AUTHMEMMEMROLE as i32;
+        let cache = compat::cache_number(SysCacheIdentifier::AUTHMEMMEMROLE);
         let key = pg_sys::Oid::from(member).into();
         let none = pg_sys::Datum::null();
         let list = ffi::SearchSysCacheList(cache, 1, key, none, none);

@@ -3,7 +3,7 @@
 //! A scan uses its index only once the relation cache can say what the index looks like. On the first login after a
 //! start it cannot: the scan then reads the whole catalog.
 
-use crate::pg::ffi;
+use crate::pg::{compat, ffi};
 use pgrx::pg_sys::{self, SysCacheIdentifier};
 
 /// A row that a scan has found, good until the scan goes on.
@@ -118,7 +118,7 @@ pub unsafe fn cached<Row, T>(
 ) -> Option<T> {
     // SAFETY: as the caller says; the row is copied before it is given back.
     unsafe {
-        let tuple = ffi::SearchSysCache1(cache as i32, key);
+        let tuple = ffi::SearchSysCache1(compat::cache_number(cache), key);
         if tuple.is_null() {
             return None;
         }
