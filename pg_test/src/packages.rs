@@ -212,6 +212,42 @@ pub fn pgbouncer() -> Result<PathBuf, String> {
     debian("pgbouncer", &["pgbouncer", "libc-ares2", "libevent-2.1-7"])
 }
 
+/// A Debian 12 in a folder, with PostgreSQL 15 and what makes packages, for root to use with `chroot`; without Rust.
+pub fn debian_root() -> Result<PathBuf, String> {
+    let _lock = lock();
+    download("debian-12", |partial| {
+        say("making a Debian 12 in a folder: a minute or two");
+        let apt = Apt::try_new(&partial.join("apt"))?;
+        let tools = partial.join("tools");
+        apt.try_unpack(&["mmdebstrap"], &tools)?;
+        let archives = "deb $(REPO_URI) $(RELEASE) $(COMPONENT)";
+        let of_debian = ["Origin: Debian", "Created-By: Packages"];
+        let mut sources = apt.command("apt-get");
+        let sources = try_run(
+            sources
+                .args(["indextargets", "--format", archives])
+                .args(of_debian),
+        )?;
+        let list = partial.join("sources.list");
+        fs::write(&list, sources).expect("write a list");
+        let root = partial.join("root");
+        let mut mmdebstrap = Command::new(tools.join("usr/bin/mmdebstrap"));
+        mmdebstrap.args([
+            "--quiet",
+            "--mode=root",
+            "--variant=minbase",
+            "--dpkgopt=force-unsafe-io",
+        ]);
+        mmdebstrap.arg("--include=postgresql-15,debhelper,make");
+        try_run(mmdebstrap.arg("bookworm").arg(&root).arg(&list))?;
+        // Its scripts for debhelper, without the compilers that it depends on.
+        apt.try_unpack(&["postgresql-server-dev-all"], &root)?;
+        fs::remove_dir_all(partial.join("apt")).expect("remove the package lists");
+        Ok(())
+    })
+    .map(|unpacked| unpacked.join("root"))
+}
+
 /// Packages from Debian's archive; returns the root of their files.
 fn debian(name: &str, packages: &[&str]) -> Result<PathBuf, String> {
     download(name, |partial| {

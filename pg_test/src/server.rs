@@ -21,7 +21,7 @@ pub struct Server {
     /// Empty, or where shared libraries are that came with it.
     libraries: PathBuf,
     /// The one that knows where the headers are.
-    pg_config: PathBuf,
+    pub pg_config: PathBuf,
     /// An initialised data directory to copy.
     pub template: PathBuf,
 }

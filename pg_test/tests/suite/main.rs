@@ -35,6 +35,7 @@ mod kinds;
 mod labels;
 mod limits;
 mod memory;
+mod packages;
 mod refusal;
 mod regress;
 mod replacing;
@@ -72,6 +73,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("labels", labels::TESTS),
     ("limits", limits::TESTS),
     ("memory", memory::TESTS),
+    ("packages", packages::TESTS),
     ("refusal", refusal::TESTS),
     ("regress", regress::TESTS),
     ("replacing", replacing::TESTS),
