@@ -44,7 +44,20 @@ LANGUAGE C VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'current_stats_0_2_wrapper';
 COMMENT ON FUNCTION session_limit.current_stats() IS 'what has become of logins that the caller may know of; use the view session_limit.stats';
 
-GRANT EXECUTE ON FUNCTION session_limit.defined_limits(), session_limit.current_stats() TO PUBLIC;
+CREATE FUNCTION session_limit.current_status(
+    OUT library_version text,
+    OUT enforcement text,
+    OUT worker_pid integer,
+    OUT slots_in_use bigint,
+    OUT slots bigint,
+    OUT waiting bigint,
+    OUT stats_lost boolean
+) RETURNS SETOF record
+LANGUAGE C VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'current_status_wrapper';
+COMMENT ON FUNCTION session_limit.current_status() IS 'the state of the library, in one row; use the view session_limit.status';
+
+GRANT EXECUTE ON FUNCTION session_limit.defined_limits(), session_limit.current_stats(), session_limit.current_status() TO PUBLIC;
 
 CREATE OR REPLACE VIEW session_limit.limits AS
 SELECT
@@ -94,6 +107,30 @@ SELECT
 FROM session_limit.current_stats() s
 LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.usesysid
 LEFT JOIN pg_catalog.pg_database d ON d.oid = s.datid;
+
+CREATE VIEW session_limit.status AS
+SELECT
+    s.library_version,
+    (SELECT e.extversion FROM pg_catalog.pg_extension e WHERE e.extname = 'session_limit') AS extension_version,
+    s.enforcement,
+    s.worker_pid,
+    s.slots_in_use,
+    s.slots,
+    s.waiting,
+    s.stats_lost
+FROM session_limit.current_status() s;
+COMMENT ON VIEW session_limit.status IS 'the state of session_limit on this server, in one row';
+COMMENT ON COLUMN session_limit.status.library_version IS 'version of the library that the server has loaded';
+COMMENT ON COLUMN session_limit.status.extension_version IS 'version of the SQL objects in this database';
+COMMENT ON COLUMN session_limit.status.enforcement IS 'the setting session_limit.enforcement: on; log: nobody is refused; off: nothing is decided';
+COMMENT ON COLUMN session_limit.status.worker_pid IS 'process ID of the background worker; null if there is none, so that nothing is swept';
+COMMENT ON COLUMN session_limit.status.slots_in_use IS 'sessions that are counted, and WAL senders, exempt ones among them';
+COMMENT ON COLUMN session_limit.status.slots IS 'the most that there can be: as many as the server can have backends';
+COMMENT ON COLUMN session_limit.status.waiting IS 'logins that wait for room; null if the caller may not see who waits';
+COMMENT ON COLUMN session_limit.status.stats_lost IS
+    'whether statistics from before session_limit.stats.stats_reset were lost, by a crash, an immediate shutdown or an unreadable file; false again after reset_stats()';
+
+GRANT SELECT ON session_limit.status TO PUBLIC;
 
 DROP FUNCTION session_limit.defined_limits_0_1();
 DROP FUNCTION session_limit.current_stats_0_1();

@@ -120,6 +120,19 @@ LANGUAGE C VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'current_stats_0_2_wrapper';
 COMMENT ON FUNCTION session_limit.current_stats() IS 'what has become of logins that the caller may know of; use the view session_limit.stats';
 
+CREATE FUNCTION session_limit.current_status(
+    OUT library_version text,
+    OUT enforcement text,
+    OUT worker_pid integer,
+    OUT slots_in_use bigint,
+    OUT slots bigint,
+    OUT waiting bigint,
+    OUT stats_lost boolean
+) RETURNS SETOF record
+LANGUAGE C VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'current_status_wrapper';
+COMMENT ON FUNCTION session_limit.current_status() IS 'the state of the library, in one row; use the view session_limit.status';
+
 CREATE FUNCTION session_limit.reset_stats() RETURNS void
 LANGUAGE C VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'reset_stats_wrapper';
@@ -319,6 +332,28 @@ COMMENT ON COLUMN session_limit.stats.peak_at IS 'when there first were so many;
 COMMENT ON COLUMN session_limit.stats.decisions IS 'logins that were decided: admitted, refused and abandoned';
 COMMENT ON COLUMN session_limit.stats.decision_us IS 'microseconds that these spent being decided, in all, without waiting';
 COMMENT ON COLUMN session_limit.stats.stats_reset IS 'since when logins are counted';
+
+CREATE VIEW session_limit.status AS
+SELECT
+    s.library_version,
+    (SELECT e.extversion FROM pg_catalog.pg_extension e WHERE e.extname = 'session_limit') AS extension_version,
+    s.enforcement,
+    s.worker_pid,
+    s.slots_in_use,
+    s.slots,
+    s.waiting,
+    s.stats_lost
+FROM session_limit.current_status() s;
+COMMENT ON VIEW session_limit.status IS 'the state of session_limit on this server, in one row';
+COMMENT ON COLUMN session_limit.status.library_version IS 'version of the library that the server has loaded';
+COMMENT ON COLUMN session_limit.status.extension_version IS 'version of the SQL objects in this database';
+COMMENT ON COLUMN session_limit.status.enforcement IS 'the setting session_limit.enforcement: on; log: nobody is refused; off: nothing is decided';
+COMMENT ON COLUMN session_limit.status.worker_pid IS 'process ID of the background worker; null if there is none, so that nothing is swept';
+COMMENT ON COLUMN session_limit.status.slots_in_use IS 'sessions that are counted, and WAL senders, exempt ones among them';
+COMMENT ON COLUMN session_limit.status.slots IS 'the most that there can be: as many as the server can have backends';
+COMMENT ON COLUMN session_limit.status.waiting IS 'logins that wait for room; null if the caller may not see who waits';
+COMMENT ON COLUMN session_limit.status.stats_lost IS
+    'whether statistics from before session_limit.stats.stats_reset were lost, by a crash, an immediate shutdown or an unreadable file; false again after reset_stats()';
 
 REVOKE ALL ON SCHEMA session_limit FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA session_limit FROM PUBLIC;

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 pub struct Mailbox {
     /// 0, or one more than the worker's slot.
     reader: AtomicU32,
+    /// The process ID of the worker, or of the last one that there was; 0 if there was none.
+    worker: AtomicU32,
     /// A limit may have changed since the worker asked.
     changed: AtomicBool,
     /// The tick at which some process last said that it cannot read limits; 0 if none has.
@@ -19,6 +21,7 @@ impl Mailbox {
     pub fn new() -> Mailbox {
         Mailbox {
             reader: AtomicU32::new(0),
+            worker: AtomicU32::new(0),
             changed: AtomicBool::new(false),
             complained: AtomicU64::new(0),
         }
@@ -35,6 +38,13 @@ impl Mailbox {
     pub fn become_reader(&self) {
         let reader = compat::my_slot() as u32 + 1;
         self.reader.store(reader, Ordering::SeqCst);
+        self.worker.store(std::process::id(), Ordering::SeqCst);
+    }
+
+    /// The process ID of the worker; None if there is none now.
+    pub fn worker(&self) -> Option<u32> {
+        let pid = self.worker.load(Ordering::SeqCst);
+        (pid != 0 && !backend::is_gone(pid)).then_some(pid)
     }
 
     /// Whether limits have changed since the last call.

@@ -258,6 +258,11 @@ pub fn change_statistics(change: impl FnOnce(&mut Statistics)) {
         .exclusively(|statistics| change(statistics));
 }
 
+/// Whether those from before [`Statistics::since`] were lost.
+pub fn statistics_are_lost() -> bool {
+    memory().statistics.shared(|statistics| statistics.lost())
+}
+
 /// A copy of the statistics.
 pub fn statistics() -> Box<Statistics> {
     memory::require(size_of::<Statistics>());

@@ -16,16 +16,25 @@ const FILE: &str = "pg_stat/session_limit.stat";
 const NEW_FILE: &str = "pg_stat/session_limit.stat.tmp";
 const DIRECTORY: &str = "pg_stat";
 const CONTROL_FILE: &str = "global/pg_control";
+/// There until a copy of a running server, as pg_basebackup makes it, is first started.
+const BACKUP_LABEL: &str = "backup_label";
 
 /// Run by the postmaster as it starts, with the memory to itself.
 pub fn load(statistics: &mut Statistics) {
     statistics.reset(now());
     let loaded = match take() {
         Ok(Some(bytes)) => statistics.decode(&bytes).map_err(String::from),
-        Ok(None) => Ok(()),
+        Ok(None) => {
+            // Else there were none yet.
+            if !has_shut_down() && !fs::exists(BACKUP_LABEL).unwrap_or(false) {
+                statistics.lose();
+            }
+            Ok(())
+        }
         Err(error) => Err(error.to_string()),
     };
     if let Err(why) = loaded {
+        statistics.lose();
         error::stats_are_lost(FILE, &why);
     }
 }

@@ -11,8 +11,8 @@ pub const ROOM: usize = 1000;
 /// checksum, in words of 8 bytes.
 pub const MAX_BYTES: usize = 8 * (HEADER + Counters::WORDS + ROOM * ENTRY + 1);
 
-/// How many words the header has: magic number, version, and since when the counters count.
-const HEADER: usize = 3;
+/// How many words the header has: magic number, version, since when the counters count, and whether earlier ones were lost.
+const HEADER: usize = 4;
 
 /// How many words an entry has: a pair and its counters.
 const ENTRY: usize = 1 + Counters::WORDS;
@@ -21,7 +21,7 @@ const ENTRY: usize = 1 + Counters::WORDS;
 const MAGIC: u64 = u64::from_be_bytes(*b"sl_stats");
 
 /// The version of the bytes. Raise it when a counter comes, goes or changes its meaning.
-const VERSION: u64 = 2;
+const VERSION: u64 = 3;
 
 /// What has counters of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -203,6 +203,8 @@ fn micros(duration: Duration) -> u64 {
 pub struct Statistics {
     /// When it was last reset, in microseconds since 2000-01-01.
     since: i64,
+    /// Whether the statistics from before that were lost.
+    lost: bool,
     /// How many entries of `pairs` and `counters` are in use.
     used: usize,
     /// Apart from their counters, so that the search for a pair reads few pages.
@@ -216,6 +218,7 @@ impl Statistics {
     pub fn new(since: i64) -> Statistics {
         Statistics {
             since,
+            lost: false,
             used: 0,
             pairs: [Pair::default(); ROOM],
             counters: [Counters::default(); ROOM],
@@ -225,7 +228,13 @@ impl Statistics {
 
     /// Forgets all pairs and counters.
     pub fn reset(&mut self, since: i64) {
-        (self.since, self.used, self.others) = (since, 0, Counters::default());
+        (self.since, self.lost) = (since, false);
+        (self.used, self.others) = (0, Counters::default());
+    }
+
+    /// Notes that the statistics from before the last reset were lost.
+    pub fn lose(&mut self) {
+        self.lost = true;
     }
 
     /// Counts a login for its pair.
@@ -258,6 +267,11 @@ impl Statistics {
         self.since
     }
 
+    /// Whether the statistics from before that were lost.
+    pub fn lost(&self) -> bool {
+        self.lost
+    }
+
     fn pairs(&self) -> impl Iterator<Item = (&Pair, &Counters)> {
         self.pairs.iter().zip(&self.counters).take(self.used)
     }
@@ -272,7 +286,8 @@ impl Statistics {
     /// As little-endian words of 8 bytes: the header, the counters of the others, each pair with its counters, and a
     /// checksum of all that.
     pub fn encode(&self) -> Vec<u8> {
-        let header = [MAGIC, VERSION, self.since.cast_unsigned()];
+        let since = self.since.cast_unsigned();
+        let header: [u64; HEADER] = [MAGIC, VERSION, since, self.lost.into()];
         let pairs = self
             .pairs()
             .flat_map(|(pair, counters)| std::iter::once(pair.word()).chain(counters.words()));
@@ -287,7 +302,7 @@ impl Statistics {
         let (content, sum) = bytes.split_last_chunk().ok_or("it is too short")?;
         let (words, rest) = content.as_chunks();
         let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
-        let [MAGIC, version, since, body @ ..] = words.as_slice() else {
+        let [MAGIC, version, since, lost, body @ ..] = words.as_slice() else {
             return Err("it has no statistics of session_limit");
         };
         if *version != VERSION {
@@ -301,7 +316,7 @@ impl Statistics {
         if !rest.is_empty() || !more.is_empty() || pairs.len() > ROOM {
             return Err("its length is wrong");
         }
-        self.since = since.cast_signed();
+        (self.since, self.lost) = (since.cast_signed(), *lost != 0);
         self.others = Counters::of(*others);
         self.used = pairs.len();
         let entries = self.pairs.iter_mut().zip(&mut self.counters);
@@ -465,6 +480,7 @@ pub mod tests {
         );
         assert_eq!(counters(&statistics, Some(last)).admitted, 2);
         assert_eq!(counters(&statistics, None), others);
+        statistics.lose();
         assert_eq!(statistics.encode().len(), MAX_BYTES);
         let mut read = Statistics::new(0);
         assert_eq!(read.decode(&statistics.encode()), Ok(()));
@@ -477,8 +493,10 @@ pub mod tests {
         for role in 0..ROOM as u32 + 5 {
             statistics.count(Pair { role, database: 1 }, &admitted(7, 3));
         }
+        statistics.lose();
         statistics.reset(8);
         assert_eq!((statistics.since(), statistics.rows().count()), (8, 0));
+        assert!(!statistics.lost(), "these were discarded");
         statistics.count(ALICE, &admitted(9, 1));
         let alice = counters(&statistics, Some(ALICE));
         assert_eq!((alice.admitted, alice.peak, alice.peak_at), (1, 1, 9));
@@ -511,7 +529,9 @@ pub mod tests {
         let mut longer = vec![0; ENTRY * (ROOM + 1)];
         longer.splice(
             0..0,
-            [MAGIC, VERSION, 1].into_iter().chain([0; Counters::WORDS]),
+            [MAGIC, VERSION, 1, 0]
+                .into_iter()
+                .chain([0; Counters::WORDS]),
         );
         let cases = [
             (vec![], "it is too short"),
@@ -524,10 +544,10 @@ pub mod tests {
             (flipped, "its checksum is wrong"),
             (good[..good.len() - 8].to_vec(), "its checksum is wrong"),
             (good[..good.len() - 3].to_vec(), "its checksum is wrong"),
-            (signed(&[MAGIC, VERSION, 1]), "it is too short"),
+            (signed(&[MAGIC, VERSION, 1, 0]), "it is too short"),
             (signed(&longer), "its length is wrong"),
             (
-                signed(&longer[..3 + Counters::WORDS + 1]),
+                signed(&longer[..HEADER + Counters::WORDS + 1]),
                 "its length is wrong",
             ),
         ];

@@ -6,6 +6,7 @@ pub mod label_provider;
 mod limits;
 mod released;
 mod stats;
+mod status;
 mod viewer;
 mod views;
 

@@ -120,7 +120,15 @@ fn wal_senders_are_sessions_like_others(server: &Server) {
 fn a_base_backup_enforces(server: &Server) {
     let cluster = cluster(server, &[]);
     cluster.sql(&["CREATE ROLE alice LOGIN CONNECTION LIMIT 2"]);
+    cluster.sql(&["CREATE EXTENSION IF NOT EXISTS session_limit"]);
     let standby = Cluster::standby_of(&cluster);
+    let mut there = standby.superuser();
+    assert_eq!(
+        there.value("SELECT stats_lost FROM session_limit.status"),
+        "f",
+        "it had none"
+    );
+    there.end();
     let _here = [
         cluster.login_of("alice").login().expect("one"),
         cluster.login_of("alice").login().expect("two"),

@@ -339,6 +339,12 @@ fn file(cluster: &Cluster) -> PathBuf {
     cluster.dir.join("data/pg_stat/session_limit.stat")
 }
 
+/// What the view `status` says.
+fn are_lost(cluster: &Cluster) -> bool {
+    let mut superuser = cluster.superuser();
+    superuser.value("SELECT stats_lost FROM session_limit.status") == "t"
+}
+
 const LOST: &str =
     r#"LOG:  session_limit: could not read "pg_stat/session_limit.stat", statistics begin anew: "#;
 
@@ -359,6 +365,7 @@ fn a_clean_restart_keeps_them(server: &Server) {
         [2, 0, 1, 0, 0, 0, 1, 3]
     );
     assert!(!cluster.log().contains(LOST), "nothing was wrong");
+    assert!(!are_lost(&cluster));
     let left = fs::read_dir(cluster.dir.join("data/pg_stat"))
         .expect("pg_stat")
         .count();
@@ -393,6 +400,9 @@ fn an_immediate_stop_loses_them(server: &Server) {
     cluster.stop(Stop::Fast);
     cluster.start_again();
     assert_eq!(all(&cluster), before);
+    assert!(are_lost(&cluster), "those from before");
+    cluster.sql(&["SELECT session_limit.reset_stats()"]);
+    assert!(!are_lost(&cluster), "nobody misses them");
 }
 
 fn a_crash_loses_them(server: &Server) {
@@ -401,8 +411,10 @@ fn a_crash_loses_them(server: &Server) {
     cluster.stop(Stop::Fast);
     cluster.start_again();
     let alice = cluster.login_of("alice").login().expect("room");
+    assert!(!are_lost(&cluster));
     crash(&cluster, &alice);
     assert_eq!(all(&cluster), Vec::<Vec<String>>::new());
+    assert!(are_lost(&cluster));
     let before = count_something(&cluster);
     cluster.stop(Stop::Fast);
     cluster.start_again();
@@ -483,6 +495,8 @@ fn a_damaged_file_loses_them(server: &Server) {
         let logged = cluster.log().len();
         cluster.start_again();
         assert_eq!(all(&cluster), Vec::<Vec<String>>::new(), "{why}");
+        assert!(are_lost(&cluster), "{why}");
+        cluster.sql(&["SELECT session_limit.reset_stats()"]);
         let log = cluster.log().split_off(logged);
         assert_eq!(log.matches("statistics begin anew").count(), 1, "{log}");
         assert!(log.contains(&format!("{LOST}{why}")), "{log}");

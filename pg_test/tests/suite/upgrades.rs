@@ -73,7 +73,7 @@ fn an_upgrade_is_as_a_fresh_install(server: &Server) {
     }
 }
 
-/// Every view and function of the installed version.
+/// Every view and function that each version has.
 fn call_all(cluster: &Cluster, database: &str) {
     let mut session = cluster
         .login_of("postgres")

@@ -1,13 +1,15 @@
 //! The views: what they show, to whom, and when the library is not there.
 
-use crate::scene::refused;
+use crate::scene::{admitted, refused, wait_until};
 use pg_test::client::Target;
 use pg_test::cluster::Cluster;
 use pg_test::server::Server;
+use std::thread;
 
 tests![
     sessions,
     usage,
+    status,
     whose_rows_one_sees,
     dropped_and_created_again,
     not_preloaded,
@@ -119,6 +121,42 @@ fn usage(server: &Server) {
     );
 }
 
+fn status(server: &Server) {
+    let cluster = Cluster::start(
+        server,
+        &[
+            ("session_limit.max_wait", "10min"),
+            ("authentication_timeout", "10min"),
+        ],
+    );
+    cluster.sql(&[
+        "CREATE EXTENSION session_limit",
+        "CREATE ROLE alice LOGIN CONNECTION LIMIT 1",
+    ]);
+    let mut superuser = cluster.superuser();
+    let versions = "SELECT library_version, extension_version FROM session_limit.status";
+    let installed = superuser
+        .value("SELECT default_version FROM pg_available_extensions WHERE name = 'session_limit'");
+    assert_eq!(superuser.query(versions), [[&*installed, &*installed]]);
+    let state = "SELECT enforcement, slots_in_use, slots >= current_setting('max_connections')::int, waiting, stats_lost
+        FROM session_limit.status";
+    let mut alice = admitted(&cluster.login_of("alice"));
+    assert_eq!(superuser.query(state), [["on", "2", "t", "0", "f"]]);
+    let waiter = thread::spawn({
+        let target = cluster.login_of("alice");
+        move || admitted(&target)
+    });
+    let waiting = "SELECT waiting FROM session_limit.status";
+    wait_until(&mut superuser, waiting, "1");
+    assert_eq!(superuser.query(state), [["on", "2", "t", "1", "f"]]);
+    assert_eq!(alice.value(waiting), "", "who waits is not for everyone");
+    drop(alice);
+    waiter.join().expect("room");
+    cluster.set(&[("session_limit.enforcement", "log")]);
+    let enforcement = "SELECT enforcement FROM session_limit.status";
+    wait_until(&mut superuser, enforcement, "log");
+}
+
 fn whose_rows_one_sees(server: &Server) {
     let cluster = Cluster::start(server, &[("session_limit.max_sessions_per_role", "4")]);
     cluster.sql(&[
@@ -193,6 +231,8 @@ fn not_preloaded(server: &Server) {
         "session_limit.stats",
         "session_limit.current_stats()",
         "session_limit.reset_stats()",
+        "session_limit.status",
+        "session_limit.current_status()",
         "session_limit.explain_login('postgres')",
         "session_limit.set_limit(role => 'postgres', max => 1)",
         "session_limit.clear_limit(role => 'postgres')",

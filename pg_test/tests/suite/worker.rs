@@ -9,6 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 tests![
     reclaims_what_a_vanished_process_left,
     survives,
+    none_is_shown,
     keeps_no_database_from_being_dropped
 ];
 
@@ -66,8 +67,19 @@ fn reclaims_what_a_vanished_process_left(server: &Server) {
     cluster.login_of("alice").login().expect("room");
 }
 
+const SHOWN: &str = "SELECT worker_pid FROM session_limit.status";
+
+/// The server has no room for one, and starts all the same.
+fn none_is_shown(server: &Server) {
+    let cluster = Cluster::start(server, &[("max_worker_processes", "0")]);
+    cluster.sql(&["CREATE EXTENSION session_limit", "CREATE ROLE alice LOGIN"]);
+    let mut alice = cluster.login_of("alice").login().expect("alice");
+    assert_eq!(alice.query(SHOWN), [[""]]);
+}
+
 fn survives(server: &Server) {
     let mut cluster = Cluster::start(server, &[]);
+    cluster.sql(&["CREATE EXTENSION session_limit"]);
     let first = wait_for("the worker", || worker(&cluster));
     cluster.reload();
     assert_eq!(worker(&cluster), Some(first), "a reload");
@@ -78,6 +90,8 @@ fn survives(server: &Server) {
     };
     kill_process(first, Signal::TERM).expect("end the worker");
     let second = again(&cluster, first);
+    let shown = second.as_raw_nonzero().to_string();
+    wait_until(&mut cluster.superuser(), SHOWN, &shown);
     kill_process(second, Signal::KILL).expect("kill the worker");
     again(&cluster, second);
     cluster.stop(pg_test::cluster::Stop::Fast);
