@@ -1,8 +1,36 @@
 -- What 0.2.0 adds to 0.1.0. A function whose columns change is made anew, under a new symbol of the library: the library
 -- that is still in memory does not have it, and says so. Views grow at their end, so that what uses them stays.
 
+ALTER FUNCTION session_limit.current_usage() RENAME TO current_usage_0_1;
 ALTER FUNCTION session_limit.defined_limits() RENAME TO defined_limits_0_1;
 ALTER FUNCTION session_limit.current_stats() RENAME TO current_stats_0_1;
+
+CREATE FUNCTION session_limit.current_usage(
+    OUT source text,
+    OUT per text,
+    OUT subject text,
+    OUT in_use bigint,
+    OUT max bigint,
+    OUT waiting bigint,
+    OUT longest_wait_us bigint
+) RETURNS SETOF record
+LANGUAGE C VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'current_usage_0_2_wrapper';
+COMMENT ON FUNCTION session_limit.current_usage() IS 'limits and their counts that the caller may see; use the view session_limit.usage';
+
+CREATE FUNCTION session_limit.current_waiters(
+    OUT pid integer,
+    OUT usesysid oid,
+    OUT datid oid,
+    OUT client_addr inet,
+    OUT waitstart timestamptz,
+    OUT source text,
+    OUT per text,
+    OUT subject text
+) RETURNS SETOF record
+LANGUAGE C VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'current_waiters_wrapper';
+COMMENT ON FUNCTION session_limit.current_waiters() IS 'waiting logins that the caller may see, and each limit in their way; use the view session_limit.waiters';
 
 CREATE FUNCTION session_limit.defined_limits(
     OUT source text,
@@ -57,7 +85,13 @@ LANGUAGE C VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'current_status_wrapper';
 COMMENT ON FUNCTION session_limit.current_status() IS 'the state of the library, in one row; use the view session_limit.status';
 
-GRANT EXECUTE ON FUNCTION session_limit.defined_limits(), session_limit.current_stats(), session_limit.current_status() TO PUBLIC;
+GRANT EXECUTE ON FUNCTION
+    session_limit.current_usage(),
+    session_limit.current_waiters(),
+    session_limit.defined_limits(),
+    session_limit.current_stats(),
+    session_limit.current_status()
+TO PUBLIC;
 
 CREATE OR REPLACE VIEW session_limit.limits AS
 SELECT
@@ -82,7 +116,8 @@ SELECT
     u.in_use,
     u.max,
     CASE WHEN u.max < u.in_use THEN 0 ELSE u.max - u.in_use END AS free,
-    u.waiting
+    u.waiting,
+    u.longest_wait_us * interval '1 microsecond' AS longest_wait
 FROM session_limit.current_usage() u;
 
 CREATE OR REPLACE VIEW session_limit.stats AS
@@ -108,6 +143,30 @@ FROM session_limit.current_stats() s
 LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.usesysid
 LEFT JOIN pg_catalog.pg_database d ON d.oid = s.datid;
 
+CREATE VIEW session_limit.waiters AS
+SELECT w.pid, r.rolname AS usename, d.datname, w.client_addr, w.waitstart, w.limits
+FROM (
+    SELECT
+        c.pid,
+        c.usesysid,
+        c.datid,
+        c.client_addr,
+        c.waitstart,
+        json_agg(json_build_object('source', c.source, 'per', c.per, 'subject', c.subject))
+            FILTER (WHERE c.source IS NOT NULL) AS limits
+    FROM session_limit.current_waiters() c
+    GROUP BY c.pid, c.usesysid, c.datid, c.client_addr, c.waitstart
+) w
+LEFT JOIN pg_catalog.pg_roles r ON r.oid = w.usesysid
+LEFT JOIN pg_catalog.pg_database d ON d.oid = w.datid;
+COMMENT ON VIEW session_limit.waiters IS 'the logins that wait for room, one row each';
+COMMENT ON COLUMN session_limit.waiters.pid IS 'process ID of the backend';
+COMMENT ON COLUMN session_limit.waiters.usename IS 'role that logs in; null if it was dropped since';
+COMMENT ON COLUMN session_limit.waiters.datname IS 'database; null if it was dropped since';
+COMMENT ON COLUMN session_limit.waiters.client_addr IS 'address of the client; null over a Unix-domain socket';
+COMMENT ON COLUMN session_limit.waiters.waitstart IS 'when its login arrived: since then it waits';
+COMMENT ON COLUMN session_limit.waiters.limits IS 'the limits without room for it, by the columns of session_limit.usage; null if it is about to go in';
+
 CREATE VIEW session_limit.status AS
 SELECT
     s.library_version,
@@ -130,8 +189,9 @@ COMMENT ON COLUMN session_limit.status.waiting IS 'logins that wait for room; nu
 COMMENT ON COLUMN session_limit.status.stats_lost IS
     'whether statistics from before session_limit.stats.stats_reset were lost, by a crash, an immediate shutdown or an unreadable file; false again after reset_stats()';
 
-GRANT SELECT ON session_limit.status TO PUBLIC;
+GRANT SELECT ON session_limit.waiters, session_limit.status TO PUBLIC;
 
+DROP FUNCTION session_limit.current_usage_0_1();
 DROP FUNCTION session_limit.defined_limits_0_1();
 DROP FUNCTION session_limit.current_stats_0_1();
 
@@ -139,8 +199,8 @@ COMMENT ON COLUMN session_limit.limits.administrators IS
     'of the label of a group, the roles that can make anyone a member of it, superusers aside; null if there are none';
 COMMENT ON COLUMN session_limit.usage.in_use IS 'sessions that the limit counts; null if the caller may not see where they come from';
 COMMENT ON COLUMN session_limit.usage.free IS 'sessions that the limit has room for; null as in_use is';
-COMMENT ON COLUMN session_limit.usage.waiting IS
-    'logins that wait, of those that the limit would count; null if these can be of roles that the caller may not see';
+COMMENT ON COLUMN session_limit.usage.waiting IS 'logins that wait for room under the limit; null if these can be of roles that the caller may not see';
+COMMENT ON COLUMN session_limit.usage.longest_wait IS 'how long the one that waits longest has waited; null if there is none, and as waiting is';
 COMMENT ON COLUMN session_limit.stats.abandoned IS 'logins whose client closed the connection while they waited';
 COMMENT ON COLUMN session_limit.stats.decisions IS 'logins that were decided: admitted, refused and abandoned';
 COMMENT ON COLUMN session_limit.events.event IS

@@ -33,11 +33,26 @@ CREATE FUNCTION session_limit.current_usage(
     OUT subject text,
     OUT in_use bigint,
     OUT max bigint,
-    OUT waiting bigint
+    OUT waiting bigint,
+    OUT longest_wait_us bigint
 ) RETURNS SETOF record
 LANGUAGE C VOLATILE PARALLEL RESTRICTED
-AS 'MODULE_PATHNAME', 'current_usage_wrapper';
+AS 'MODULE_PATHNAME', 'current_usage_0_2_wrapper';
 COMMENT ON FUNCTION session_limit.current_usage() IS 'limits and their counts that the caller may see; use the view session_limit.usage';
+
+CREATE FUNCTION session_limit.current_waiters(
+    OUT pid integer,
+    OUT usesysid oid,
+    OUT datid oid,
+    OUT client_addr inet,
+    OUT waitstart timestamptz,
+    OUT source text,
+    OUT per text,
+    OUT subject text
+) RETURNS SETOF record
+LANGUAGE C VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'current_waiters_wrapper';
+COMMENT ON FUNCTION session_limit.current_waiters() IS 'waiting logins that the caller may see, and each limit in their way; use the view session_limit.waiters';
 
 CREATE FUNCTION session_limit.recent_events(
     OUT event_time timestamptz,
@@ -257,7 +272,8 @@ SELECT
     u.in_use,
     u.max,
     CASE WHEN u.max < u.in_use THEN 0 ELSE u.max - u.in_use END AS free,
-    u.waiting
+    u.waiting,
+    u.longest_wait_us * interval '1 microsecond' AS longest_wait
 FROM session_limit.current_usage() u;
 COMMENT ON VIEW session_limit.usage IS 'the limits that have a session or a waiting login, one row for each count';
 COMMENT ON COLUMN session_limit.usage.source IS 'where the limit is set';
@@ -266,7 +282,8 @@ COMMENT ON COLUMN session_limit.usage.subject IS 'role, group, database, address
 COMMENT ON COLUMN session_limit.usage.in_use IS 'sessions that the limit counts; null if the caller may not see where they come from';
 COMMENT ON COLUMN session_limit.usage.max IS 'sessions that the limit allows';
 COMMENT ON COLUMN session_limit.usage.free IS 'sessions that the limit has room for; null as in_use is';
-COMMENT ON COLUMN session_limit.usage.waiting IS 'logins that wait, of those that the limit would count; null if these can be of roles that the caller may not see';
+COMMENT ON COLUMN session_limit.usage.waiting IS 'logins that wait for room under the limit; null if these can be of roles that the caller may not see';
+COMMENT ON COLUMN session_limit.usage.longest_wait IS 'how long the one that waits longest has waited; null if there is none, and as waiting is';
 
 CREATE VIEW session_limit.events AS
 SELECT e.event_time, e.event, e.usename, e.datname, e.client_addr, e.pid, e.detail
@@ -332,6 +349,30 @@ COMMENT ON COLUMN session_limit.stats.peak_at IS 'when there first were so many;
 COMMENT ON COLUMN session_limit.stats.decisions IS 'logins that were decided: admitted, refused and abandoned';
 COMMENT ON COLUMN session_limit.stats.decision_us IS 'microseconds that these spent being decided, in all, without waiting';
 COMMENT ON COLUMN session_limit.stats.stats_reset IS 'since when logins are counted';
+
+CREATE VIEW session_limit.waiters AS
+SELECT w.pid, r.rolname AS usename, d.datname, w.client_addr, w.waitstart, w.limits
+FROM (
+    SELECT
+        c.pid,
+        c.usesysid,
+        c.datid,
+        c.client_addr,
+        c.waitstart,
+        json_agg(json_build_object('source', c.source, 'per', c.per, 'subject', c.subject))
+            FILTER (WHERE c.source IS NOT NULL) AS limits
+    FROM session_limit.current_waiters() c
+    GROUP BY c.pid, c.usesysid, c.datid, c.client_addr, c.waitstart
+) w
+LEFT JOIN pg_catalog.pg_roles r ON r.oid = w.usesysid
+LEFT JOIN pg_catalog.pg_database d ON d.oid = w.datid;
+COMMENT ON VIEW session_limit.waiters IS 'the logins that wait for room, one row each';
+COMMENT ON COLUMN session_limit.waiters.pid IS 'process ID of the backend';
+COMMENT ON COLUMN session_limit.waiters.usename IS 'role that logs in; null if it was dropped since';
+COMMENT ON COLUMN session_limit.waiters.datname IS 'database; null if it was dropped since';
+COMMENT ON COLUMN session_limit.waiters.client_addr IS 'address of the client; null over a Unix-domain socket';
+COMMENT ON COLUMN session_limit.waiters.waitstart IS 'when its login arrived: since then it waits';
+COMMENT ON COLUMN session_limit.waiters.limits IS 'the limits without room for it, by the columns of session_limit.usage; null if it is about to go in';
 
 CREATE VIEW session_limit.status AS
 SELECT

@@ -13,6 +13,7 @@
 
 use crate::mailbox::Mailbox;
 use crate::pg::backend::{Local, max_backends, tick};
+use crate::pg::compat;
 use crate::pg::ffi;
 use crate::pg::lwlock::Locked;
 use crate::pg::memory;
@@ -36,6 +37,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 const LOCK_NAME: &CStr = c"session_limit";
 const EVENT_LOCK_NAME: &CStr = c"session_limit_events";
 const STATS_LOCK_NAME: &CStr = c"session_limit_stats";
+const WAIT_EVENT: &CStr = c"SessionLimit";
 
 /// How many limits the queue can store, for each possible backend. A login with more of them than are left does not
 /// wait.
@@ -63,6 +65,8 @@ pub struct Memory {
     statistics: Locked<&'static mut Statistics>,
     pub mailbox: &'static Mailbox,
     label_changes: &'static LabelChanges,
+    /// Of a process that waits for room.
+    pub wait_event: u32,
 }
 
 static MEMORY: Local<Cell<Option<&'static Memory>>> = Local::new(Cell::new(None));
@@ -191,6 +195,7 @@ unsafe fn lay_out() -> Option<Memory> {
             statistics: Locked::new(STATS_LOCK_NAME, statistics),
             mailbox: mailbox.first()?,
             label_changes: labels.first()?,
+            wait_event: compat::new_wait_event(WAIT_EVENT),
         })
     }
 }

@@ -139,8 +139,11 @@ impl Wait {
 
     /// Returns when there may be room, or when it is time to give up.
     pub fn sleep(&self, client: &Client, limits: &[Limit]) -> Result<(), ClientIsGone> {
-        self.asleep
-            .set(self.asleep.get().or_else(|| Some(Instant::now())));
+        if self.asleep.get().is_none() {
+            self.asleep.set(Some(Instant::now()));
+            // If the login is let in, the server sets the next one.
+            compat::set_process_title(c"authentication waiting for room");
+        }
         self.look(client, self.left(limits).min(LOOK_EVERY))
     }
 
@@ -187,7 +190,7 @@ impl Wait {
                 wake as i32,
                 client.socket,
                 at_most.as_micros().div_ceil(1000) as i64,
-                pg_sys::PG_WAIT_EXTENSION,
+                shmem::memory().wait_event,
             );
             pg_sys::ResetLatch(pg_sys::MyLatch);
             woken as u32

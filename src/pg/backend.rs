@@ -99,6 +99,15 @@ pub fn wake(slot: usize) {
     unsafe { pg_sys::SetLatch(&raw mut (*(*pg_sys::ProcGlobal).allProcs.add(slot)).procLatch) };
 }
 
+/// The ID of the process that has the PGPROC with this number now; 0 if none has.
+pub fn process_at(slot: usize) -> u32 {
+    // SAFETY: the array of PGPROCs is never freed, and a slot number is an index of it. Others write the field at any time.
+    unsafe {
+        let process = (*pg_sys::ProcGlobal).allProcs.add(slot);
+        (&raw const (*process).pid).read_volatile() as u32
+    }
+}
+
 /// Tells a session's process, and what it has started, to end.
 pub fn end_session(pid: u32) {
     // SAFETY: only sends a signal. As with `pg_terminate_backend`, the process may be gone by now, and its ID is given

@@ -134,6 +134,29 @@ pub fn is_idle(slot: usize, pid: u32) -> bool {
     }
 }
 
+/// The process title says, after user, database and address, what the process does.
+pub fn set_process_title(activity: &CStr) {
+    // SAFETY: writes to memory of this process.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        pg_sys::set_ps_display(activity.as_ptr());
+        #[cfg(not(feature = "pg15"))]
+        pg_sys::set_ps_display_with_len(activity.as_ptr(), activity.count_bytes());
+    }
+}
+
+/// What `pg_stat_activity` shows of a process that waits for us: until 16 no extension has a wait event of its own.
+///
+/// # Safety
+/// Only in the shmem_startup_hook, once.
+pub unsafe fn new_wait_event(_name: &CStr) -> u32 {
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    return pg_sys::PG_WAIT_EXTENSION;
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    // SAFETY: the server's table of wait events is there when the hook runs.
+    return unsafe { pg_sys::WaitEventExtensionNew(_name.as_ptr()) };
+}
+
 /// The timeouts that end a login while it is in the hook: `STATEMENT_TIMEOUT`, which stands for
 /// `authentication_timeout` until authentication is done, and `TRANSACTION_TIMEOUT`
 /// (`src/include/utils/timeout.h`).

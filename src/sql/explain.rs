@@ -5,16 +5,14 @@
     reason = "pgrx wants a row's columns named in the signature"
 )]
 
-use crate::lookup::{self, Inputs, Labels};
+use crate::lookup::{self, Labels};
 use crate::pg::catalog::{Database, Role, name_of};
-use crate::pg::memberships::Memberships;
 use crate::pg::memory;
 use crate::settings;
 use crate::sql::in_memory;
+use crate::sql::standings::{self, NO_SLOT};
 use crate::sql::viewer::{SqlText, Viewer};
 use crate::{error, shmem};
-use model::attempt::{Attempt, MayWait, Replacing, Rules};
-use model::decide;
 use model::limit::{Limit, Scope, Who};
 use model::precedence::{Applicable, Defaults, applicable};
 use model::session::Session;
@@ -23,7 +21,6 @@ use pgrx::Inet;
 use pgrx::prelude::*;
 use std::ffi::CStr;
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
 
 /// One row for each limit that such a login would have to meet now.
 #[pg_extern(sql = false)]
@@ -101,7 +98,6 @@ fn standings(role: &Role, database: &Database, address: Option<IpAddr>) -> Vec<S
         error::label_is_invalid(object, why);
     }
     problems.iter().for_each(error::warn_of);
-    let limits = applicable.limits;
     let session = Session {
         role: role.oid,
         database: database.oid,
@@ -111,35 +107,9 @@ fn standings(role: &Role, database: &Database, address: Option<IpAddr>) -> Vec<S
         exempt: false,
         arrival: 0,
     };
-    let rules = Rules {
-        count_walsenders: !settings.exempt_replication,
-        may_wait: Some(MayWait::NOT),
-        tried: Duration::ZERO,
-        max_waiters: 0,
-        replacing: Replacing::NONE,
-        audit: false,
-    };
     let mut copy = shmem::snapshot();
-    let inputs = Inputs::new(members);
-    let memberships = Memberships::default();
-    lookup::retry_with(
-        inputs,
-        |group| memberships.members_of(group),
-        || MayWait::NOT,
-        |inputs| {
-            let login = Attempt {
-                // No process has this slot: all waiters came before.
-                slot: usize::MAX,
-                pid: 0,
-                session,
-                limits: &limits,
-                members: &inputs.members,
-                is_idle: &|_, _| false,
-                rules,
-            };
-            decide::explain(&copy.table(), &login)
-        },
-    )
+    let login = (NO_SLOT, session);
+    standings::standings(&copy.table(), login, &applicable.limits, members, &settings)
 }
 
 /// One row for each role with LOGIN that the caller may see. A `max` of -1: no limit.

@@ -5,8 +5,10 @@ mod explain;
 pub mod label_provider;
 mod limits;
 mod released;
+mod standings;
 mod stats;
 mod status;
+mod usage;
 mod viewer;
 mod views;
 

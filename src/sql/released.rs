@@ -9,6 +9,7 @@
 
 use crate::sql::limits::defined_limits_0_2;
 use crate::sql::stats::current_stats_0_2;
+use crate::sql::usage::current_usage_0_2;
 use crate::sql::viewer::SqlText;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys;
@@ -64,4 +65,21 @@ fn current_stats() -> TableIterator<
             (a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p)
         }),
     )
+}
+
+/// Of 0.1.0: without `longest_wait_us`.
+#[pg_extern(sql = false)]
+fn current_usage() -> TableIterator<
+    'static,
+    (
+        name!(source, SqlText),
+        name!(per, &'static str),
+        name!(subject, Option<SqlText>),
+        name!(in_use, Option<i64>),
+        name!(max, i64),
+        name!(waiting, Option<i64>),
+    ),
+> {
+    let rows = current_usage_0_2();
+    TableIterator::new(rows.map(|(a, b, c, d, e, f, _)| (a, b, c, d, e, f)))
 }

@@ -6,16 +6,11 @@
     reason = "pgrx wants a row's columns named in the signature"
 )]
 
-use crate::lookup;
-use crate::pg::catalog::name_of;
 use crate::pg::memory;
-use crate::settings;
 use crate::shmem;
 use crate::sql::in_memory;
 use crate::sql::viewer::{SqlText, Viewer};
 use model::event::{Name, Record};
-use model::members::SessionFilter;
-use model::session::Session;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use pgrx::{Inet, pg_sys};
@@ -47,48 +42,6 @@ fn active_sessions() -> TableIterator<
             TimestampWithTimeZone::try_from(session.started).ok(),
             session.exempt,
         )
-    });
-    in_memory(rows)
-}
-
-/// One row for each count that a limit keeps, if it has a session or a waiter that the caller may see.
-#[pg_extern(sql = false)]
-fn current_usage() -> TableIterator<
-    'static,
-    (
-        name!(source, SqlText),
-        name!(per, &'static str),
-        name!(subject, Option<SqlText>),
-        name!(in_use, Option<i64>),
-        name!(max, i64),
-        name!(waiting, Option<i64>),
-    ),
-> {
-    let settings = settings::current();
-    let mut copy = shmem::snapshot();
-    let table = copy.table();
-    let viewer = Viewer::current();
-    let sessions: Vec<Session> = table.sessions().map(|(_, session)| session).collect();
-    let waiters: Vec<Session> = table.waiters().map(|waiter| waiter.session).collect();
-    let (applying, members) = lookup::applying(sessions.iter().chain(&waiters), &settings);
-    let rows = applying.limits.iter().filter_map(|limit| {
-        let counted =
-            SessionFilter::new(limit.scope, !settings.exempt_replication, &members).ok()?;
-        let covered = |session: &&Session| counted.covers(session);
-        let mut all = sessions.iter().chain(&waiters).filter(covered);
-        if !all.any(|session| viewer.may_see(session.role)) {
-            return None;
-        }
-        let in_use = viewer.may_count_sessions(&limit.scope);
-        let waiting = viewer.may_count_waiters(&limit.scope);
-        Some((
-            limit.source.words(&name_of),
-            limit.per.word(),
-            limit.subject(&name_of),
-            in_use.then(|| i64::from(table.count(counted))),
-            i64::from(limit.max),
-            waiting.then(|| waiters.iter().filter(covered).count() as i64),
-        ))
     });
     in_memory(rows)
 }

@@ -24,7 +24,7 @@ const PIDS: &str = "SELECT 'server', pid FROM pg_stat_activity
         WHERE backend_type IN ('client backend', 'walsender') AND state IS DISTINCT FROM 'starting'
     UNION ALL SELECT 'slots', pid FROM session_limit.sessions
     UNION ALL SELECT 'walsenders', pid FROM pg_stat_activity WHERE backend_type = 'walsender'
-    UNION ALL SELECT 'waiting', coalesce(sum(waiting), 0) FROM session_limit.usage";
+    UNION ALL SELECT 'waiting', count(*) FROM session_limit.waiters";
 
 /// Why a session may have ended that its client did not end.
 pub struct Ends {

@@ -9,6 +9,7 @@ use std::thread;
 tests![
     sessions,
     usage,
+    waiters,
     status,
     whose_rows_one_sees,
     dropped_and_created_again,
@@ -121,6 +122,74 @@ fn usage(server: &Server) {
     );
 }
 
+/// Three limits cover alice's login; she waits for one of them.
+fn waiters(server: &Server) {
+    let cluster = Cluster::start(
+        server,
+        &[
+            ("session_limit.max_wait", "10min"),
+            ("authentication_timeout", "10min"),
+            ("max_connections", "20"),
+            (
+                "session_limit.cluster_limits",
+                r#"{"limits": [{"max": 9, "per": "cluster"}]}"#,
+            ),
+        ],
+    );
+    cluster.sql(&[
+        "CREATE EXTENSION session_limit",
+        "CREATE ROLE alice LOGIN CONNECTION LIMIT 1",
+        "CREATE ROLE bob LOGIN",
+        "CREATE DATABASE app CONNECTION LIMIT 5",
+    ]);
+    let mut superuser = cluster.superuser();
+    let before = superuser.value("SELECT clock_timestamp()");
+    let mut alice = admitted(&cluster.login_of("alice"));
+    let mut bob = admitted(&cluster.login_of("bob"));
+    let waiter = thread::spawn({
+        let target = cluster.tcp_login_of("alice").to("app");
+        move || admitted(&target)
+    });
+    let number = "SELECT count(*) FROM session_limit.waiters";
+    wait_until(&mut superuser, number, "1");
+    let sql = format!(
+        "SELECT usename, datname, client_addr, waitstart BETWEEN '{before}' AND clock_timestamp(), limits
+        FROM session_limit.waiters"
+    );
+    let limits =
+        r#"[{"source" : "CONNECTION LIMIT of role alice", "per" : "role", "subject" : "alice"}]"#;
+    let expected = [["alice", "app", "127.0.0.1", "t", limits]];
+    assert_eq!(superuser.query(&sql), expected);
+    let usage = "SELECT per, waiting, longest_wait BETWEEN '1 microsecond' AND '10 min'
+        FROM session_limit.usage ORDER BY per";
+    let expected = [
+        ["cluster", "0", ""],
+        ["database", "0", ""],
+        ["role", "1", "t"],
+    ];
+    assert_eq!(superuser.query(usage), expected);
+    // The server shows it, too.
+    let pid = superuser.value("SELECT pid FROM session_limit.waiters");
+    let title = cluster.processes("alice app 127.0.0.1");
+    let title: Vec<String> = title
+        .iter()
+        .map(|it| it.as_raw_nonzero().to_string())
+        .collect();
+    assert_eq!(title, [&*pid]);
+    assert_eq!(cluster.processes("waiting for room").len(), 1);
+    let event = format!("SELECT wait_event FROM pg_stat_activity WHERE pid = {pid}");
+    if server.major >= 18 {
+        assert_eq!(superuser.value(&event), "SessionLimit");
+    }
+    assert_eq!(alice.value(number), "1");
+    assert_eq!(bob.value(number), "0", "it is alice's");
+    drop(alice);
+    let second = waiter.join().expect("room");
+    assert_eq!(second.pid.to_string(), pid);
+    assert_eq!(superuser.value(number), "0");
+    assert_eq!(cluster.processes("waiting for room").len(), 0);
+}
+
 fn status(server: &Server) {
     let cluster = Cluster::start(
         server,
@@ -231,6 +300,8 @@ fn not_preloaded(server: &Server) {
         "session_limit.stats",
         "session_limit.current_stats()",
         "session_limit.reset_stats()",
+        "session_limit.waiters",
+        "session_limit.current_waiters()",
         "session_limit.status",
         "session_limit.current_status()",
         "session_limit.explain_login('postgres')",
