@@ -138,7 +138,9 @@ SELECT
     s.decisions,
     s.decision_us,
     s.stats_reset,
-    s.abandoned
+    s.abandoned,
+    s.usesysid,
+    nullif(s.datid, 0::oid) AS datid
 FROM session_limit.current_stats() s
 LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.usesysid
 LEFT JOIN pg_catalog.pg_database d ON d.oid = s.datid;
@@ -201,7 +203,10 @@ COMMENT ON COLUMN session_limit.usage.in_use IS 'sessions that the limit counts;
 COMMENT ON COLUMN session_limit.usage.free IS 'sessions that the limit has room for; null as in_use is';
 COMMENT ON COLUMN session_limit.usage.waiting IS 'logins that wait for room under the limit; null if these can be of roles that the caller may not see';
 COMMENT ON COLUMN session_limit.usage.longest_wait IS 'how long the one that waits longest has waited; null if there is none, and as waiting is';
+COMMENT ON COLUMN session_limit.stats.others IS 'whether the row is about all roles and databases for which there is no room, and dropped ones that made room';
 COMMENT ON COLUMN session_limit.stats.abandoned IS 'logins whose client closed the connection while they waited';
+COMMENT ON COLUMN session_limit.stats.usesysid IS 'OID of the role; with datid and others, the key of the row';
+COMMENT ON COLUMN session_limit.stats.datid IS 'OID of the database; null for WAL senders without one';
 COMMENT ON COLUMN session_limit.stats.decisions IS 'logins that were decided: admitted, refused and abandoned';
 COMMENT ON COLUMN session_limit.events.event IS
     'admitted, waited, refused, replaced, would_refuse, would_replace, abandoned, swept, reclaimed or concurrent_addresses';

@@ -327,14 +327,16 @@ SELECT
     s.decisions,
     s.decision_us,
     s.stats_reset,
-    s.abandoned
+    s.abandoned,
+    s.usesysid,
+    nullif(s.datid, 0::oid) AS datid
 FROM session_limit.current_stats() s
 LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.usesysid
 LEFT JOIN pg_catalog.pg_database d ON d.oid = s.datid;
 COMMENT ON VIEW session_limit.stats IS 'what has become of logins, one row for each role and database';
 COMMENT ON COLUMN session_limit.stats.usename IS 'role that logged in; null if it was dropped since';
 COMMENT ON COLUMN session_limit.stats.datname IS 'database; null for WAL senders without one, and if it was dropped since';
-COMMENT ON COLUMN session_limit.stats.others IS 'whether the row is about all roles and databases for which there is no room';
+COMMENT ON COLUMN session_limit.stats.others IS 'whether the row is about all roles and databases for which there is no room, and dropped ones that made room';
 COMMENT ON COLUMN session_limit.stats.admitted IS 'logins that were admitted';
 COMMENT ON COLUMN session_limit.stats.waited IS 'logins that waited for room, whether they were admitted then or refused';
 COMMENT ON COLUMN session_limit.stats.wait_time IS 'how long these waited, in all';
@@ -344,6 +346,8 @@ COMMENT ON COLUMN session_limit.stats.replaced IS 'logins that were admitted in 
 COMMENT ON COLUMN session_limit.stats.would_refuse IS 'logins that were admitted and would have been refused if the limit were enforced';
 COMMENT ON COLUMN session_limit.stats.would_replace IS 'logins that were admitted and would have replaced older sessions if the limit were enforced';
 COMMENT ON COLUMN session_limit.stats.abandoned IS 'logins whose client closed the connection while they waited';
+COMMENT ON COLUMN session_limit.stats.usesysid IS 'OID of the role; with datid and others, the key of the row';
+COMMENT ON COLUMN session_limit.stats.datid IS 'OID of the database; null for WAL senders without one';
 COMMENT ON COLUMN session_limit.stats.peak IS 'the most sessions at once';
 COMMENT ON COLUMN session_limit.stats.peak_at IS 'when there first were so many; null if there were none';
 COMMENT ON COLUMN session_limit.stats.decisions IS 'logins that were decided: admitted, refused and abandoned';

@@ -2,7 +2,8 @@
 //!
 //! It sweeps: it finds the sessions over a limit that was lowered, or set, after they came. It says who can make anyone a
 //! member of a labelled group: no hook is told of a GRANT. It frees slots whose process is gone; it should never find one.
-//! It logs how many lines were suppressed, where no later line does.
+//! It logs how many lines were suppressed, where no later line does. It makes room in the statistics where roles and
+//! databases were dropped.
 //!
 //! It connects to no database, so that every database can be dropped. If the catalogs cannot be read, it says so once in
 //! a while and goes on.
@@ -13,6 +14,7 @@ use crate::pg::{backend, compat};
 use crate::record::events;
 use crate::settings::{self, Enforcement, Settings, SweepSetting};
 use crate::{error, login, lookup, shmem, slot};
+use model::counters::Pair;
 use model::limit::{Limit, Per, Scope, Source};
 use model::session::{Claim, Session};
 use model::sweep::{Exceeded, Sweep, ends_if_dropped};
@@ -80,6 +82,7 @@ pub extern "C-unwind" fn session_limit_worker_main(_arg: pg_sys::Datum) {
             reclaimed = Instant::now();
             suspects = reclaim(&suspects);
             shmem::label_changes().look_again();
+            forget_dropped();
         }
         events::flush_suppressed(false);
         let left = RECLAIM_EVERY
@@ -232,6 +235,33 @@ fn end_dropped(
         events::role_dropped(*role, *in_use, None);
     }
     dropped
+}
+
+/// If there is little room left in the statistics, those of dropped roles and databases become part of the others'.
+fn forget_dropped() {
+    let forgotten = backend::in_transaction(|| {
+        // Before the catalogs: who is not in them any more was dropped, and not made meanwhile.
+        let statistics = shmem::statistics();
+        if !statistics.is_crowded() {
+            return;
+        }
+        let roles: BTreeSet<u32> = Role::all().iter().map(|role| role.oid).collect();
+        let databases = Database::all();
+        let databases: BTreeSet<u32> = databases.iter().map(|database| database.oid).collect();
+        let is_dropped = |pair: &Pair| {
+            let in_dropped = pair.database != 0 && !databases.contains(&pair.database);
+            in_dropped || !roles.contains(&pair.role)
+        };
+        let pairs = statistics.rows().filter_map(|(pair, _)| pair);
+        let mut dropped: Vec<Pair> = pairs.filter(is_dropped).collect();
+        dropped.sort_unstable();
+        if !dropped.is_empty() {
+            shmem::change_statistics(|statistics| statistics.forget(&dropped));
+        }
+    });
+    if let Err(why) = forgotten {
+        events::cannot_read_limits(&why);
+    }
 }
 
 /// Whether the limit can only have been set by a superuser, or by whoever administers the role that it is on. The owner of

@@ -23,8 +23,11 @@ const MAGIC: u64 = u64::from_be_bytes(*b"sl_stats");
 /// The version of the bytes. Raise it when a counter comes, goes or changes its meaning.
 const VERSION: u64 = 3;
 
+/// With so many pairs it is time to look for dropped ones: a quarter is left for those that come before that is done.
+const CROWDED: usize = ROOM - ROOM / 4;
+
 /// What has counters of its own.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Pair {
     pub role: u32,
     /// 0 for a walsender without a database.
@@ -190,6 +193,43 @@ impl Counters {
     }
 }
 
+impl Counters {
+    /// Counts what `other` has counted, too. The peaks were not at the same moment: the higher one is kept.
+    fn merge(&mut self, other: &Counters) {
+        let Counters {
+            admitted,
+            waited,
+            wait_us,
+            refused,
+            last_refused,
+            replaced,
+            would_refuse,
+            would_replace,
+            peak,
+            peak_at,
+            decisions,
+            decision_us,
+            abandoned,
+        } = *other;
+        add(&mut self.admitted, admitted);
+        add(&mut self.waited, waited);
+        add(&mut self.wait_us, wait_us);
+        if refused > 0 && (self.refused == 0 || last_refused > self.last_refused) {
+            self.last_refused = last_refused;
+        }
+        add(&mut self.refused, refused);
+        add(&mut self.replaced, replaced);
+        add(&mut self.would_refuse, would_refuse);
+        add(&mut self.would_replace, would_replace);
+        if peak > self.peak {
+            (self.peak, self.peak_at) = (peak, peak_at);
+        }
+        add(&mut self.decisions, decisions);
+        add(&mut self.decision_us, decision_us);
+        add(&mut self.abandoned, abandoned);
+    }
+}
+
 fn add(counter: &mut u64, number: u64) {
     *counter = counter.saturating_add(number);
 }
@@ -210,7 +250,7 @@ pub struct Statistics {
     /// Apart from their counters, so that the search for a pair reads few pages.
     pairs: [Pair; ROOM],
     counters: [Counters; ROOM],
-    /// The counters of all pairs for which there was no room.
+    /// The counters of all pairs for which there was no room, and of dropped ones that made room.
     others: Counters,
 }
 
@@ -260,6 +300,32 @@ impl Statistics {
             self.used += 1;
         }
         position
+    }
+
+    /// Whether there is little room for further pairs.
+    pub fn is_crowded(&self) -> bool {
+        self.used >= CROWDED
+    }
+
+    /// Makes room: the counters of these pairs, which are sorted, become part of the others'. Allocates nothing.
+    pub fn forget(&mut self, dropped: &[Pair]) {
+        let mut kept = 0;
+        for position in 0..self.used {
+            let entry = self.pairs.get(position).zip(self.counters.get(position));
+            let Some((&pair, &counters)) = entry else {
+                return;
+            };
+            if dropped.binary_search(&pair).is_ok() {
+                self.others.merge(&counters);
+                continue;
+            }
+            let place = self.pairs.get_mut(kept).zip(self.counters.get_mut(kept));
+            if let Some(place) = place {
+                (*place.0, *place.1) = (pair, counters);
+            }
+            kept += 1;
+        }
+        self.used = kept;
     }
 
     /// When it was last reset, in microseconds since 2000-01-01.
@@ -485,6 +551,44 @@ pub mod tests {
         let mut read = Statistics::new(0);
         assert_eq!(read.decode(&statistics.encode()), Ok(()));
         assert!(read == statistics);
+    }
+
+    #[test]
+    fn forgotten_pairs_make_room_and_are_counted_with_the_others() {
+        let mut statistics = Statistics::new(1);
+        let of = |role: u32| Pair { role, database: 1 };
+        for role in 1..=ROOM as u32 {
+            assert_eq!(statistics.is_crowded(), role > 750, "{role}");
+            statistics.count(of(role), &admitted(i64::from(role), role));
+        }
+        statistics.count(of(9), &login(50, CountedOutcome::Refused));
+        statistics.count(of(8), &login(40, CountedOutcome::Refused));
+        let before: Vec<_> = statistics.rows().map(|(pair, it)| (pair, *it)).collect();
+        let dropped: Vec<Pair> = (8..=9).chain(2000..2002).map(of).collect();
+        statistics.forget(&dropped);
+        let all: Vec<_> = statistics.rows().map(|(pair, it)| (pair, *it)).collect();
+        let (others, kept) = all.split_last().expect("rows");
+        let is_kept = |(pair, _): &(Option<Pair>, Counters)| {
+            pair.is_some_and(|pair| !dropped.contains(&pair))
+        };
+        let expected: Vec<_> = before.into_iter().filter(is_kept).collect();
+        assert_eq!(kept, expected, "in the same order");
+        let merged = Counters {
+            admitted: 2,
+            refused: 2,
+            last_refused: 50,
+            peak: 9,
+            peak_at: 9,
+            decisions: 4,
+            decision_us: 400,
+            ..Counters::default()
+        };
+        assert_eq!(*others, (None, merged));
+        statistics.count(of(2000), &admitted(7, 1));
+        statistics.count(of(2001), &admitted(7, 1));
+        statistics.count(of(2002), &admitted(7, 1));
+        assert_eq!(counters(&statistics, Some(of(2001))).admitted, 1);
+        assert_eq!(counters(&statistics, None).admitted, 3, "full again");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! How limits stand for a login that is not made, or for one that waits.
 
 use crate::lookup::{self, Inputs};
+use crate::pg::memberships::Memberships;
 use crate::pg::memory;
 use crate::settings::Settings;
 use model::attempt::{Attempt, MayWait, Replacing, Rules};
@@ -40,8 +41,10 @@ pub fn standings(
         replacing: Replacing::NONE,
         audit: false,
     };
+    let memberships = Memberships::default();
     lookup::retry_with(
         Inputs::new(members),
+        |group| memberships.members_of(group),
         || MayWait::NOT,
         |inputs| {
             let login = Attempt {

@@ -1,9 +1,10 @@
 //! `session_limit.stats`: what is counted, for whom, and what is left of it after a stop of each kind.
 
-use crate::scene::{crash, refused, wait_until};
+use crate::scene::{admitted, crash, refused, wait_until};
 use pg_test::client::{Session, Target};
 use pg_test::cluster::{Cluster, Stop};
 use pg_test::server::Server;
+use pg_test::wait_for;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ tests![
     a_storm_is_counted_exactly,
     each_role_and_database_has_its_own,
     more_than_there_is_room_for,
+    no_two_rows_have_the_same_key,
     whose_rows_one_sees,
     only_superusers_reset_them,
     a_clean_restart_keeps_them,
@@ -255,6 +257,7 @@ fn more_than_there_is_room_for(server: &Server) {
     cluster.stop(Stop::Fast);
     cluster.start_again();
     assert_eq!(all(&cluster), before);
+    dropped_ones_make_room(&cluster);
     let mut superuser = cluster.superuser();
     superuser.query("SELECT session_limit.reset_stats()");
     assert_eq!(
@@ -266,6 +269,54 @@ fn more_than_there_is_room_for(server: &Server) {
         superuser.value("SELECT usename FROM session_limit.stats WHERE NOT others"),
         "r1005"
     );
+}
+
+/// Of 1,000 roles with a row only `r1` and the superuser stay.
+fn dropped_ones_make_room(cluster: &Cluster) {
+    let mut superuser = cluster.superuser();
+    let counted = "SELECT sum(admitted), sum(decisions), max(peak) FROM session_limit.stats";
+    let before = superuser.query(counted);
+    superuser.query(
+        "DO $$ BEGIN FOR i IN 2..1004 LOOP EXECUTE format('DROP ROLE r%s', i); END LOOP; END $$",
+    );
+    let own = "SELECT string_agg(usename, ' ' ORDER BY usename), count(*) FROM session_limit.stats WHERE NOT others";
+    let left = [["postgres r1", "2"]];
+    wait_for("the worker to make room", || {
+        (superuser.query(own) == left).then_some(())
+    });
+    assert_eq!(superuser.query(counted), before, "none is lost");
+    cluster.login_of("r1005").login().expect("room").end();
+    let left = [["postgres r1 r1005", "3"]];
+    assert_eq!(superuser.query(own), left, "a new one has its own row");
+}
+
+/// Also where names are gone.
+fn no_two_rows_have_the_same_key(server: &Server) {
+    let cluster = cluster(server, &[]);
+    cluster.sql(&["CREATE DATABASE app", "CREATE DATABASE web"]);
+    for role in ["alice", "bob"] {
+        for database in ["postgres", "app", "web"] {
+            admitted(&cluster.login_of(role).to(database)).end();
+            cluster.wait_until_gone(role);
+        }
+    }
+    let mut superuser = cluster.superuser();
+    let keys = "SELECT count(DISTINCT (usesysid, datid, others)) FROM session_limit.stats";
+    let of_two = format!("{keys} WHERE usename IS DISTINCT FROM 'postgres'");
+    let known = format!(
+        "{keys} JOIN pg_roles r ON r.oid = usesysid JOIN pg_database d ON d.oid = datid
+        WHERE r.rolname = usename AND d.datname = stats.datname AND usename <> 'postgres'"
+    );
+    assert_eq!(superuser.value(&known), "6");
+    for sql in [
+        "DROP DATABASE app",
+        "DROP DATABASE web",
+        "DROP ROLE alice",
+        "DROP ROLE bob",
+    ] {
+        superuser.query(sql);
+    }
+    assert_eq!(superuser.value(&of_two), "6");
 }
 
 fn whose_rows_one_sees(server: &Server) {
