@@ -67,7 +67,8 @@ fn current_stats() -> TableIterator<
     )
 }
 
-/// Of 0.1.0: without `longest_wait_us`.
+/// Of 0.1.0: without `longest_wait_us`, and without the counts that the caller may not know: its view would say that
+/// nothing is free there.
 #[pg_extern(sql = false)]
 fn current_usage() -> TableIterator<
     'static,
@@ -80,6 +81,6 @@ fn current_usage() -> TableIterator<
         name!(waiting, Option<i64>),
     ),
 > {
-    let rows = current_usage_0_2();
+    let rows = current_usage_0_2().filter(|(_, _, _, in_use, ..)| in_use.is_some());
     TableIterator::new(rows.map(|(a, b, c, d, e, f, _)| (a, b, c, d, e, f)))
 }

@@ -16,13 +16,15 @@ tests![
     settings_without_memory,
 ];
 
-const STATEMENTS: [&str; 11] = [
+const STATEMENTS: [&str; 13] = [
     "SELECT count(*) FROM session_limit.sessions",
     "SELECT count(*) FROM session_limit.usage",
     "SELECT count(*) FROM session_limit.limits",
     "SELECT count(*) FROM session_limit.role_limits",
     "SELECT count(*) FROM session_limit.events",
     "SELECT count(*) FROM session_limit.stats",
+    "SELECT count(*) FROM session_limit.status",
+    "SELECT count(*) FROM session_limit.waiters",
     "SELECT count(*) FROM session_limit.explain_login('alice', 'postgres', '10.0.0.1')",
     "SELECT session_limit.set_limit(5, role => 'alice', database => 'postgres')",
     r#"SECURITY LABEL FOR session_limit ON ROLE alice IS '{"max": 3}'"#,
@@ -134,7 +136,7 @@ fn a_session_fills_its_memory(server: &Server) {
         leave(process(&session), None);
         session.query("RESET ALL");
     }
-    assert_eq!(refused.len(), 7, "{refused:?}");
+    assert_eq!(refused.len(), 9, "{refused:?}");
     assert!(session.is_alive() && witness.is_alive());
 }
 
