@@ -12,7 +12,11 @@ CREATE FUNCTION session_limit.current_usage(
     OUT in_use bigint,
     OUT max bigint,
     OUT waiting bigint,
-    OUT longest_wait_us bigint
+    OUT longest_wait_us bigint,
+    OUT rolname text,
+    OUT datname text,
+    OUT client_addr inet,
+    OUT network text
 ) RETURNS SETOF record
 LANGUAGE C VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'current_usage_0_2_wrapper';
@@ -117,7 +121,11 @@ SELECT
     u.max,
     CASE WHEN u.max < u.in_use THEN 0 ELSE u.max - u.in_use END AS free,
     u.waiting,
-    u.longest_wait_us * interval '1 microsecond' AS longest_wait
+    u.longest_wait_us * interval '1 microsecond' AS longest_wait,
+    u.rolname,
+    u.datname,
+    u.client_addr,
+    u.network::cidr AS network
 FROM session_limit.current_usage() u;
 
 CREATE OR REPLACE VIEW session_limit.stats AS
@@ -203,6 +211,10 @@ COMMENT ON COLUMN session_limit.usage.in_use IS 'sessions that the limit counts;
 COMMENT ON COLUMN session_limit.usage.free IS 'sessions that the limit has room for; null as in_use is';
 COMMENT ON COLUMN session_limit.usage.waiting IS 'logins that wait for room under the limit; null if these can be of roles that the caller may not see';
 COMMENT ON COLUMN session_limit.usage.longest_wait IS 'how long the one that waits longest has waited; null if there is none, and as waiting is';
+COMMENT ON COLUMN session_limit.usage.rolname IS 'of the subject, the role or group; by its OID if it was dropped since; null: any';
+COMMENT ON COLUMN session_limit.usage.datname IS 'of the subject, the database; by its OID if it was dropped since; null: any';
+COMMENT ON COLUMN session_limit.usage.client_addr IS 'of the subject, the address, of a limit per address; else null';
+COMMENT ON COLUMN session_limit.usage.network IS 'of the subject, the network, of any other limit; null: from anywhere';
 COMMENT ON COLUMN session_limit.stats.others IS 'whether the row is about all roles and databases for which there is no room, and dropped ones that made room';
 COMMENT ON COLUMN session_limit.stats.abandoned IS 'logins whose client closed the connection while they waited';
 COMMENT ON COLUMN session_limit.stats.usesysid IS 'OID of the role; with datid and others, the key of the row';

@@ -34,7 +34,11 @@ CREATE FUNCTION session_limit.current_usage(
     OUT in_use bigint,
     OUT max bigint,
     OUT waiting bigint,
-    OUT longest_wait_us bigint
+    OUT longest_wait_us bigint,
+    OUT rolname text,
+    OUT datname text,
+    OUT client_addr inet,
+    OUT network text
 ) RETURNS SETOF record
 LANGUAGE C VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'current_usage_0_2_wrapper';
@@ -273,7 +277,11 @@ SELECT
     u.max,
     CASE WHEN u.max < u.in_use THEN 0 ELSE u.max - u.in_use END AS free,
     u.waiting,
-    u.longest_wait_us * interval '1 microsecond' AS longest_wait
+    u.longest_wait_us * interval '1 microsecond' AS longest_wait,
+    u.rolname,
+    u.datname,
+    u.client_addr,
+    u.network::cidr AS network
 FROM session_limit.current_usage() u;
 COMMENT ON VIEW session_limit.usage IS 'the limits that have a session or a waiting login, one row for each count';
 COMMENT ON COLUMN session_limit.usage.source IS 'where the limit is set';
@@ -284,6 +292,10 @@ COMMENT ON COLUMN session_limit.usage.max IS 'sessions that the limit allows';
 COMMENT ON COLUMN session_limit.usage.free IS 'sessions that the limit has room for; null as in_use is';
 COMMENT ON COLUMN session_limit.usage.waiting IS 'logins that wait for room under the limit; null if these can be of roles that the caller may not see';
 COMMENT ON COLUMN session_limit.usage.longest_wait IS 'how long the one that waits longest has waited; null if there is none, and as waiting is';
+COMMENT ON COLUMN session_limit.usage.rolname IS 'of the subject, the role or group; by its OID if it was dropped since; null: any';
+COMMENT ON COLUMN session_limit.usage.datname IS 'of the subject, the database; by its OID if it was dropped since; null: any';
+COMMENT ON COLUMN session_limit.usage.client_addr IS 'of the subject, the address, of a limit per address; else null';
+COMMENT ON COLUMN session_limit.usage.network IS 'of the subject, the network, of any other limit; null: from anywhere';
 
 CREATE VIEW session_limit.events AS
 SELECT e.event_time, e.event, e.usename, e.datname, e.client_addr, e.pid, e.detail

@@ -167,7 +167,7 @@ impl OnExcess {
 
 impl Scope {
     /// The OID of the role or group whose sessions are covered.
-    fn role(self) -> Option<u32> {
+    pub fn role(self) -> Option<u32> {
         match self.who {
             Who::Anyone => None,
             Who::Role(oid) | Who::MembersOf(oid) => Some(oid),

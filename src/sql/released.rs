@@ -67,8 +67,8 @@ fn current_stats() -> TableIterator<
     )
 }
 
-/// Of 0.1.0: without `longest_wait_us`, and without the counts that the caller may not know: its view would say that
-/// nothing is free there.
+/// Of 0.1.0: without `longest_wait_us`, `rolname`, `datname`, `client_addr` and `network`, and without the counts that the
+/// caller may not know: its view would say that nothing is free there.
 #[pg_extern(sql = false)]
 fn current_usage() -> TableIterator<
     'static,
@@ -82,5 +82,5 @@ fn current_usage() -> TableIterator<
     ),
 > {
     let rows = current_usage_0_2().filter(|(_, _, _, in_use, ..)| in_use.is_some());
-    TableIterator::new(rows.map(|(a, b, c, d, e, f, _)| (a, b, c, d, e, f)))
+    TableIterator::new(rows.map(|(a, b, c, d, e, f, ..)| (a, b, c, d, e, f)))
 }

@@ -14,7 +14,7 @@ use crate::shmem;
 use crate::sql::in_memory;
 use crate::sql::standings::{WaitingLogin, waiting_logins};
 use crate::sql::viewer::{SqlText, Viewer};
-use model::limit::Limit;
+use model::limit::{Limit, Object, Per};
 use model::members::SessionFilter;
 use model::session::Session;
 use pgrx::datum::TimestampWithTimeZone;
@@ -33,6 +33,10 @@ pub fn current_usage_0_2() -> TableIterator<
         name!(max, i64),
         name!(waiting, Option<i64>),
         name!(longest_wait_us, Option<i64>),
+        name!(rolname, Option<SqlText>),
+        name!(datname, Option<SqlText>),
+        name!(client_addr, Option<Inet>),
+        name!(network, Option<String>),
     ),
 > {
     let settings = settings::current();
@@ -56,6 +60,8 @@ pub fn current_usage_0_2() -> TableIterator<
         let sees_waiters = viewer.may_count_waiters(&limit.scope);
         let waits_here = |login: &&WaitingLogin| login.in_the_way.contains(&index);
         let waiting = waiting.iter().filter(waits_here);
+        let (address, network) = client(limit);
+        let (role, database) = (limit.scope.role(), limit.scope.database);
         let longest = waiting.clone().map(|login| waited_us(&login.session)).max();
         Some((
             limit.source.words(&name_of),
@@ -65,9 +71,25 @@ pub fn current_usage_0_2() -> TableIterator<
             i64::from(limit.max),
             sees_waiters.then(|| waiting.count() as i64),
             longest.filter(|_| sees_waiters),
+            role.map(|oid| name_of(Object::Role(oid))),
+            database.map(|oid| name_of(Object::Database(oid))),
+            address,
+            network,
         ))
     });
     in_memory(rows)
+}
+
+/// From where the sessions come that the limit counts: of a limit by address the address, of any other the network.
+fn client(limit: &Limit) -> (Option<Inet>, Option<String>) {
+    let network = limit.scope.network;
+    match limit.per {
+        Per::Address => (
+            network.map(|network| Inet(network.first().to_string())),
+            None,
+        ),
+        _ => (None, network.map(|network| network.to_string())),
+    }
 }
 
 /// For each waiter that the caller may see one row for each limit in its way; without a limit if none is any more.

@@ -1,6 +1,7 @@
 //! The views and the function that show limits: `limits`, `usage` of every kind, `role_limits`,
 //! `explain_login`.
 
+use crate::scene::set_label;
 use pg_test::client::{Session, Target};
 use pg_test::cluster::Cluster;
 use pg_test::server::Server;
@@ -101,6 +102,24 @@ fn usage_of_every_kind(server: &Server) {
         "label on role team|group|team|2|5|3|0",
         "session_limit.cluster_limits|cluster||4|50|46|0",
         "session_limit.max_sessions_per_role|role|bob|1|9|8|0",
+    ];
+    assert_eq!(lines(superuser.query(sql)), expected);
+    // The subject in parts.
+    superuser.query(&set_label(
+        "DATABASE app",
+        r#"{"max": 9, "network": "127.0.0.0/8"}"#,
+    ));
+    let sql = "SELECT per, rolname, datname, client_addr, network FROM session_limit.usage
+        ORDER BY per, rolname, datname, network";
+    let expected = [
+        "address|alice||127.0.0.2|",
+        "cluster||||",
+        "database||app||127.0.0.0/8",
+        "database||app||",
+        "group|team|||",
+        "role|alice|app||",
+        "role|alice|||",
+        "role|bob|||",
     ];
     assert_eq!(lines(superuser.query(sql)), expected);
 }
