@@ -12,6 +12,7 @@ INSTALL = install
 # pg_buildext calls from another folder.
 SOURCE := $(patsubst %/,%,$(dir $(realpath $(lastword $(MAKEFILE_LIST)))))
 MAJOR := $(shell $(PG_CONFIG) --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')
+$(if $(MAJOR),,$(error $(PG_CONFIG) does not run: say PG_CONFIG=...))
 LIBDIR = $(DESTDIR)$(shell $(PG_CONFIG) --pkglibdir)
 EXTENSIONDIR = $(DESTDIR)$(shell $(PG_CONFIG) --sharedir)/extension
 

@@ -80,7 +80,8 @@ Files: Cargo.lock
 
 const COMMENT: &str = "\
 Comment: Of what Cargo.lock names this is linked into the library. So is Rust's standard library:
- MIT; The Rust Project contributors.
+ MIT; The Rust Project contributors, and the crates that the file COPYRIGHT-library.html of a Rust
+ installation names, with their licences.
  .
 ";
 

@@ -33,6 +33,9 @@ fn the_version_is_that_of_cargo_toml() {
     says("debian/changelog", "postgresql-session-limit (");
     assert!(read("META.json").contains(&format!("\"file\": \"{sql}\"")));
     assert!(read("src/lib.rs").contains(&sql));
+    let packaging = read("docs/packaging.md");
+    assert!(packaging.contains(&format!("/session_limit-{version}.tar.gz")));
+    assert!(packaging.contains(&format!("/session_limit:{version}-18")));
     assert!(read("CHANGELOG.md").contains(&format!("\n## {version}")));
     assert!(place::checkout().join(sql).exists());
     for other in ["model/Cargo.toml", "pg_test/Cargo.toml"] {

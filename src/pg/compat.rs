@@ -152,7 +152,7 @@ pub fn set_process_title(activity: &CStr) {
 pub unsafe fn new_wait_event(_name: &CStr) -> u32 {
     #[cfg(any(feature = "pg15", feature = "pg16"))]
     return pg_sys::PG_WAIT_EXTENSION;
-    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    #[cfg(not(any(feature = "pg15", feature = "pg16")))]
     // SAFETY: the server's table of wait events is there when the hook runs.
     return unsafe { pg_sys::WaitEventExtensionNew(_name.as_ptr()) };
 }

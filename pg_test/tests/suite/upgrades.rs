@@ -2,11 +2,13 @@
 //! `ALTER EXTENSION … UPDATE`.
 
 use crate::scene::{refused, set_label};
-use pg_test::cluster::Cluster;
+use pg_test::client::Session;
+use pg_test::cluster::{Cluster, Stop};
 use pg_test::place;
 use pg_test::server::Server;
+use pg_test::wait_for;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 tests![
     an_upgrade_is_as_a_fresh_install,
@@ -73,7 +75,7 @@ fn an_upgrade_is_as_a_fresh_install(server: &Server) {
     }
 }
 
-/// Every view and function that each version has.
+/// Every view and function that each version has, while there is something to show.
 fn call_all(cluster: &Cluster, database: &str) {
     let mut session = cluster
         .login_of("postgres")
@@ -88,7 +90,8 @@ fn call_all(cluster: &Cluster, database: &str) {
         "role_limits",
         "stats",
     ] {
-        session.query(&format!("SELECT * FROM session_limit.{view}"));
+        let rows = session.query(&format!("SELECT * FROM session_limit.{view}"));
+        assert!(!rows.is_empty(), "{view}");
     }
     session.query("SELECT * FROM session_limit.explain_login('alice', 'postgres')");
     session.query("SELECT session_limit.set_limit(2, role => 'alice', database => 'postgres')");
@@ -96,11 +99,12 @@ fn call_all(cluster: &Cluster, database: &str) {
     session.query("SELECT session_limit.reset_stats()");
 }
 
-/// A limit of one, used and exceeded, so that every view has a row.
-fn alice_is_refused(cluster: &Cluster) {
+/// A limit of one, used and exceeded: while the session lasts, every view has a row.
+fn alice_is_refused(cluster: &Cluster) -> Session {
     let alice = cluster.login_of("alice");
-    let _first = alice.login().expect("there is room");
+    let first = wait_for("room", || alice.login().ok());
     assert_eq!(refused(&alice).sqlstate(), "53300");
+    first
 }
 
 fn old_sql_runs_on_the_library(server: &Server) {
@@ -112,7 +116,7 @@ fn old_sql_runs_on_the_library(server: &Server) {
     for version in RELEASED {
         let create = format!("CREATE EXTENSION session_limit VERSION '{version}'");
         install(&cluster, version, &[&create]);
-        alice_is_refused(&cluster);
+        let _alice = alice_is_refused(&cluster);
         call_all(&cluster, version);
     }
 }
@@ -157,62 +161,101 @@ fn a_symbol_keeps_its_signature(server: &Server) {
     }
 }
 
-/// The library as a released one would be that has none of the symbols that came since.
-fn old_library(server: &Server) -> (String, PathBuf) {
-    let libraries = PathBuf::from(server.config("--pkglibdir"));
-    let mut library = fs::read(libraries.join("session_limit.so")).expect("the library");
-    for position in 0..library.len() {
-        let symbol = &mut library[position..];
-        // The end of a symbol's name: by its right name it is not found any more.
-        if symbol.starts_with(b"_0_2_wrapper\0") {
-            symbol[1..4].copy_from_slice(b"new");
-        }
+/// A copy of the library, of which an older one is made.
+struct Copy {
+    name: String,
+    path: PathBuf,
+}
+
+impl Copy {
+    fn of_library(server: &Server) -> Copy {
+        let libraries = PathBuf::from(server.config("--pkglibdir"));
+        let name = format!("session_limit_copy_{}", std::process::id());
+        let path = libraries.join(&name).with_extension("so");
+        fs::copy(libraries.join("session_limit.so"), &path).expect("copy the library");
+        Copy { name, path }
     }
-    let name = format!("session_limit_old_{}", std::process::id());
-    let path = libraries.join(&name).with_extension("so");
-    fs::write(&path, library).expect("write the old library");
-    (name, path)
+
+    /// As the library of a released version, which has no symbol that came since.
+    fn age(&self) {
+        let mut library = fs::read(&self.path).expect("the copy");
+        for symbol in [
+            "_0_2_wrapper\0",
+            "current_status_wrapper\0",
+            "current_waiters_wrapper\0",
+        ] {
+            let symbol = symbol.as_bytes();
+            let places = library.windows(symbol.len()).enumerate();
+            let places = places.filter_map(|(place, it)| (it == symbol).then_some(place));
+            for place in places.collect::<Vec<_>>() {
+                // By its right name it is not found any more.
+                library[place + 1..place + 4].copy_from_slice(b"new");
+            }
+        }
+        fs::write(&self.path, library).expect("write the old library");
+    }
+
+    /// A script of ours for the copy.
+    fn script(&self, versions: &str) -> String {
+        let file = format!("sql/session_limit--{versions}.sql");
+        let sql = fs::read_to_string(place::checkout().join(file)).expect("a script");
+        sql.replace("MODULE_PATHNAME", &format!("$libdir/{}", self.name))
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
 }
 
 fn new_sql_on_an_old_library(server: &Server) {
-    struct Remove<'a>(&'a Path);
-    impl Drop for Remove<'_> {
-        fn drop(&mut self) {
-            let _ = fs::remove_file(self.0);
-        }
-    }
-    let (name, path) = old_library(server);
-    let _remove = Remove(&path);
-    let cluster = Cluster::plain(
-        server,
-        &[
-            ("shared_preload_libraries", &name),
-            ("session_limit.max_wait", "0"),
-        ],
-    );
-    let script = |file: &str| {
-        let sql = fs::read_to_string(place::checkout().join("sql").join(file)).expect("a script");
-        sql.replace("MODULE_PATHNAME", &format!("$libdir/{name}"))
-    };
+    let copy = Copy::of_library(server);
+    let settings = [
+        ("shared_preload_libraries", copy.name.as_str()),
+        ("session_limit.max_wait", "0"),
+    ];
+    let mut cluster = Cluster::plain(server, &settings);
+    cluster.sql(&["CREATE DATABASE old", "CREATE ROLE alice LOGIN"]);
     let mut session = cluster.superuser();
     let version = session
         .value("SELECT default_version FROM pg_available_extensions WHERE name = 'session_limit'");
-    session.query(&script(&format!("session_limit--{}.sql", RELEASED[0])));
-    // As ALTER EXTENSION UPDATE does.
-    let update = script(&format!("session_limit--{}--{version}.sql", RELEASED[0]));
+    session.query(&copy.script(&version));
+    session.end();
+    cluster.stop(Stop::Fast);
+    copy.age();
+    cluster.start_again();
+
+    // The SQL comes from a primary, or stays when one goes back to the old library.
+    cluster.sql(&[&set_label("ROLE alice", r#"{"max": 1}"#)]);
+    let alice = alice_is_refused(&cluster);
+    let mut session = cluster.superuser();
+    for view in ["sessions", "events", "role_limits"] {
+        let rows = session.query(&format!("SELECT * FROM session_limit.{view}"));
+        assert!(!rows.is_empty(), "{view}");
+    }
+    for view in ["limits", "usage", "stats", "status", "waiters"] {
+        must_be_missing(&mut session, &format!("SELECT * FROM session_limit.{view}"));
+    }
+    drop(alice);
+
+    // Or someone updates before the restart: nothing changes.
+    let old = cluster.login_of("postgres").to("old");
+    let mut old = old.login().expect("a superuser");
+    old.query(&copy.script(RELEASED[0]));
+    must_be_missing(
+        &mut old,
+        &copy.script(&format!("{}--{version}", RELEASED[0])),
+    );
+    let _alice = alice_is_refused(&cluster);
+    call_all(&cluster, "old");
+}
+
+fn must_be_missing(session: &mut Session, sql: &str) {
     let missing = session
-        .try_query(&update)
+        .try_query(sql)
         .expect_err("a symbol that is not there");
     assert_eq!(missing.sqlstate(), "42883", "{missing:?}");
-    assert!(
-        missing.message().contains("could not find function"),
-        "{missing:?}"
-    );
-    // All is as it was.
-    cluster.sql(&[
-        "CREATE ROLE alice LOGIN",
-        &set_label("ROLE alice", r#"{"max": 1}"#),
-    ]);
-    alice_is_refused(&cluster);
-    call_all(&cluster, "postgres");
+    let message = missing.message();
+    assert!(message.contains("could not find function"), "{missing:?}");
 }
