@@ -10,7 +10,7 @@ use model::limit::OnExcess;
 use model::precedence::Defaults;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum, pg_sys};
 use std::ffi::{CStr, CString, c_char, c_void};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::panic::{UnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -110,6 +110,12 @@ impl Settings {
             ExemptSuperusers::Off => false,
         };
         (superuser && superusers) || (walsender && self.exempt_replication)
+    }
+
+    /// Whether a role is never refused, wherever its logins come from.
+    pub fn exempts_everywhere(&self, superuser: bool) -> bool {
+        // An address is given, so `local` does not exempt.
+        self.exempts(superuser, Some(Ipv4Addr::UNSPECIFIED.into()), false)
     }
 }
 

@@ -105,19 +105,23 @@ pub extern "C-unwind" fn session_limit_worker_main(_arg: pg_sys::Datum) {
     unsafe { pg_sys::proc_exit(1) };
 }
 
+/// Acts in a transaction. If the catalogs cannot be read, the log says so once in a while, and the worker goes on.
+fn read_catalogs(act: impl FnOnce()) {
+    if let Err(why) = backend::in_transaction(act) {
+        events::cannot_read_limits(&why);
+    }
+}
+
 /// A library whose hook comes after ours may refuse a login that has cost another session by then.
 fn warn_if_not_last() {
     if login::is_last() {
         return;
     }
-    let asked = backend::in_transaction(|| {
+    read_catalogs(|| {
         if lookup::some_limit_replaces() {
             error::another_library_decides_later();
         }
     });
-    if let Err(why) = asked {
-        events::cannot_read_limits(&why);
-    }
 }
 
 /// What the log says already.
@@ -136,7 +140,7 @@ type Said = (Source, Scope, Per, u32, u32);
 /// Does to the sessions over a limit what the setting says. What the log said last time is not said again.
 fn sweep(settings: &Settings, said: &mut SaidBefore) {
     let looks = settings.sweep != SweepSetting::Off && settings.enforcement != Enforcement::Off;
-    let swept = backend::in_transaction(|| {
+    read_catalogs(|| {
         // SAFETY: in a transaction. A commit wakes the worker before it sends its invalidations: so all caches are read
         // anew.
         unsafe { pg_sys::InvalidateSystemCaches() };
@@ -147,9 +151,6 @@ fn sweep(settings: &Settings, said: &mut SaidBefore) {
         }
         said.administered = say_administered(&said.administered);
     });
-    if let Err(why) = swept {
-        events::cannot_read_limits(&why);
-    }
 }
 
 fn end_and_say(settings: &Settings, said: &mut SaidBefore) {
@@ -239,7 +240,7 @@ fn end_dropped(
 
 /// If there is little room left in the statistics, those of dropped roles and databases become part of the others'.
 fn forget_dropped() {
-    let forgotten = backend::in_transaction(|| {
+    read_catalogs(|| {
         // Before the catalogs: who is not in them any more was dropped, and not made meanwhile.
         let statistics = shmem::statistics();
         if !statistics.is_crowded() {
@@ -259,9 +260,6 @@ fn forget_dropped() {
             shmem::change_statistics(|statistics| statistics.forget(&dropped));
         }
     });
-    if let Err(why) = forgotten {
-        events::cannot_read_limits(&why);
-    }
 }
 
 /// Whether the limit can only have been set by a superuser, or by whoever administers the role that it is on. The owner of
@@ -270,8 +268,7 @@ fn is_of_an_administrator(source: Source) -> bool {
     let Some(oid) = source.database() else {
         return true;
     };
-    let owner = Database::by_oid(oid).and_then(|database| Role::by_oid(database.owner));
-    owner.is_some_and(|owner| owner.superuser)
+    Database::by_oid(oid).is_some_and(|database| Role::is_superuser(database.owner))
 }
 
 /// Logs which limits are exceeded, unless the log said so last time, and returns all that are exceeded now.

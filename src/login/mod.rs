@@ -102,8 +102,10 @@ struct Asked {
 fn admit(client: &Client) {
     let wait = Wait::begin();
     let mut asked = Asked::of(client, wait.arrival);
-    let log_problems = || asked.problems.iter().for_each(error::log_wrong_label);
-    or_go_on(&settings::current(), log_problems);
+    if !asked.problems.is_empty() {
+        let log_problems = || asked.problems.iter().for_each(error::log_wrong_label);
+        or_go_on(&settings::current(), log_problems);
+    }
     loop {
         let verdict = decide(client, &wait, &asked);
         let decided = |outcome| {
@@ -275,8 +277,7 @@ impl Asked {
     fn account(&self) -> Option<Account> {
         let owner = || {
             let owner = self.database.as_ref()?.owner;
-            let is_superuser = Role::by_oid(owner).is_some_and(|owner| owner.superuser);
-            (!is_superuser).then_some(owner)
+            (!Role::is_superuser(owner)).then_some(owner)
         };
         let Settings {
             max_wait,

@@ -58,6 +58,11 @@ impl Role {
         }
     }
 
+    /// False also if it was dropped.
+    pub fn is_superuser(oid: u32) -> bool {
+        Role::by_oid(oid).is_some_and(|role| role.superuser)
+    }
+
     /// What the command that runs has made of a role; nobody else sees that yet.
     pub fn altered(oid: u32) -> Option<Role> {
         let mut key = key(

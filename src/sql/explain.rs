@@ -20,7 +20,7 @@ use model::verdict::Standing;
 use pgrx::Inet;
 use pgrx::prelude::*;
 use std::ffi::CStr;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 /// One row for each limit that such a login would have to meet now.
 #[pg_extern(sql = false)]
@@ -137,9 +137,7 @@ fn effective_limits() -> TableIterator<
         .map(|role| {
             let (facts, _) = labels.facts(&role, None, None, &defaults);
             let Applicable { exempt, limits } = applicable(&facts);
-            // Exempt wherever the login comes from: an address is given, so `local` does not exempt.
-            let over_tcp = Some(Ipv4Addr::UNSPECIFIED.into());
-            let exempt = exempt || settings.exempts(role.superuser, over_tcp, false);
+            let exempt = exempt || settings.exempts_everywhere(role.superuser);
             let of_role = Scope {
                 who: Who::Role(role.oid),
                 database: None,

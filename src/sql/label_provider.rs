@@ -19,7 +19,6 @@ use pgrx::{PgXactCallbackEvent, pg_sys};
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::net::Ipv4Addr;
 
 static PREVIOUS: Local<Cell<pg_sys::object_access_hook_type>> = Local::new(Cell::new(None));
 /// This session was told that the library is not preloaded: a restore sets many labels.
@@ -139,8 +138,7 @@ unsafe extern "C-unwind" fn session_limit_check_label(
             if target == LabelTarget::Group && !is_superuser() {
                 error::only_superusers_label_groups();
             }
-            let over_tcp = Some(Ipv4Addr::UNSPECIFIED.into());
-            let exempt = settings::current().exempts(role.superuser, over_tcp, false);
+            let exempt = settings::current().exempts_everywhere(role.superuser);
             let object = Object::Role(oid);
             check(label, target, object, role.connection_limit, exempt);
         }
