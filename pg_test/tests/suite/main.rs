@@ -33,6 +33,7 @@ mod groups;
 mod hooks;
 mod kinds;
 mod labels;
+mod limit_stats;
 mod limits;
 mod memory;
 mod packages;
@@ -71,6 +72,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("hooks", hooks::TESTS),
     ("kinds", kinds::TESTS),
     ("labels", labels::TESTS),
+    ("limit_stats", limit_stats::TESTS),
     ("limits", limits::TESTS),
     ("memory", memory::TESTS),
     ("packages", packages::TESTS),
