@@ -36,6 +36,7 @@ mod labels;
 mod limits;
 mod memory;
 mod packages;
+mod reference;
 mod refusal;
 mod regress;
 mod replacing;
@@ -43,6 +44,7 @@ mod replication;
 mod rolling_out;
 mod round_trips;
 mod scene;
+mod schema;
 mod settings;
 mod stats;
 mod storm;
@@ -74,6 +76,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("limits", limits::TESTS),
     ("memory", memory::TESTS),
     ("packages", packages::TESTS),
+    ("reference", reference::TESTS),
     ("refusal", refusal::TESTS),
     ("regress", regress::TESTS),
     ("replacing", replacing::TESTS),
