@@ -251,7 +251,7 @@ fn each_event_fits_the_schema(server: &Server) {
     let cluster = Cluster::start(server, &settings);
     let mut superuser = cluster.superuser();
     superuser.query("CREATE EXTENSION session_limit");
-    for role in ["alice", "bob", "carol"] {
+    for role in ["alice", "bob", "carol", "dave"] {
         superuser.query(&format!("CREATE ROLE {role} LOGIN"));
     }
     let label = |json: &str| set_label("ROLE alice", json);
@@ -304,6 +304,22 @@ fn each_event_fits_the_schema(server: &Server) {
     has("swept", &[("action", "terminate"), ("max", "")]);
     has("swept", &[("action", "terminate"), ("role_oid", "")]);
     has("left_out", &[]);
+    // A limit without a subject, under which one can wait.
+    let settings = [
+        ("session_limit.max_waiters", "1"),
+        (
+            "session_limit.cluster_limits",
+            r#"{"max": 1, "per": "cluster", "max_wait": "60s"}"#,
+        ),
+    ];
+    cluster.set(&settings);
+    let dave = cluster.login_of("dave");
+    let mut waiter = dave.connect();
+    waiter.send_startup(&dave);
+    wait_until(&mut superuser, waiting, "1");
+    refused(&dave);
+    has("refused", &[("not_waited", "queue_full"), ("role", "dave")]);
+    drop(waiter);
     let logged = crate::events::logged(&cluster);
     let logged: BTreeSet<&str> = logged
         .iter()
