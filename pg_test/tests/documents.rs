@@ -36,10 +36,13 @@ fn prose(page: &str) -> impl Iterator<Item = &str> {
 
 /// What the links of a page lead to: `[text](target)`, also of pictures.
 fn targets(page: &str) -> Vec<String> {
+    let text = prose(page).collect::<Vec<_>>().join("\n");
     let mut targets = Vec::new();
-    for line in prose(page) {
+    for paragraph in text.split("\n\n") {
         // Links may have code in their text, but code has no links.
-        let no_code = line.split('`').step_by(2).collect::<Vec<_>>().join("code");
+        let parts: Vec<&str> = paragraph.split('`').collect();
+        assert!(parts.len() % 2 == 1, "code without an end: {paragraph}");
+        let no_code = parts.into_iter().step_by(2).collect::<String>();
         let found = no_code.split("](").skip(1);
         targets.extend(found.map(|rest| rest.split(')').next().unwrap_or_default().to_string()));
     }
