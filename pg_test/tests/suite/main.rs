@@ -31,6 +31,7 @@ mod events;
 mod faults;
 mod groups;
 mod hooks;
+mod install;
 mod kinds;
 mod labels;
 mod limits;
@@ -71,6 +72,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("faults", faults::TESTS),
     ("groups", groups::TESTS),
     ("hooks", hooks::TESTS),
+    ("install", install::TESTS),
     ("kinds", kinds::TESTS),
     ("labels", labels::TESTS),
     ("limits", limits::TESTS),
