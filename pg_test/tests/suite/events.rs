@@ -30,9 +30,13 @@ fn quiet(server: &Server, settings: &[(&str, &str)]) -> Cluster {
     Cluster::start(server, &all)
 }
 
-/// Every line of ours in the log; each must be JSON.
+/// Every line of ours in the log; each must be JSON, and as its schema says.
 pub fn logged(cluster: &Cluster) -> Vec<Value> {
-    let parse = |json: &str| serde_json::from_str(json).unwrap_or_else(|e| panic!("{json}: {e}"));
+    let parse = |json: &str| {
+        let line = serde_json::from_str(json).unwrap_or_else(|e| panic!("{json}: {e}"));
+        crate::schema::fits(&line);
+        line
+    };
     let log = cluster.log();
     let ours = log
         .lines()
