@@ -239,7 +239,7 @@ impl Limit {
 
     fn from(&self, network: Network) -> String {
         match self.per {
-            Per::Address => network.first().to_string(),
+            Per::Address => network.client(),
             _ => network.to_string(),
         }
     }

@@ -50,6 +50,8 @@ pub struct Defaults {
     pub max_sessions_per_role: i32,
     pub on_excess: OnExcess,
     pub max_wait: Duration,
+    /// So many leading bits of an IPv6 address are one client address.
+    pub ipv6_prefix_length: u8,
     /// Whether no limit is enforced, because `session_limit.enforcement` is `log`.
     pub dry_run: bool,
 }
@@ -129,14 +131,18 @@ fn nearest(candidates: &[&Candidate]) -> Vec<Limit> {
 }
 
 impl Candidate {
-    /// Whether both are limits of one label for the same client address, and this one's network is smaller. The two count
-    /// the same sessions, those from that address; the limit with the smallest network is the one that is meant.
+    /// Whether both are limits of one label for the same client address, and this one's network is smaller. The limit with
+    /// the smallest network is the one that is meant.
     fn is_narrower_than(&self, other: &Candidate) -> bool {
         let prefix = |candidate: &Candidate| candidate.key.network.map(Network::prefix);
-        let (one, two) = (&self.limit, &other.limit);
-        one.per == Per::Address
-            && (one.source, one.per, one.scope) == (two.source, two.per, two.scope)
-            && prefix(self) > prefix(other)
+        // Both networks have the login's address, so one is in the other, or they are the same.
+        let kind = |candidate: &Candidate| {
+            let Limit {
+                source, per, scope, ..
+            } = candidate.limit;
+            (source, per, scope.who, scope.database)
+        };
+        self.limit.per == Per::Address && kind(self) == kind(other) && prefix(self) > prefix(other)
     }
 
     /// `max` as a number to compare: no limit, which is negative, is larger than every limit.
@@ -273,6 +279,13 @@ impl LoginFacts<'_> {
         })
     }
 
+    /// The network that counts as the login's client address.
+    fn client_address(&self) -> Option<Network> {
+        let length = self.defaults.ipv6_prefix_length;
+        self.address
+            .map(|address| Network::of_client(address, length))
+    }
+
     /// Whether the login is to the limit's database and from its network.
     fn is_counted_by(&self, written: &LabelLimit) -> bool {
         let own_database = self.database.as_ref().map(|database| database.name);
@@ -318,7 +331,10 @@ impl LoginFacts<'_> {
             },
             database: database.map(|database| database.oid),
             network: match per {
-                Per::Address => Some(Network::of(self.address?)),
+                Per::Address => {
+                    let client = self.client_address()?;
+                    Some(written.network.map_or(client, |it| it.smaller(client)))
+                }
                 _ => written.network,
             },
         })
@@ -349,6 +365,7 @@ mod tests {
             max_sessions_per_role: -1,
             on_excess: OnExcess::Refuse,
             max_wait: Duration::from_millis(100),
+            ipv6_prefix_length: 128,
             dry_run: false,
         }
     }
@@ -374,12 +391,12 @@ mod tests {
     }
 
     /// What applies to a login of alice, sorted. `set` is what is set where: labels on `alice`, `team`, `staff` and `app`,
-    /// the `CONNECTION LIMIT` as `alice's` and `app's`, and the settings `cluster` and `default`.
+    /// the `CONNECTION LIMIT` as `alice's` and `app's`, and the settings `cluster`, `default` and `ipv6`.
     fn applying(set: &str, database: &str, address: &str) -> Vec<String> {
         for entry in set.split(';').map(str::trim).filter(|it| !it.is_empty()) {
             let place = entry.split(' ').next().unwrap_or_default();
             let places = [
-                "alice", "alice's", "team", "staff", "app", "app's", "cluster", "default",
+                "alice", "alice's", "team", "staff", "app", "app's", "cluster", "default", "ipv6",
             ];
             assert!(places.contains(&place), "{entry}");
         }
@@ -387,6 +404,7 @@ mod tests {
         let defaults = Defaults {
             cluster_limits: label_on(set, "cluster", LabelTarget::Cluster),
             max_sessions_per_role: number("default"),
+            ipv6_prefix_length: u8::try_from(number("ipv6")).unwrap_or(128),
             ..defaults()
         };
         let facts = LoginFacts {
@@ -531,6 +549,30 @@ mod tests {
             assert_eq!(applying(set, "app", address), [expected.as_str()]);
         }
         assert_eq!(applying(set, "app", "10.9.0.1"), [""; 0]);
+    }
+
+    #[test]
+    fn an_ipv6_address_is_the_network_that_the_setting_says() {
+        let by = "by session_limit.cluster_limits";
+        let limits = r#"cluster {"limits": [{"max": 4, "per": "address"},
+            {"max": 6, "per": "address", "network": "2001:db8::/32"},
+            {"max": 9, "per": "address", "network": "2001:db8::5/128"}]}"#;
+        let cases = [
+            ("128", "2001:db9::5", format!("2001:db9::5: 4 {by}")),
+            ("64", "2001:db9::5", format!("2001:db9::/64: 4 {by}")),
+            ("64", "2001:db8::6", format!("2001:db8::/64: 6 {by}")),
+            // Of the sessions from the address only those from the limit's network count.
+            ("64", "2001:db8::5", format!("2001:db8::5: 9 {by}")),
+            ("16", "2001:db8::6", format!("2001:db8::/32: 6 {by}")),
+            ("64", HERE, format!("{HERE}: 4 {by}")),
+        ];
+        for (length, address, expected) in cases {
+            let set = format!("ipv6 {length}; {limits}");
+            assert_eq!(applying(&set, "app", address), [expected]);
+        }
+        let alice = r#"ipv6 56; alice {"max": 2, "per": "address"}"#;
+        let expected = "alice from 2001:db8:0:100::/56: 2 by label on role alice";
+        assert_eq!(applying(alice, "app", "2001:db8:0:1ff::1"), [expected]);
     }
 
     #[test]

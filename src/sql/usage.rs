@@ -84,10 +84,7 @@ pub fn current_usage_0_2() -> TableIterator<
 fn client(limit: &Limit) -> (Option<Inet>, Option<String>) {
     let network = limit.scope.network;
     match limit.per {
-        Per::Address => (
-            network.map(|network| Inet(network.first().to_string())),
-            None,
-        ),
+        Per::Address => (network.map(|network| Inet(network.client())), None),
         _ => (None, network.map(|network| network.to_string())),
     }
 }

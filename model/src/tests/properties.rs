@@ -962,6 +962,7 @@ mod applying {
                 max_sessions_per_role: case.numbers[2],
                 on_excess: OnExcess::Refuse,
                 max_wait: Duration::ZERO,
+                ipv6_prefix_length: 128,
                 dry_run: false,
             };
             let facts = LoginFacts {

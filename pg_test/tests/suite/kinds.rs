@@ -1,7 +1,7 @@
 //! Every kind of limit, by real logins from real addresses; each login is explained before it is
 //! made, and meets what was explained.
 
-use crate::scene::{refused, set_label, wait_until};
+use crate::scene::{admitted, refused, set_label, wait_until};
 use pg_test::client::{Session, Target};
 use pg_test::cluster::Cluster;
 use pg_test::server::Server;
@@ -13,6 +13,7 @@ tests![
     of_a_database,
     of_the_cluster,
     networks_and_sockets,
+    an_ipv6_address_is_a_network,
     the_nearest_wins,
     all_that_differ_apply,
     exempt,
@@ -440,6 +441,40 @@ fn networks_and_sockets(server: &Server) {
             ("alice", "app", SOCKET, None),
         ],
     );
+}
+
+/// A machine has one IPv6 address that can be relied upon, `::1`: logins from others are only explained.
+fn an_ipv6_address_is_a_network(server: &Server) {
+    if TcpListener::bind("[::1]:0").is_err() {
+        return;
+    }
+    let cluster = start(server);
+    cluster.sql(&[&set_label("ROLE alice", r#"{"max": 2, "per": "address"}"#)]);
+    let mut superuser = cluster.superuser();
+    let alice = cluster.login_from("alice", "::1").to("app");
+    let _sessions = [admitted(&alice), admitted(&alice)];
+    let mut fits = |address| explained(&mut superuser, &("alice", "app", address, None));
+    assert_eq!((fits("::1"), fits("::2")), (false, true));
+    assert_eq!(
+        refused(&alice).message(),
+        r#"too many connections for role "alice" from address ::1"#
+    );
+    cluster.set(&[("session_limit.ipv6_prefix_length", "64")]);
+    // The settings of a session are those of its last statement.
+    assert_eq!(
+        superuser.value("SHOW session_limit.ipv6_prefix_length"),
+        "64"
+    );
+    let mut fits = |address| explained(&mut superuser, &("alice", "app", address, None));
+    assert_eq!(
+        (fits("::1"), fits("::2"), fits("::1:0:0:0:1")),
+        (false, false, true)
+    );
+    assert!(fits(HERE));
+    let refusal = r#"too many connections for role "alice" from address ::/64"#;
+    assert_eq!(refused(&alice).message(), refusal);
+    let usage = "SELECT subject || ' ' || client_addr || ' ' || in_use FROM session_limit.usage";
+    assert_eq!(superuser.value(usage), "alice from ::/64 ::/64 2");
 }
 
 fn the_nearest_wins(server: &Server) {
