@@ -4,8 +4,8 @@
 //! A limit's *key* is its `per`, `database` and `network`. Limits with different keys all apply. Of those with the same
 //! key the nearest wins: the login role's own (the smaller of its label's and its `CONNECTION LIMIT`), then its groups'
 //! (the smallest), then the cluster's. `max: -1` is no limit, and lifts those further out. A group's total and the
-//! limits set on the database always apply; but a limit on a whole database is nearer than the cluster's `per:
-//! database`.
+//! limits set on the database always apply; but one whose `per` names the database is nearer than the cluster's with
+//! the same `per`.
 
 use crate::label::{Label, LabelLimit, LimitEnforcement};
 use crate::label_target::LabelTarget;
@@ -89,7 +89,7 @@ struct Key {
     /// Whether the limit has a `database`: that of the login, or it would not count the login.
     in_database: bool,
     network: Option<Network>,
-    /// If the limit is about a whole group or database: which.
+    /// If the limit is about a whole group, or in any way about the login's database: which.
     whole: Option<Object>,
 }
 
@@ -131,18 +131,18 @@ fn nearest(candidates: &[&Candidate]) -> Vec<Limit> {
 }
 
 impl Candidate {
-    /// Whether both are limits of one label for the same client address, and this one's network is smaller. The limit with
-    /// the smallest network is the one that is meant.
+    /// Whether both are limits of one label for the same client address whose keys differ in the network alone, and this
+    /// one's is smaller. The limit with the smallest network is the one that is meant.
     fn is_narrower_than(&self, other: &Candidate) -> bool {
         let prefix = |candidate: &Candidate| candidate.key.network.map(Network::prefix);
-        // Both networks have the login's address, so one is in the other, or they are the same.
-        let kind = |candidate: &Candidate| {
-            let Limit {
-                source, per, scope, ..
-            } = candidate.limit;
-            (source, per, scope.who, scope.database)
+        let same_network = Key {
+            network: self.key.network,
+            ..other.key
         };
-        self.limit.per == Per::Address && kind(self) == kind(other) && prefix(self) > prefix(other)
+        // Both networks have the login's address, so one is in the other, or they are the same.
+        self.limit.per.has_address()
+            && (self.limit.source, self.key) == (other.limit.source, same_network)
+            && prefix(self) > prefix(other)
     }
 
     /// `max` as a number to compare: no limit, which is negative, is larger than every limit.
@@ -150,11 +150,11 @@ impl Candidate {
         self.max as u32
     }
 
-    /// Whether it has the same key and is nearer, or as near and the smaller one. Limits on a database do not win over
-    /// each other: all apply.
+    /// Whether it has the same key and is nearer, or as near and the smaller one. Nothing wins over a limit on a database:
+    /// all of these apply.
     fn wins_over(&self, other: &Candidate, is_smaller: bool) -> bool {
-        let as_near = self.level == other.level && self.level != Level::Database;
-        self.key == other.key && (self.level < other.level || (as_near && is_smaller))
+        let is_nearer = self.level < other.level || (self.level == other.level && is_smaller);
+        self.key == other.key && other.level != Level::Database && is_nearer
     }
 }
 
@@ -303,9 +303,10 @@ impl LoginFacts<'_> {
     fn whole(&self, per: Per, source: Source) -> Option<Option<Object>> {
         Some(match (per, source) {
             (Per::Group, Source::Label(group)) => Some(group),
-            (_, Source::Label(Object::Database(_))) | (Per::Database, _) => {
+            (_, Source::Label(Object::Database(_))) => {
                 Some(Object::Database(self.database.as_ref()?.oid))
             }
+            _ if per.has_database() => Some(Object::Database(self.database.as_ref()?.oid)),
             _ => None,
         })
     }
@@ -324,18 +325,17 @@ impl LoginFacts<'_> {
         Some(Scope {
             who: match (per, source, whole) {
                 (_, _, Some(Object::Role(group))) => Who::MembersOf(group),
-                (Per::Role, ..) | (Per::Address, Source::Label(Object::Role(_)), _) => {
-                    Who::Role(self.role)
-                }
+                (Per::Address, Source::Label(Object::Role(_)), _) => Who::Role(self.role),
+                _ if per.has_role() => Who::Role(self.role),
                 _ => Who::Anyone,
             },
             database: database.map(|database| database.oid),
-            network: match per {
-                Per::Address => {
+            network: match per.has_address() {
+                true => {
                     let client = self.client_address()?;
                     Some(written.network.map_or(client, |it| it.smaller(client)))
                 }
-                _ => written.network,
+                false => written.network,
             },
         })
     }
@@ -479,6 +479,13 @@ mod tests {
         cluster {"max": 50, "per": "database"}; app {"max": 80} => app: 80 by label on database app
         cluster {"max": 50, "per": "database"}; app's 80 => app: 80 by CONNECTION LIMIT of database app
         cluster {"max": 50, "per": "database"}; app {"max": -1} =>
+        cluster {"max": 9, "per": ["role", "database"]} => alice in app: 9 by session_limit.cluster_limits
+        cluster {"max": 9, "per": ["role", "database"]}; team {"max": 4, "per": ["database", "role"]} => alice in app: 4 by label on role team
+        cluster {"max": 9, "per": ["role", "database"]}; alice {"max": 12, "per": ["role", "database"]} => alice in app: 12 by label on role alice
+        cluster {"max": 9, "per": ["role", "database"]}; app {"max": 12, "per": ["role", "database"]} => alice in app: 12 by label on database app
+        cluster {"max": 9, "per": ["role", "database"]}; app {"max": -1, "per": ["role", "database"]} =>
+        alice {"max": -1, "per": ["role", "database"]}; app {"max": 12, "per": ["role", "database"]} => alice in app: 12 by label on database app
+        cluster {"max": 5, "per": ["role", "address"]}; alice {"max": 8, "per": ["role", "address"]} => alice from 10.0.0.5: 8 by label on role alice
     "#;
 
     #[test]
@@ -497,9 +504,11 @@ mod tests {
             team {"limits": [{"max": 9, "per": "role"}, {"max": 20, "per": "group"},
                 {"max": 8, "per": "role", "network": "10.0.0.0/9"}]};
             staff {"limits": [{"max": 30, "per": "group"}, {"max": 31, "per": "group", "database": "app"}]};
-            app {"limits": [{"max": 100}, {"max": 7, "per": "role"}, {"max": 10, "per": "address"}]};
+            app {"limits": [{"max": 100}, {"max": 7, "per": "role"}, {"max": 10, "per": "address"},
+                {"max": 17, "per": ["role", "address"]}, {"max": 18, "per": ["database", "address"]}]};
             app's 90;
-            cluster {"limits": [{"max": 11, "per": "address"}, {"max": 12, "per": "cluster"},
+            cluster {"limits": [{"max": 11, "per": "address"}, {"max": 15, "per": ["role", "database"]},
+                {"max": 16, "per": ["role", "address"]}, {"max": 19, "per": ["role", "database", "address"]}, {"max": 12, "per": "cluster"},
                 {"max": 13, "per": "cluster", "network": "0.0.0.0/0"}, {"max": 14, "per": "role", "database": "app"}]}
         "#;
         let everywhere = "
@@ -509,6 +518,7 @@ mod tests {
             staff: 30 by label on role staff
             app: 100 by label on database app
             app: 90 by CONNECTION LIMIT of database app
+            alice in app: 15 by session_limit.cluster_limits
             alice in app: 7 by label on database app";
         let in_app = "
             alice in app: 4 by label on role alice
@@ -517,7 +527,11 @@ mod tests {
             alice from 10.0.0.5: 5 by label on role alice
             alice from 10.0.0.0/8: 3 by label on role alice
             alice from 10.0.0.0/9: 8 by label on role team
+            alice from 10.0.0.5: 16 by session_limit.cluster_limits
+            alice in app from 10.0.0.5: 17 by label on database app
+            alice in app from 10.0.0.5: 19 by session_limit.cluster_limits
             app from 10.0.0.5: 10 by label on database app
+            app from 10.0.0.5: 18 by label on database app
             0.0.0.0/0: 13 by session_limit.cluster_limits
             alice in app from 10.0.0.5: 2 by label on role alice";
         assert_eq!(

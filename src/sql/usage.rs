@@ -14,7 +14,7 @@ use crate::shmem;
 use crate::sql::in_memory;
 use crate::sql::standings::{WaitingLogin, waiting_logins};
 use crate::sql::viewer::{SqlText, Viewer};
-use model::limit::{Limit, Object, Per};
+use model::limit::{Limit, Object};
 use model::members::SessionFilter;
 use model::session::Session;
 use pgrx::datum::TimestampWithTimeZone;
@@ -83,9 +83,9 @@ pub fn current_usage_0_2() -> TableIterator<
 /// From where the sessions come that the limit counts: of a limit by address the address, of any other the network.
 fn client(limit: &Limit) -> (Option<Inet>, Option<String>) {
     let network = limit.scope.network;
-    match limit.per {
-        Per::Address => (network.map(|network| Inet(network.client())), None),
-        _ => (None, network.map(|network| network.to_string())),
+    match limit.per.has_address() {
+        true => (network.map(|network| Inet(network.client())), None),
+        false => (None, network.map(|network| network.to_string())),
     }
 }
 

@@ -12,6 +12,7 @@ tests![
     of_a_group,
     of_a_database,
     of_the_cluster,
+    of_each_combination,
     networks_and_sockets,
     an_ipv6_address_is_a_network,
     the_nearest_wins,
@@ -353,6 +354,100 @@ fn of_the_cluster(server: &Server) {
             ("alice", "app", THERE, None),
             ("bob", "app", THERE, Some("from network 127.0.0.2/32")),
             ("bob", "app", SOCKET, None),
+        ],
+    );
+}
+
+/// A list of `per`.
+fn of_each_combination(server: &Server) {
+    let cluster = start(server);
+    let in_app = Some(r#"for role "alice" in database "app""#);
+    let per_pool = r#"{"max": 1, "per": ["role", "database"]}"#;
+    let pools = [
+        ("alice", "app", HERE, None),
+        ("alice", "app", SOCKET, in_app),
+        ("alice", "postgres", HERE, None),
+        ("bob", "app", HERE, None),
+    ];
+    logins(&cluster, &[set_label("ROLE staff", per_pool)], &pools);
+    logins(&cluster, &[set_label("ROLE alice", per_pool)], &pools);
+    logins(&cluster, &[set_label("DATABASE app", per_pool)], &pools);
+    cluster_limits(&cluster, per_pool);
+    logins(&cluster, &[], &pools);
+    // A database's is nearer than the cluster's, and so is a role's.
+    cluster_limits(&cluster, r#"{"max": 0, "per": ["database", "role"]}"#);
+    logins(
+        &cluster,
+        &[
+            set_label("DATABASE app", per_pool),
+            set_label("ROLE bob", r#"{"max": -1, "per": ["role", "database"]}"#),
+        ],
+        &[
+            ("alice", "app", HERE, None),
+            ("alice", "app", HERE, in_app),
+            (
+                "alice",
+                "postgres",
+                HERE,
+                Some(r#"for role "alice" in database "postgres""#),
+            ),
+            ("bob", "postgres", HERE, None),
+            ("bob", "app", HERE, None),
+            (
+                "bob",
+                "app",
+                HERE,
+                Some(r#"for role "bob" in database "app""#),
+            ),
+        ],
+    );
+    cluster_limits(
+        &cluster,
+        r#"{"limits": [{"max": 1, "per": ["role", "address"]}, {"max": 2, "per": ["database", "address"]}]}"#,
+    );
+    logins(
+        &cluster,
+        &[],
+        &[
+            ("alice", "app", HERE, None),
+            (
+                "alice",
+                "postgres",
+                HERE,
+                Some(r#"for role "alice" from address 127.0.0.1"#),
+            ),
+            ("alice", "app", SOCKET, None),
+            ("alice", "app", SOCKET, None),
+            ("bob", "app", HERE, None),
+            (
+                "carol",
+                "app",
+                HERE,
+                Some(r#"for database "app" from address 127.0.0.1"#),
+            ),
+            ("carol", "postgres", HERE, None),
+            ("alice", "app", THERE, None),
+        ],
+    );
+    cluster_limits(
+        &cluster,
+        r#"{"max": 1, "per": ["role", "database", "address"]}"#,
+    );
+    logins(
+        &cluster,
+        &[],
+        &[
+            ("alice", "app", HERE, None),
+            (
+                "alice",
+                "app",
+                HERE,
+                Some(r#"for role "alice" in database "app" from address 127.0.0.1"#),
+            ),
+            ("alice", "app", THERE, None),
+            ("alice", "postgres", HERE, None),
+            ("bob", "app", HERE, None),
+            ("alice", "app", SOCKET, None),
         ],
     );
 }
