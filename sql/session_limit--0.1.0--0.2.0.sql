@@ -128,6 +128,47 @@ GRANT EXECUTE ON FUNCTION
     session_limit.current_status()
 TO PUBLIC;
 
+-- A database is the one that the limit is about if there is a role, else the one whose label is meant. A list is separated
+-- by commas in a text, and an array in a label.
+CREATE OR REPLACE FUNCTION session_limit.set_limit(
+    max integer,
+    role name DEFAULT NULL,
+    database name DEFAULT NULL,
+    per text DEFAULT NULL,
+    network cidr DEFAULT NULL,
+    on_excess text DEFAULT NULL,
+    max_wait interval DEFAULT NULL,
+    enforcement text DEFAULT NULL
+) RETURNS text
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT session_limit.edit_label(role, database, jsonb_build_object(
+    'max', max,
+    'per', CASE WHEN per LIKE '%,%' THEN to_jsonb(regexp_split_to_array(btrim(per), ' *, *')) ELSE to_jsonb(per) END,
+    'database', CASE WHEN role IS NOT NULL THEN database END,
+    'network', network,
+    'on_excess', on_excess,
+    'max_wait', (extract(epoch FROM max_wait) * 1000)::bigint,
+    'enforcement', enforcement), true)
+$$;
+
+CREATE OR REPLACE FUNCTION session_limit.clear_limit(
+    role name DEFAULT NULL,
+    database name DEFAULT NULL,
+    per text DEFAULT NULL,
+    network cidr DEFAULT NULL
+) RETURNS text
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT session_limit.edit_label(role, database, jsonb_build_object(
+    'max', -1,
+    'per', CASE WHEN per LIKE '%,%' THEN to_jsonb(regexp_split_to_array(btrim(per), ' *, *')) ELSE to_jsonb(per) END,
+    'database', CASE WHEN role IS NOT NULL THEN database END,
+    'network', network), false)
+$$;
+
 CREATE OR REPLACE VIEW session_limit.limits AS
 SELECT
     l.source,
@@ -288,6 +329,8 @@ DROP FUNCTION session_limit.current_usage_0_1();
 DROP FUNCTION session_limit.defined_limits_0_1();
 DROP FUNCTION session_limit.current_stats_0_1();
 
+COMMENT ON COLUMN session_limit.limits.per IS 'what one count is kept for: role, address, group, database or cluster, or each combination of a list of these';
+COMMENT ON COLUMN session_limit.usage.per IS 'what the count is kept for: role, address, group, database or cluster, or a combination of a list of these';
 COMMENT ON COLUMN session_limit.limits.administrators IS
     'of the label of a group, the roles that can make anyone a member of it, superusers aside; null if there are none';
 COMMENT ON COLUMN session_limit.usage.in_use IS 'sessions that the limit counts; null if the caller may not see where they come from';

@@ -211,7 +211,8 @@ $$;
 COMMENT ON FUNCTION session_limit.edit_label(name, name, jsonb, boolean) IS
     'sets or removes a limit of a label; use session_limit.set_limit and session_limit.clear_limit';
 
--- A database is the one that the limit is about if there is a role, else the one whose label is meant.
+-- A database is the one that the limit is about if there is a role, else the one whose label is meant. A list is separated
+-- by commas in a text, and an array in a label.
 CREATE FUNCTION session_limit.set_limit(
     max integer,
     role name DEFAULT NULL,
@@ -227,7 +228,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT session_limit.edit_label(role, database, jsonb_build_object(
     'max', max,
-    'per', per,
+    'per', CASE WHEN per LIKE '%,%' THEN to_jsonb(regexp_split_to_array(btrim(per), ' *, *')) ELSE to_jsonb(per) END,
     'database', CASE WHEN role IS NOT NULL THEN database END,
     'network', network,
     'on_excess', on_excess,
@@ -248,7 +249,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT session_limit.edit_label(role, database, jsonb_build_object(
     'max', -1,
-    'per', per,
+    'per', CASE WHEN per LIKE '%,%' THEN to_jsonb(regexp_split_to_array(btrim(per), ' *, *')) ELSE to_jsonb(per) END,
     'database', CASE WHEN role IS NOT NULL THEN database END,
     'network', network), false)
 $$;
@@ -286,7 +287,7 @@ SELECT
 FROM session_limit.defined_limits() l;
 COMMENT ON VIEW session_limit.limits IS 'every limit that is set';
 COMMENT ON COLUMN session_limit.limits.source IS 'where the limit is set';
-COMMENT ON COLUMN session_limit.limits.per IS 'what one count is kept for: role, address, group, database or cluster';
+COMMENT ON COLUMN session_limit.limits.per IS 'what one count is kept for: role, address, group, database or cluster, or each combination of a list of these';
 COMMENT ON COLUMN session_limit.limits.subject IS 'role, group or database on which it is set; null for the whole cluster';
 COMMENT ON COLUMN session_limit.limits.database IS 'only sessions in this database count; null: in any';
 COMMENT ON COLUMN session_limit.limits.network IS 'only sessions from these addresses count; null: from anywhere';
@@ -316,7 +317,7 @@ SELECT
 FROM session_limit.current_usage() u;
 COMMENT ON VIEW session_limit.usage IS 'the limits that have a session or a waiting login, one row for each count';
 COMMENT ON COLUMN session_limit.usage.source IS 'where the limit is set';
-COMMENT ON COLUMN session_limit.usage.per IS 'what the count is kept for: role, address, group, database or cluster';
+COMMENT ON COLUMN session_limit.usage.per IS 'what the count is kept for: role, address, group, database or cluster, or a combination of a list of these';
 COMMENT ON COLUMN session_limit.usage.subject IS 'role, group, database, address that is counted; by its OID if it was dropped since; null for the whole cluster';
 COMMENT ON COLUMN session_limit.usage.in_use IS 'sessions that the limit counts; null if the caller may not see where they come from';
 COMMENT ON COLUMN session_limit.usage.max IS 'sessions that the limit allows';

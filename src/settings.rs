@@ -78,6 +78,7 @@ static REPLACE_IDLE_AFTER_MS: GucSetting<i32> = GucSetting::<i32>::new(300_000);
 static EXEMPT_SUPERUSERS: GucSetting<ExemptSuperusers> =
     GucSetting::<ExemptSuperusers>::new(ExemptSuperusers::On);
 static EXEMPT_REPLICATION: GucSetting<bool> = GucSetting::<bool>::new(true);
+static IPV6_PREFIX_LENGTH: GucSetting<i32> = GucSetting::<i32>::new(128);
 static SWEEP: GucSetting<SweepSetting> = GucSetting::<SweepSetting>::new(SweepSetting::Log);
 static SWEEP_INTERVAL_MS: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 static REFUSAL_HINT: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
@@ -146,6 +147,7 @@ pub fn defaults() -> Defaults {
             OnExcessSetting::ReplaceIdle => OnExcess::ReplaceIdle,
         },
         max_wait: milliseconds(&MAX_WAIT_MS),
+        ipv6_prefix_length: IPV6_PREFIX_LENGTH.get() as u8,
         dry_run: ENFORCEMENT.get() != Enforcement::On,
     }
 }
@@ -285,6 +287,16 @@ fn define_limits() {
             None,
         );
     }
+    GucRegistry::define_int_guc(
+        c"session_limit.ipv6_prefix_length",
+        c"Sets how many leading bits of a client's IPv6 address are its address to a limit.",
+        c"128 is the whole address; with 64 all addresses of a host with privacy extensions are one. IPv4 addresses are always whole.",
+        &IPV6_PREFIX_LENGTH,
+        1,
+        128,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
     GucRegistry::define_enum_guc(
         c"session_limit.exempt_superusers",
         c"Whether superusers are counted, but never refused.",

@@ -94,7 +94,12 @@ impl Label {
     /// Reads a label as a login does: fields that this version does not know go into `unknown`. The error says what is
     /// wrong, for a message, as a text of [`encoding`].
     pub fn read(json: &[u8]) -> Result<Label, String> {
-        Written::read(json)?.label()
+        Written::read(json, None)?.label()
+    }
+
+    /// The same, for something that is to be set there: an error about a `per` says which there are.
+    pub fn read_for(json: &[u8], target: LabelTarget) -> Result<Label, String> {
+        Written::read(json, Some(target))?.label()
     }
 
     /// Whether it would have an effect as the label of a group.
@@ -111,7 +116,7 @@ impl Label {
 
     /// Reads a label that a user wants to set there. Fields that are unknown, or not allowed there, are errors, too.
     pub fn check(json: &[u8], target: LabelTarget) -> Result<Label, String> {
-        let written = Written::read(json)?;
+        let written = Written::read(json, Some(target))?;
         let is_list = written.limits.is_some();
         let label = written.label()?;
         if let Some(field) = label.unknown.first() {
@@ -173,8 +178,8 @@ impl LabelLimit {
                 return Err(("per", why));
             }
             Some(per) if !target.pers().contains(&per) => {
-                let (per, target) = (per.word(), target.words());
-                let why = format!("\"{per}\" is not allowed for {target}; use {choices}");
+                let (per, target) = (per.json(), target.words());
+                let why = format!("{per} is not allowed for {target}; use {choices}");
                 return Err(("per", why));
             }
             Some(_) => {}
@@ -192,7 +197,7 @@ impl LabelLimit {
 }
 
 impl Written {
-    fn read(json: &[u8]) -> Result<Written, String> {
+    fn read(json: &[u8], target: Option<LabelTarget>) -> Result<Written, String> {
         let json = encoding::json(json)?;
         serde_json::from_str(&json).map_err(|error| {
             // Read once more to learn in which field the error is. Not always, because that would slow every login.
@@ -201,7 +206,11 @@ impl Written {
             let tracked = serde_path_to_error::Deserializer::new(&mut reader, &mut track);
             let _ = Written::deserialize(tracked);
             let path = track.path().to_string();
-            let error = json_error::text(&error, &json);
+            let mut error = json_error::text(&error, &json);
+            let mut fields = path.split(['.', '[']);
+            if let (Some(target), true) = (target, fields.any(|field| field == "per")) {
+                error += &format!("; use {}", target.choices());
+            }
             // If the JSON itself is wrong, the last part of the path may be unknown: a question mark.
             match path.trim_end_matches(['.', '?']) {
                 "" if error.starts_with("is ") => format!("it {error}"),
@@ -478,8 +487,19 @@ mod tests {
         role {"limits": {"max": 1}} => field "limits": is an object; expected an array
         role {"limits": [], "max": 1} => field "max": "limits" is given, too
         role {"network": "10.0.0.0/8"} => field "network": belongs to a limit
-        role {"max": 1, "per": "week"} => field "per": unknown value "week", expected one of "role", "address"
-        role {"max": 1, "per": "group"} => field "per": "group" is not allowed for a role; use "role" or "address"
+        role {"max": 1, "per": "week"} => field "per": unknown value "week"; use "role", "address", ["role", "database"], ["role", "address"] or ["role", "database", "address"]
+        role {"max": 1, "per": "group"} => field "per": "group" is not allowed for a role; use "role", "address",
+        role {"max": 1, "per": ["role", "week"]} => field "per": unknown value "week"; use "role", "address", ["role", "database"]
+        role {"limits": [{"max": 1, "per": ["role", 5]}]} => field "limits[0].per[1]": is 5; expected a string; use "role"
+        role {"max": 1, "per": 5} => field "per": is 5; expected a string or an array of strings; use "role", "address"
+        role {"max": 1, "per": []} => field "per": the list is empty; use "role"
+        role {"max": 1, "per": ["role", "role"]} => field "per": "role" is there twice; use
+        role {"max": 1, "per": ["database", "address"]} => field "per": ["database", "address"] is not allowed for a role; use "role"
+        role {"max": 1, "per": "role, database"} => field "per": unknown value "role, database"; use "role"
+        role {"limits": [{"max": 1, "per": ["role", "database"]}, {"max": 2, "per": ["database", "role"]}]} => field "limits[1]": same "per"
+        role {"limits": [{"max": 1}, {"max": 2, "per": ["role"]}]} => field "limits[1]": same "per"
+        group {"max": 1, "per": ["role", "group"]} => field "per": "group" is not for a list; use "role", "address", "group", ["role", "database"]
+        group {"max": 1, "per": ["database", "address"]} => field "per": ["database", "address"] is not allowed for a group
         role {"max": 1, "per": "database"} => field "per"
         role {"max": 1, "network": "10.0.0.1/8"} => field "network": "10.0.0.1/8" has bits set
         role {"limits": [{"max": 1, "network": "ten"}]} => field "limits[0].network": "ten" is not a network
@@ -498,8 +518,8 @@ mod tests {
         role {"limits": [{"max": 1}, {"max": 1, "per": "group"}]} => field "limits[1].per": "group" is not allowed for a role
         role {"max": 1, "database": ""} => field "database": not the name
         role {"max": 1, "database": "a\u0000b"} => field "database": not the name of a database
-        group {"max": 1} => field "per": must be given for a group: "role", "address" or "group"
-        group {"max": 1, "per": "cluster"} => field "per": "cluster" is not allowed for a group; use "role", "address" or "group"
+        group {"max": 1} => field "per": must be given for a group: "role", "address", "group", ["role", "database"]
+        group {"max": 1, "per": "cluster"} => field "per": "cluster" is not allowed for a group; use "role", "address", "group", ["role", "database"]
         database {"max": 1, "per": "group"} => field "per": "group" is not allowed for a database
         database {"max": 1, "database": "app"} => field "database": not allowed in a database's label
         database {"exempt": true} => field "exempt": not for a database
@@ -560,7 +580,7 @@ mod tests {
         let table: [(&[u8], &[u8]); 9] = [
             (
                 b"{\"max\": 1, \"per\": \"\xe9\"}",
-                b"field \"per\": unknown value \"\xe9\", expected",
+                b"field \"per\": unknown value \"\xe9\"; use",
             ),
             (
                 b"{\"max\": \"\xe9\"}",

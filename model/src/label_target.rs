@@ -35,10 +35,40 @@ impl LabelTarget {
     /// The `per` that its limits can have.
     pub fn pers(self) -> &'static [Per] {
         match self {
-            LabelTarget::Role => &[Per::Role, Per::Address],
-            LabelTarget::Group => &[Per::Role, Per::Address, Per::Group],
-            LabelTarget::Database => &[Per::Database, Per::Role, Per::Address],
-            LabelTarget::Cluster => &[Per::Role, Per::Address, Per::Database, Per::Cluster],
+            LabelTarget::Role => &[
+                Per::Role,
+                Per::Address,
+                Per::RoleDatabase,
+                Per::RoleAddress,
+                Per::RoleDatabaseAddress,
+            ],
+            LabelTarget::Group => &[
+                Per::Role,
+                Per::Address,
+                Per::Group,
+                Per::RoleDatabase,
+                Per::RoleAddress,
+                Per::RoleDatabaseAddress,
+            ],
+            LabelTarget::Database => &[
+                Per::Database,
+                Per::Role,
+                Per::Address,
+                Per::RoleDatabase,
+                Per::RoleAddress,
+                Per::DatabaseAddress,
+                Per::RoleDatabaseAddress,
+            ],
+            LabelTarget::Cluster => &[
+                Per::Role,
+                Per::Address,
+                Per::Database,
+                Per::Cluster,
+                Per::RoleDatabase,
+                Per::RoleAddress,
+                Per::DatabaseAddress,
+                Per::RoleDatabaseAddress,
+            ],
         }
     }
 
@@ -62,11 +92,7 @@ impl LabelTarget {
 
     /// These in words, such as `"role" or "address"`.
     pub fn choices(self) -> String {
-        let words: Vec<String> = self
-            .pers()
-            .iter()
-            .map(|per| format!("\"{}\"", per.word()))
-            .collect();
+        let words: Vec<String> = self.pers().iter().map(|per| per.json()).collect();
         match words.split_last() {
             Some((last, [])) => last.clone(),
             Some((last, others)) => format!("{} or {last}", others.join(", ")),

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
 /// The addresses that share the first `prefix` bits of `first`. An IPv4-mapped IPv6 address (`::ffff:10.0.0.1`) is the
@@ -21,6 +21,38 @@ impl Network {
         Network {
             first,
             prefix: bits(first),
+        }
+    }
+
+    /// What is one client address if of an IPv6 address only so many leading bits count. IPv4 stays whole.
+    pub fn of_client(address: IpAddr, ipv6_prefix_length: u8) -> Network {
+        let first = address.to_canonical();
+        let IpAddr::V6(whole) = first else {
+            return Network::of(first);
+        };
+        let prefix = ipv6_prefix_length.min(bits(first));
+        let host_bits = bits(first) - prefix;
+        let mask = u128::MAX.checked_shl(host_bits.into()).unwrap_or(0);
+        Network {
+            first: IpAddr::V6(Ipv6Addr::from_bits(whole.to_bits() & mask)),
+            prefix,
+        }
+    }
+
+    /// The smaller of two networks that have an address in common.
+    pub fn smaller(self, other: Network) -> Network {
+        if other.prefix > self.prefix {
+            other
+        } else {
+            self
+        }
+    }
+
+    /// As one client address: an address, or the network that counts as one.
+    pub fn client(self) -> String {
+        match self.prefix == bits(self.first) {
+            true => self.first.to_string(),
+            false => self.to_string(),
         }
     }
 
@@ -163,6 +195,24 @@ mod tests {
             network("10.0.0.1/32")
         );
         assert!(contains("::/80", "::1") && !contains("::/80", "::ffff:10.0.0.1"));
+    }
+
+    #[test]
+    fn a_client_address_is_as_much_of_an_ipv6_address_as_is_told() {
+        let table = [
+            ("2001:db8:1:2:3::4", 64, "2001:db8:1:2::/64"),
+            ("2001:db8:1:2:3::4", 128, "2001:db8:1:2:3::4"),
+            ("2001:db8:1:ff::4", 58, "2001:db8:1:c0::/58"),
+            ("ffff::1", 1, "8000::/1"),
+            ("10.0.0.5", 64, "10.0.0.5"),
+            ("::ffff:10.0.0.5", 1, "10.0.0.5"),
+        ];
+        for (address, length, client) in table {
+            let address = address.parse().expect(address);
+            let found = Network::of_client(address, length);
+            assert_eq!(found.client(), client);
+            assert!(found.contains(address));
+        }
     }
 
     #[test]

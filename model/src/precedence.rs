@@ -4,8 +4,8 @@
 //! A limit's *key* is its `per`, `database` and `network`. Limits with different keys all apply. Of those with the same
 //! key the nearest wins: the login role's own (the smaller of its label's and its `CONNECTION LIMIT`), then its groups'
 //! (the smallest), then the cluster's. `max: -1` is no limit, and lifts those further out. A group's total and the
-//! limits set on the database always apply; but a limit on a whole database is nearer than the cluster's `per:
-//! database`.
+//! limits set on the database always apply; but one whose `per` names the database is nearer than the cluster's with
+//! the same `per`.
 
 use crate::label::{Label, LabelLimit, LimitEnforcement};
 use crate::label_target::LabelTarget;
@@ -50,6 +50,8 @@ pub struct Defaults {
     pub max_sessions_per_role: i32,
     pub on_excess: OnExcess,
     pub max_wait: Duration,
+    /// So many leading bits of an IPv6 address are one client address.
+    pub ipv6_prefix_length: u8,
     /// Whether no limit is enforced, because `session_limit.enforcement` is `log`.
     pub dry_run: bool,
 }
@@ -87,7 +89,7 @@ struct Key {
     /// Whether the limit has a `database`: that of the login, or it would not count the login.
     in_database: bool,
     network: Option<Network>,
-    /// If the limit is about a whole group or database: which.
+    /// If the limit is about a whole group, or in any way about the login's database: which.
     whole: Option<Object>,
 }
 
@@ -129,13 +131,17 @@ fn nearest(candidates: &[&Candidate]) -> Vec<Limit> {
 }
 
 impl Candidate {
-    /// Whether both are limits of one label for the same client address, and this one's network is smaller. The two count
-    /// the same sessions, those from that address; the limit with the smallest network is the one that is meant.
+    /// Whether both are limits of one label for the same client address whose keys differ in the network alone, and this
+    /// one's is smaller. The limit with the smallest network is the one that is meant.
     fn is_narrower_than(&self, other: &Candidate) -> bool {
         let prefix = |candidate: &Candidate| candidate.key.network.map(Network::prefix);
-        let (one, two) = (&self.limit, &other.limit);
-        one.per == Per::Address
-            && (one.source, one.per, one.scope) == (two.source, two.per, two.scope)
+        let same_network = Key {
+            network: self.key.network,
+            ..other.key
+        };
+        // Both networks have the login's address, so one is in the other, or they are the same.
+        self.limit.per.has_address()
+            && (self.limit.source, self.key) == (other.limit.source, same_network)
             && prefix(self) > prefix(other)
     }
 
@@ -144,11 +150,11 @@ impl Candidate {
         self.max as u32
     }
 
-    /// Whether it has the same key and is nearer, or as near and the smaller one. Limits on a database do not win over
-    /// each other: all apply.
+    /// Whether it has the same key and is nearer, or as near and the smaller one. Nothing wins over a limit on a database:
+    /// all of these apply.
     fn wins_over(&self, other: &Candidate, is_smaller: bool) -> bool {
-        let as_near = self.level == other.level && self.level != Level::Database;
-        self.key == other.key && (self.level < other.level || (as_near && is_smaller))
+        let is_nearer = self.level < other.level || (self.level == other.level && is_smaller);
+        self.key == other.key && other.level != Level::Database && is_nearer
     }
 }
 
@@ -273,6 +279,13 @@ impl LoginFacts<'_> {
         })
     }
 
+    /// The network that counts as the login's client address.
+    fn client_address(&self) -> Option<Network> {
+        let length = self.defaults.ipv6_prefix_length;
+        self.address
+            .map(|address| Network::of_client(address, length))
+    }
+
     /// Whether the login is to the limit's database and from its network.
     fn is_counted_by(&self, written: &LabelLimit) -> bool {
         let own_database = self.database.as_ref().map(|database| database.name);
@@ -290,9 +303,10 @@ impl LoginFacts<'_> {
     fn whole(&self, per: Per, source: Source) -> Option<Option<Object>> {
         Some(match (per, source) {
             (Per::Group, Source::Label(group)) => Some(group),
-            (_, Source::Label(Object::Database(_))) | (Per::Database, _) => {
+            (_, Source::Label(Object::Database(_))) => {
                 Some(Object::Database(self.database.as_ref()?.oid))
             }
+            _ if per.has_database() => Some(Object::Database(self.database.as_ref()?.oid)),
             _ => None,
         })
     }
@@ -311,15 +325,17 @@ impl LoginFacts<'_> {
         Some(Scope {
             who: match (per, source, whole) {
                 (_, _, Some(Object::Role(group))) => Who::MembersOf(group),
-                (Per::Role, ..) | (Per::Address, Source::Label(Object::Role(_)), _) => {
-                    Who::Role(self.role)
-                }
+                (Per::Address, Source::Label(Object::Role(_)), _) => Who::Role(self.role),
+                _ if per.has_role() => Who::Role(self.role),
                 _ => Who::Anyone,
             },
             database: database.map(|database| database.oid),
-            network: match per {
-                Per::Address => Some(Network::of(self.address?)),
-                _ => written.network,
+            network: match per.has_address() {
+                true => {
+                    let client = self.client_address()?;
+                    Some(written.network.map_or(client, |it| it.smaller(client)))
+                }
+                false => written.network,
             },
         })
     }
@@ -349,6 +365,7 @@ mod tests {
             max_sessions_per_role: -1,
             on_excess: OnExcess::Refuse,
             max_wait: Duration::from_millis(100),
+            ipv6_prefix_length: 128,
             dry_run: false,
         }
     }
@@ -374,12 +391,12 @@ mod tests {
     }
 
     /// What applies to a login of alice, sorted. `set` is what is set where: labels on `alice`, `team`, `staff` and `app`,
-    /// the `CONNECTION LIMIT` as `alice's` and `app's`, and the settings `cluster` and `default`.
+    /// the `CONNECTION LIMIT` as `alice's` and `app's`, and the settings `cluster`, `default` and `ipv6`.
     fn applying(set: &str, database: &str, address: &str) -> Vec<String> {
         for entry in set.split(';').map(str::trim).filter(|it| !it.is_empty()) {
             let place = entry.split(' ').next().unwrap_or_default();
             let places = [
-                "alice", "alice's", "team", "staff", "app", "app's", "cluster", "default",
+                "alice", "alice's", "team", "staff", "app", "app's", "cluster", "default", "ipv6",
             ];
             assert!(places.contains(&place), "{entry}");
         }
@@ -387,6 +404,7 @@ mod tests {
         let defaults = Defaults {
             cluster_limits: label_on(set, "cluster", LabelTarget::Cluster),
             max_sessions_per_role: number("default"),
+            ipv6_prefix_length: u8::try_from(number("ipv6")).unwrap_or(128),
             ..defaults()
         };
         let facts = LoginFacts {
@@ -461,6 +479,13 @@ mod tests {
         cluster {"max": 50, "per": "database"}; app {"max": 80} => app: 80 by label on database app
         cluster {"max": 50, "per": "database"}; app's 80 => app: 80 by CONNECTION LIMIT of database app
         cluster {"max": 50, "per": "database"}; app {"max": -1} =>
+        cluster {"max": 9, "per": ["role", "database"]} => alice in app: 9 by session_limit.cluster_limits
+        cluster {"max": 9, "per": ["role", "database"]}; team {"max": 4, "per": ["database", "role"]} => alice in app: 4 by label on role team
+        cluster {"max": 9, "per": ["role", "database"]}; alice {"max": 12, "per": ["role", "database"]} => alice in app: 12 by label on role alice
+        cluster {"max": 9, "per": ["role", "database"]}; app {"max": 12, "per": ["role", "database"]} => alice in app: 12 by label on database app
+        cluster {"max": 9, "per": ["role", "database"]}; app {"max": -1, "per": ["role", "database"]} =>
+        alice {"max": -1, "per": ["role", "database"]}; app {"max": 12, "per": ["role", "database"]} => alice in app: 12 by label on database app
+        cluster {"max": 5, "per": ["role", "address"]}; alice {"max": 8, "per": ["role", "address"]} => alice from 10.0.0.5: 8 by label on role alice
     "#;
 
     #[test]
@@ -479,9 +504,11 @@ mod tests {
             team {"limits": [{"max": 9, "per": "role"}, {"max": 20, "per": "group"},
                 {"max": 8, "per": "role", "network": "10.0.0.0/9"}]};
             staff {"limits": [{"max": 30, "per": "group"}, {"max": 31, "per": "group", "database": "app"}]};
-            app {"limits": [{"max": 100}, {"max": 7, "per": "role"}, {"max": 10, "per": "address"}]};
+            app {"limits": [{"max": 100}, {"max": 7, "per": "role"}, {"max": 10, "per": "address"},
+                {"max": 17, "per": ["role", "address"]}, {"max": 18, "per": ["database", "address"]}]};
             app's 90;
-            cluster {"limits": [{"max": 11, "per": "address"}, {"max": 12, "per": "cluster"},
+            cluster {"limits": [{"max": 11, "per": "address"}, {"max": 15, "per": ["role", "database"]},
+                {"max": 16, "per": ["role", "address"]}, {"max": 19, "per": ["role", "database", "address"]}, {"max": 12, "per": "cluster"},
                 {"max": 13, "per": "cluster", "network": "0.0.0.0/0"}, {"max": 14, "per": "role", "database": "app"}]}
         "#;
         let everywhere = "
@@ -491,6 +518,7 @@ mod tests {
             staff: 30 by label on role staff
             app: 100 by label on database app
             app: 90 by CONNECTION LIMIT of database app
+            alice in app: 15 by session_limit.cluster_limits
             alice in app: 7 by label on database app";
         let in_app = "
             alice in app: 4 by label on role alice
@@ -499,7 +527,11 @@ mod tests {
             alice from 10.0.0.5: 5 by label on role alice
             alice from 10.0.0.0/8: 3 by label on role alice
             alice from 10.0.0.0/9: 8 by label on role team
+            alice from 10.0.0.5: 16 by session_limit.cluster_limits
+            alice in app from 10.0.0.5: 17 by label on database app
+            alice in app from 10.0.0.5: 19 by session_limit.cluster_limits
             app from 10.0.0.5: 10 by label on database app
+            app from 10.0.0.5: 18 by label on database app
             0.0.0.0/0: 13 by session_limit.cluster_limits
             alice in app from 10.0.0.5: 2 by label on role alice";
         assert_eq!(
@@ -531,6 +563,30 @@ mod tests {
             assert_eq!(applying(set, "app", address), [expected.as_str()]);
         }
         assert_eq!(applying(set, "app", "10.9.0.1"), [""; 0]);
+    }
+
+    #[test]
+    fn an_ipv6_address_is_the_network_that_the_setting_says() {
+        let by = "by session_limit.cluster_limits";
+        let limits = r#"cluster {"limits": [{"max": 4, "per": "address"},
+            {"max": 6, "per": "address", "network": "2001:db8::/32"},
+            {"max": 9, "per": "address", "network": "2001:db8::5/128"}]}"#;
+        let cases = [
+            ("128", "2001:db9::5", format!("2001:db9::5: 4 {by}")),
+            ("64", "2001:db9::5", format!("2001:db9::/64: 4 {by}")),
+            ("64", "2001:db8::6", format!("2001:db8::/64: 6 {by}")),
+            // Of the sessions from the address only those from the limit's network count.
+            ("64", "2001:db8::5", format!("2001:db8::5: 9 {by}")),
+            ("16", "2001:db8::6", format!("2001:db8::/32: 6 {by}")),
+            ("64", HERE, format!("{HERE}: 4 {by}")),
+        ];
+        for (length, address, expected) in cases {
+            let set = format!("ipv6 {length}; {limits}");
+            assert_eq!(applying(&set, "app", address), [expected]);
+        }
+        let alice = r#"ipv6 56; alice {"max": 2, "per": "address"}"#;
+        let expected = "alice from 2001:db8:0:100::/56: 2 by label on role alice";
+        assert_eq!(applying(alice, "app", "2001:db8:0:1ff::1"), [expected]);
     }
 
     #[test]

@@ -108,7 +108,7 @@ fn edited(
 ) -> Result<Option<SqlText>, Wrong> {
     let read = Label::read(label).map_err(Wrong::Label)?;
     let alone = [b"{\"limits\": [", limit, b"]}"].concat();
-    let given = Label::read(&alone).map_err(Wrong::Limit)?;
+    let given = Label::read_for(&alone, target).map_err(Wrong::Limit)?;
     let key = given.limits.first().map(|given| given.key(target));
     let has_key = |other: &LabelLimit| Some(other.key(target)) == key;
     let position = read.limits.iter().position(has_key);

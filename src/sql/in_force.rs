@@ -7,7 +7,7 @@ use crate::pg::memory;
 use crate::settings;
 use crate::shmem;
 use model::label::Label;
-use model::limit::{Limit, Object, Per, Who};
+use model::limit::{Limit, Object, Who};
 use model::limit_counters::Counted;
 use model::network::Network;
 use model::session::Session;
@@ -22,7 +22,7 @@ pub struct Question {
 impl Question {
     /// Whether the limit is one of those. A limit by address is not: no address is better than another.
     pub fn is_about(&self, limit: &Limit) -> bool {
-        limit.scope.who == self.who && limit.per != Per::Address
+        limit.scope.who == self.who && !limit.per.has_address()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::pg::catalog::name_of;
 use crate::sql::viewer::SqlText;
-use model::limit::{Limit, Object, Per};
+use model::limit::{Limit, Object};
 use pgrx::Inet;
 
 /// See `Limit::subject`. Its parts are by themselves, too, fit for a metric's labels.
@@ -20,9 +20,9 @@ pub struct Subject {
 impl Subject {
     pub fn of(limit: &Limit) -> Subject {
         let scope = limit.scope;
-        let (address, network) = match (scope.network, limit.per) {
-            (Some(network), Per::Address) => (Some(Inet(network.first().to_string())), None),
-            (network, _) => (None, network.map(|network| network.to_string())),
+        let (address, network) = match limit.per.has_address() {
+            true => (scope.network.map(|network| Inet(network.client())), None),
+            false => (None, scope.network.map(|network| network.to_string())),
         };
         Subject {
             words: limit.subject(&name_of),

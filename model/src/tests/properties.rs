@@ -775,8 +775,38 @@ mod applying {
     use std::collections::BTreeSet;
     use std::time::Duration;
 
-    /// A limit as written: `per`, whether it has a `database` and a `network`, `max`, and whether it is enforced.
+    /// A limit as written: `per` as JSON, whether it has a `database` and a `network`, `max`, and whether it is enforced.
     type Written = (&'static str, bool, bool, i32, bool);
+
+    const ROLE: &[&str] = &[
+        r#""role""#,
+        r#""address""#,
+        r#"["role", "database"]"#,
+        r#"["role", "address"]"#,
+    ];
+    const GROUP: &[&str] = &[
+        r#""role""#,
+        r#""address""#,
+        r#""group""#,
+        r#"["role", "database"]"#,
+        r#"["role", "database", "address"]"#,
+    ];
+    const DATABASE: &[&str] = &[
+        r#""database""#,
+        r#""role""#,
+        r#""address""#,
+        r#"["role", "database"]"#,
+        r#"["role", "database", "address"]"#,
+    ];
+    const CLUSTER: &[&str] = &[
+        r#""role""#,
+        r#""address""#,
+        r#""database""#,
+        r#""cluster""#,
+        r#"["role", "database"]"#,
+        r#"["role", "address"]"#,
+        r#"["role", "database", "address"]"#,
+    ];
 
     fn written(
         pers: &'static [&'static str],
@@ -801,7 +831,7 @@ mod applying {
             let database = if *database { r#", "database": "app""# } else { "" };
             let network = if *network { r#", "network": "10.0.0.0/8""# } else { "" };
             let enforcement = if *enforced { "on" } else { "log" };
-            format!(r#"{{"max": {max}, "per": "{per}"{database}{network}, "enforcement": "{enforcement}"}}"#)
+            format!(r#"{{"max": {max}, "per": {per}{database}{network}, "enforcement": "{enforcement}"}}"#)
         });
         let json = format!(
             r#"{{"limits": [{}]}}"#,
@@ -822,17 +852,17 @@ mod applying {
     }
 
     fn case() -> impl Strategy<Value = Case> {
-        let group = || written(&["role", "address", "group"], true);
+        let group = || written(GROUP, true);
         let address = prop_oneof![
             Just(None),
             Just(Some("10.1.1.1")),
             Just(Some("192.168.0.1"))
         ];
         (
-            written(&["role", "address"], true),
+            written(ROLE, true),
             [group(), group()],
-            written(&["database", "role", "address"], false),
-            written(&["role", "address", "database", "cluster"], true),
+            written(DATABASE, false),
+            written(CLUSTER, true),
             [-1..5i32, -1..5i32, -1..5i32],
             any::<bool>(),
             address,
@@ -868,10 +898,11 @@ mod applying {
                 }
             };
             add(Source::Label(Object::Role(1)), 0, &self.role);
+            let (role, database) = (r#""role""#, r#""database""#);
             add(
                 Source::ConnectionLimit(Object::Role(1)),
                 0,
-                &number("role", self.numbers[0]),
+                &number(role, self.numbers[0]),
             );
             add(Source::Label(Object::Role(2)), 1, &self.groups[0]);
             add(Source::Label(Object::Role(3)), 1, &self.groups[1]);
@@ -879,13 +910,13 @@ mod applying {
             add(
                 Source::ConnectionLimit(Object::Database(9)),
                 2,
-                &number("database", self.numbers[1]),
+                &number(database, self.numbers[1]),
             );
             add(Source::ClusterLimits, 3, &self.cluster);
             add(
                 Source::MaxSessionsPerRole,
                 3,
-                &number("role", self.numbers[2]),
+                &number(role, self.numbers[2]),
             );
             all.retain(|(_, _, limit)| self.matches(limit));
             all
@@ -894,16 +925,15 @@ mod applying {
         fn matches(&self, (per, database, network, ..): &Written) -> bool {
             (!database || self.in_app)
                 && (!network || self.address == Some("10.1.1.1"))
-                && (*per != "address" || self.address.is_some())
+                && (!per.contains("address") || self.address.is_some())
         }
 
         /// Whether the same label has a limit for the same address with a smaller network.
         fn is_hidden(&self, (source, _, limit): &Placed, among: &[Placed]) -> bool {
             let nearer = |other: &Placed| {
-                other.0 == *source
-                    && (other.2.0, other.2.1, other.2.2) == ("address", limit.1, true)
+                other.0 == *source && (other.2.0, other.2.1, other.2.2) == (limit.0, limit.1, true)
             };
-            limit.0 == "address" && !limit.2 && among.iter().any(nearer)
+            limit.0.contains("address") && !limit.2 && among.iter().any(nearer)
         }
 
         /// Whether this one of the limits applies.
@@ -915,9 +945,9 @@ mod applying {
                 .filter(|(_, _, other)| (other.0, other.1, other.2) == (per, database, network));
             let mut rivals: Vec<&Placed> = rivals.collect();
             match per {
-                "group" => rivals.clear(),
-                "database" => rivals.retain(|other| other.1 < level),
+                r#""group""# => rivals.clear(),
                 _ if level == 2 => rivals.clear(),
+                _ if per.contains("database") => {}
                 _ => rivals.retain(|other| other.1 != 2),
             }
             let earlier = |other: &Placed| {
@@ -962,6 +992,7 @@ mod applying {
                 max_sessions_per_role: case.numbers[2],
                 on_excess: OnExcess::Refuse,
                 max_wait: Duration::ZERO,
+                ipv6_prefix_length: 128,
                 dry_run: false,
             };
             let facts = LoginFacts {
@@ -981,7 +1012,7 @@ mod applying {
             let limits = applicable(&facts).limits;
             let mut found: Vec<_> = limits
                 .iter()
-                .map(|limit| (format!("{:?} {}", limit.source, limit.per.word()), i64::from(limit.max), limit.enforced))
+                .map(|limit| (format!("{:?} {}", limit.source, limit.per.json()), i64::from(limit.max), limit.enforced))
                 .collect();
             found.sort();
             prop_assert_eq!(found, case.expected());
@@ -1021,6 +1052,8 @@ mod any_bytes {
             "1e99",
             "262144",
             "\"role\"",
+            "[\"role\", \"database\"]",
+            "\"address\"",
             "\"10.0.0.0/8\"",
             "\"::/129\"",
             "\"5s\"",

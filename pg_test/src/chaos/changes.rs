@@ -13,6 +13,25 @@ const GROUPS: usize = 3;
 /// The first is `postgres`, and nothing is set on it.
 const DATABASES: usize = 4;
 
+const OF_A_ROLE: [Per; 4] = [Per::Role, Per::Address, Per::RoleDatabase, Per::RoleAddress];
+const OF_A_DATABASE: [Per; 6] = [
+    Per::Database,
+    Per::Role,
+    Per::Address,
+    Per::RoleDatabase,
+    Per::RoleAddress,
+    Per::DatabaseAddress,
+];
+const OF_THE_CLUSTER: [Per; 7] = [
+    Per::Role,
+    Per::Address,
+    Per::Database,
+    Per::Cluster,
+    Per::RoleDatabase,
+    Per::RoleAddress,
+    Per::DatabaseAddress,
+];
+
 #[derive(Clone, Debug)]
 pub enum Change {
     RoleLimit(usize, i32),
@@ -267,15 +286,13 @@ impl Change {
         match random.usize(..16) {
             0 | 1 => Change::RoleLimit(role, max(random, 1, 5)),
             2 | 3 => Change::DatabaseLimit(database, max(random, 3, 9)),
-            4 | 5 => Change::RoleLabel(role, label(random, &[Per::Role, Per::Address])),
+            4 | 5 => Change::RoleLabel(role, label(random, &OF_A_ROLE)),
             6 | 7 => {
-                let pers = [Per::Role, Per::Address, Per::Group, Per::Group, Per::Group];
+                let mut pers = OF_A_ROLE.to_vec();
+                pers.extend([Per::Group; 4]);
                 Change::GroupLabel(group, label(random, &pers))
             }
-            8 => {
-                let pers = [Per::Database, Per::Role, Per::Address];
-                Change::DatabaseLabel(database, label(random, &pers))
-            }
+            8 => Change::DatabaseLabel(database, label(random, &OF_A_DATABASE)),
             9 | 10 => match world.roles[role].groups.contains(&group) {
                 true => Change::Revoke { role, group },
                 false => Change::Grant { role, group },
@@ -286,18 +303,17 @@ impl Change {
                 let rule = world.roles[role].label.rules.first();
                 match rule.filter(|_| one_in(random, 2)) {
                     Some(rule) => Change::NoRoleRule(role, rule.clone()),
-                    None => Change::RoleRule(role, rule_of(random, &[Per::Role, Per::Address])),
+                    None => Change::RoleRule(role, rule_of(random, &OF_A_ROLE)),
                 }
             }
             13 => {
                 let rule = world.databases[database].label.rules.first();
-                let pers = [Per::Database, Per::Role, Per::Address];
                 match rule.filter(|_| one_in(random, 2)) {
                     Some(rule) => Change::NoDatabaseRule(database, rule.clone()),
                     None => {
                         let rule = Rule {
                             database: None,
-                            ..rule_of(random, &pers)
+                            ..rule_of(random, &OF_A_DATABASE)
                         };
                         Change::DatabaseRule(database, rule)
                     }
@@ -314,10 +330,7 @@ impl Change {
     /// A setting to change.
     pub fn of_settings(random: &mut Rng) -> Change {
         match random.usize(..9) {
-            0 | 1 => {
-                let pers = [Per::Role, Per::Address, Per::Database, Per::Cluster];
-                Change::ClusterLimits(label(random, &pers))
-            }
+            0 | 1 => Change::ClusterLimits(label(random, &OF_THE_CLUSTER)),
             2 => Change::MaxSessionsPerRole(max(random, 2, 5)),
             3 => Change::OnExcess(on_excess(random)),
             4 => Change::OldEnough(!one_in(random, 3)),
@@ -355,14 +368,14 @@ fn on_excess(random: &mut Rng) -> OnExcess {
 fn rule_of(random: &mut Rng, pers: &[Per]) -> Rule {
     let per = one_of(random, pers);
     let max = match per {
-        Per::Role => max(random, 1, 4),
-        Per::Address => max(random, 1, 6),
+        Per::Role | Per::RoleDatabase | Per::RoleAddress => max(random, 1, 4),
+        Per::Address | Per::DatabaseAddress => max(random, 1, 6),
         Per::Group => max(random, 3, 9),
         Per::Database => max(random, 4, 12),
         Per::Cluster => random.i32(20..=40),
     };
     // Where one label has several for one address, the smallest network counts: that is the suite's.
-    let network = one_in(random, 4) && per != Per::Address;
+    let network = one_in(random, 4) && !per.names("address");
     Rule {
         max,
         per,

@@ -39,6 +39,9 @@ pub enum Per {
     Group,
     Database,
     Cluster,
+    RoleDatabase,
+    RoleAddress,
+    DatabaseAddress,
 }
 
 /// The mildest first.
@@ -67,7 +70,23 @@ impl Per {
             Per::Group => "group",
             Per::Database => "database",
             Per::Cluster => "cluster",
+            Per::RoleDatabase => "role, database",
+            Per::RoleAddress => "role, address",
+            Per::DatabaseAddress => "database, address",
         }
+    }
+
+    /// As a label has it.
+    fn json(self) -> Value {
+        let words: Vec<&str> = self.word().split(", ").collect();
+        match words.as_slice() {
+            [word] => json!(word),
+            words => json!(words),
+        }
+    }
+
+    pub fn names(self, word: &str) -> bool {
+        self.word().split(", ").any(|it| it == word)
     }
 }
 
@@ -347,27 +366,27 @@ impl World {
             || rule
                 .network
                 .is_some_and(|it| !NETWORKS[it].1.contains(&login.address))
-            || (rule.per == Per::Address && login.address == 0);
+            || (rule.per.names("address") && login.address == 0);
         if elsewhere || rule.only_logged {
             return None;
         }
         let whole = match (rule.per, level) {
             (Per::Group, _) => Some((level, of)),
-            (Per::Database, _) | (_, Level::Database) => Some((Level::Database, login.database)),
+            (_, Level::Database) => Some((Level::Database, login.database)),
+            (per, _) if per.names("database") => Some((Level::Database, login.database)),
             _ => None,
         };
         let of_database = matches!(whole, Some((Level::Database, _))) || rule.database.is_some();
         let scope = Scope {
             who: match (rule.per, level) {
                 (Per::Group, _) => Who::Group(of),
-                (Per::Role, _) | (Per::Address, Level::Role | Level::Group) => {
-                    Who::Role(login.role)
-                }
+                (Per::Address, Level::Role | Level::Group) => Who::Role(login.role),
+                (per, _) if per.names("role") => Who::Role(login.role),
                 _ => Who::Anyone,
             },
             database: of_database.then_some(login.database),
             from: match (rule.per, rule.network) {
-                (Per::Address, _) => From::Address(login.address),
+                (per, _) if per.names("address") => From::Address(login.address),
                 (_, Some(network)) => From::Network(network),
                 (_, None) => From::Anywhere,
             },
@@ -405,10 +424,9 @@ impl World {
             all.iter().enumerate().all(|(other_place, other)| {
                 let beats = other.level < one.level
                     || (other.level == one.level
-                        // All that is set on a database applies.
-                        && one.level != Level::Database
                         && (rank(other), other_place) < (rank(one), *place));
-                other.key != one.key || !beats
+                // All that is set on a database applies.
+                other.key != one.key || one.level == Level::Database || !beats
             })
         };
         let standing = all.iter().enumerate().filter(stands);
@@ -495,7 +513,7 @@ impl World {
     /// The JSON of a label.
     pub fn json(&self, label: &Label) -> String {
         let rules = label.rules.iter().map(|rule| {
-            let mut json = json!({"max": rule.max, "per": rule.per.word()});
+            let mut json = json!({"max": rule.max, "per": rule.per.json()});
             let mut put = |name: &str, value: Value| json[name] = value;
             if let Some(database) = rule.database {
                 put("database", json!(self.databases[database].name));

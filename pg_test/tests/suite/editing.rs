@@ -129,6 +129,18 @@ fn limits_of_a_group_and_of_a_database(server: &Server) {
             json!([total, each]),
         ),
         ("clear_limit(role => 'team', per => 'group')", json!([each])),
+        (
+            "set_limit(role => 'team', per => 'role, database', max => 3)",
+            json!([each, {"max": 3, "per": ["role", "database"]}]),
+        ),
+        (
+            "set_limit(role => 'team', per => 'database,role', max => 4)",
+            json!([each, {"max": 4, "per": ["database", "role"]}]),
+        ),
+        (
+            "clear_limit(role => 'team', per => ' role , database ')",
+            json!([each]),
+        ),
         ("clear_limit(role => 'team', per => 'role')", Value::Null),
     ];
     edits(&mut superuser, "team", &steps);
@@ -310,7 +322,12 @@ const WRONG: &[(&str, &str, &str)] = &[
     (
         "clear_limit(role => 'alice', per => 'week')",
         "22023",
-        r#"per": unknown value "week""#,
+        r#"per": unknown value "week"; use "role", "address", ["role", "database"]"#,
+    ),
+    (
+        "set_limit(1, role => 'alice', per => 'database, address')",
+        "22023",
+        r#"per": ["database", "address"] is not allowed for a role; use "role", "address", ["role", "database"]"#,
     ),
     (
         "set_limit(1, role => 'alice', per => 'group')",

@@ -1,7 +1,7 @@
 //! Every kind of limit, by real logins from real addresses; each login is explained before it is
 //! made, and meets what was explained.
 
-use crate::scene::{refused, set_label, wait_until};
+use crate::scene::{admitted, refused, set_label, wait_until};
 use pg_test::client::{Session, Target};
 use pg_test::cluster::Cluster;
 use pg_test::server::Server;
@@ -12,7 +12,9 @@ tests![
     of_a_group,
     of_a_database,
     of_the_cluster,
+    of_each_combination,
     networks_and_sockets,
+    an_ipv6_address_is_a_network,
     the_nearest_wins,
     all_that_differ_apply,
     exempt,
@@ -356,6 +358,100 @@ fn of_the_cluster(server: &Server) {
     );
 }
 
+/// A list of `per`.
+fn of_each_combination(server: &Server) {
+    let cluster = start(server);
+    let in_app = Some(r#"for role "alice" in database "app""#);
+    let per_pool = r#"{"max": 1, "per": ["role", "database"]}"#;
+    let pools = [
+        ("alice", "app", HERE, None),
+        ("alice", "app", SOCKET, in_app),
+        ("alice", "postgres", HERE, None),
+        ("bob", "app", HERE, None),
+    ];
+    logins(&cluster, &[set_label("ROLE staff", per_pool)], &pools);
+    logins(&cluster, &[set_label("ROLE alice", per_pool)], &pools);
+    logins(&cluster, &[set_label("DATABASE app", per_pool)], &pools);
+    cluster_limits(&cluster, per_pool);
+    logins(&cluster, &[], &pools);
+    // A database's is nearer than the cluster's, and so is a role's.
+    cluster_limits(&cluster, r#"{"max": 0, "per": ["database", "role"]}"#);
+    logins(
+        &cluster,
+        &[
+            set_label("DATABASE app", per_pool),
+            set_label("ROLE bob", r#"{"max": -1, "per": ["role", "database"]}"#),
+        ],
+        &[
+            ("alice", "app", HERE, None),
+            ("alice", "app", HERE, in_app),
+            (
+                "alice",
+                "postgres",
+                HERE,
+                Some(r#"for role "alice" in database "postgres""#),
+            ),
+            ("bob", "postgres", HERE, None),
+            ("bob", "app", HERE, None),
+            (
+                "bob",
+                "app",
+                HERE,
+                Some(r#"for role "bob" in database "app""#),
+            ),
+        ],
+    );
+    cluster_limits(
+        &cluster,
+        r#"{"limits": [{"max": 1, "per": ["role", "address"]}, {"max": 2, "per": ["database", "address"]}]}"#,
+    );
+    logins(
+        &cluster,
+        &[],
+        &[
+            ("alice", "app", HERE, None),
+            (
+                "alice",
+                "postgres",
+                HERE,
+                Some(r#"for role "alice" from address 127.0.0.1"#),
+            ),
+            ("alice", "app", SOCKET, None),
+            ("alice", "app", SOCKET, None),
+            ("bob", "app", HERE, None),
+            (
+                "carol",
+                "app",
+                HERE,
+                Some(r#"for database "app" from address 127.0.0.1"#),
+            ),
+            ("carol", "postgres", HERE, None),
+            ("alice", "app", THERE, None),
+        ],
+    );
+    cluster_limits(
+        &cluster,
+        r#"{"max": 1, "per": ["role", "database", "address"]}"#,
+    );
+    logins(
+        &cluster,
+        &[],
+        &[
+            ("alice", "app", HERE, None),
+            (
+                "alice",
+                "app",
+                HERE,
+                Some(r#"for role "alice" in database "app" from address 127.0.0.1"#),
+            ),
+            ("alice", "app", THERE, None),
+            ("alice", "postgres", HERE, None),
+            ("bob", "app", HERE, None),
+            ("alice", "app", SOCKET, None),
+        ],
+    );
+}
+
 fn networks_and_sockets(server: &Server) {
     let cluster = start(server);
     let network = Some(r#"for role "alice" from network 127.0.0.0/30"#);
@@ -440,6 +536,40 @@ fn networks_and_sockets(server: &Server) {
             ("alice", "app", SOCKET, None),
         ],
     );
+}
+
+/// A machine has one IPv6 address that can be relied upon, `::1`: logins from others are only explained.
+fn an_ipv6_address_is_a_network(server: &Server) {
+    if TcpListener::bind("[::1]:0").is_err() {
+        return;
+    }
+    let cluster = start(server);
+    cluster.sql(&[&set_label("ROLE alice", r#"{"max": 2, "per": "address"}"#)]);
+    let mut superuser = cluster.superuser();
+    let alice = cluster.login_from("alice", "::1").to("app");
+    let _sessions = [admitted(&alice), admitted(&alice)];
+    let mut fits = |address| explained(&mut superuser, &("alice", "app", address, None));
+    assert_eq!((fits("::1"), fits("::2")), (false, true));
+    assert_eq!(
+        refused(&alice).message(),
+        r#"too many connections for role "alice" from address ::1"#
+    );
+    cluster.set(&[("session_limit.ipv6_prefix_length", "64")]);
+    // The settings of a session are those of its last statement.
+    assert_eq!(
+        superuser.value("SHOW session_limit.ipv6_prefix_length"),
+        "64"
+    );
+    let mut fits = |address| explained(&mut superuser, &("alice", "app", address, None));
+    assert_eq!(
+        (fits("::1"), fits("::2"), fits("::1:0:0:0:1")),
+        (false, false, true)
+    );
+    assert!(fits(HERE));
+    let refusal = r#"too many connections for role "alice" from address ::/64"#;
+    assert_eq!(refused(&alice).message(), refusal);
+    let usage = "SELECT subject || ' ' || client_addr || ' ' || in_use FROM session_limit.usage";
+    assert_eq!(superuser.value(usage), "alice from ::/64 ::/64 2");
 }
 
 fn the_nearest_wins(server: &Server) {

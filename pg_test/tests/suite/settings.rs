@@ -99,6 +99,8 @@ fn a_bad_value_is_refused_by_name(server: &Server) {
         ("max_events", "1000001"),
         ("sweep", "on"),
         ("sweep_interval", "999ms"),
+        ("ipv6_prefix_length", "0"),
+        ("ipv6_prefix_length", "129"),
     ];
     for (name, value) in bad {
         let set = superuser.try_query(&format!(
