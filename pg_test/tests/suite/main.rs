@@ -35,6 +35,7 @@ mod kinds;
 mod labels;
 mod limits;
 mod memory;
+mod monitoring;
 mod packages;
 mod refusal;
 mod regress;
@@ -73,6 +74,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("labels", labels::TESTS),
     ("limits", limits::TESTS),
     ("memory", memory::TESTS),
+    ("monitoring", monitoring::TESTS),
     ("packages", packages::TESTS),
     ("refusal", refusal::TESTS),
     ("regress", regress::TESTS),
