@@ -212,17 +212,17 @@ pub fn pgbouncer() -> Result<PathBuf, String> {
     debian("pgbouncer", &["pgbouncer", "libc-ares2", "libevent-2.1-7"])
 }
 
-/// Prometheus, two exporters for it, and pgBadger; returns the root of their files.
+/// Prometheus, two exporters for it, and pgBadger; returns the folder of the programs.
 pub fn monitoring() -> Result<PathBuf, String> {
-    debian(
-        "monitoring",
-        &[
-            "prometheus",
-            "prometheus-postgres-exporter",
-            "prometheus-sql-exporter",
-            "pgbadger",
-        ],
-    )
+    let packages = [
+        "prometheus",
+        "prometheus-postgres-exporter",
+        "prometheus-sql-exporter",
+        "pgbadger",
+    ];
+    let programs = debian("monitoring", &packages)?.join("usr/bin");
+    let found = programs.join("promtool").exists().then_some(programs);
+    found.ok_or_else(|| "this system has another Prometheus".to_string())
 }
 
 /// A Debian 12 in a folder, with PostgreSQL 15 and what makes packages, for root to use with `chroot`; without Rust.
