@@ -16,7 +16,8 @@ CREATE FUNCTION session_limit.current_usage(
     OUT rolname text,
     OUT datname text,
     OUT client_addr inet,
-    OUT network text
+    OUT network text,
+    OUT enforcement text
 ) RETURNS SETOF record
 LANGUAGE C VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'current_usage_0_2_wrapper';
@@ -76,6 +77,35 @@ LANGUAGE C VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'current_stats_0_2_wrapper';
 COMMENT ON FUNCTION session_limit.current_stats() IS 'what has become of logins that the caller may know of; use the view session_limit.stats';
 
+CREATE FUNCTION session_limit.current_limit_stats(
+    OUT source text,
+    OUT per text,
+    OUT subject text,
+    OUT others boolean,
+    OUT max bigint,
+    OUT enforcement text,
+    OUT rolname text,
+    OUT datname text,
+    OUT client_addr inet,
+    OUT network text,
+    OUT admitted bigint,
+    OUT refused_no_room bigint,
+    OUT refused_no_place_to_wait bigint,
+    OUT refused_not_replaced bigint,
+    OUT refused_unreadable_label bigint,
+    OUT last_refused timestamptz,
+    OUT replaced bigint,
+    OUT would_refuse bigint,
+    OUT would_replace bigint,
+    OUT swept bigint,
+    OUT peak bigint,
+    OUT peak_at timestamptz,
+    OUT stats_reset timestamptz
+) RETURNS SETOF record
+LANGUAGE C VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'current_limit_stats_wrapper';
+COMMENT ON FUNCTION session_limit.current_limit_stats() IS 'what the limits that the caller may know of did to logins; use the view session_limit.limit_stats';
+
 CREATE FUNCTION session_limit.current_status(
     OUT library_version text,
     OUT enforcement text,
@@ -94,6 +124,7 @@ GRANT EXECUTE ON FUNCTION
     session_limit.current_waiters(),
     session_limit.defined_limits(),
     session_limit.current_stats(),
+    session_limit.current_limit_stats(),
     session_limit.current_status()
 TO PUBLIC;
 
@@ -125,7 +156,8 @@ SELECT
     u.rolname,
     u.datname,
     u.client_addr,
-    u.network::cidr AS network
+    u.network::cidr AS network,
+    u.enforcement
 FROM session_limit.current_usage() u;
 
 CREATE OR REPLACE VIEW session_limit.stats AS
@@ -177,6 +209,57 @@ COMMENT ON COLUMN session_limit.waiters.client_addr IS 'address of the client; n
 COMMENT ON COLUMN session_limit.waiters.waitstart IS 'when its login arrived: since then it waits';
 COMMENT ON COLUMN session_limit.waiters.limits IS 'the limits without room for it, by the columns of session_limit.usage; null if it is about to go in';
 
+CREATE VIEW session_limit.limit_stats AS
+SELECT
+    l.source,
+    l.per,
+    l.subject,
+    l.others,
+    l.max,
+    l.enforcement,
+    l.rolname,
+    l.datname,
+    l.client_addr,
+    l.network::cidr AS network,
+    l.admitted,
+    l.refused_no_room,
+    l.refused_no_place_to_wait,
+    l.refused_not_replaced,
+    l.refused_unreadable_label,
+    l.last_refused,
+    l.replaced,
+    l.would_refuse,
+    l.would_replace,
+    l.swept,
+    l.peak,
+    l.peak_at,
+    l.stats_reset
+FROM session_limit.current_limit_stats() l;
+COMMENT ON VIEW session_limit.limit_stats IS 'what each limit did to logins and sessions, and the most sessions under it';
+COMMENT ON COLUMN session_limit.limit_stats.source IS 'where the limit is set; null in the row of the others';
+COMMENT ON COLUMN session_limit.limit_stats.per IS 'what the limit counts separately; null if the label there could not be read';
+COMMENT ON COLUMN session_limit.limit_stats.subject IS 'the sessions that it counts; null: those of the whole cluster';
+COMMENT ON COLUMN session_limit.limit_stats.others IS 'whether the row is about all limits that gave way to newer ones';
+COMMENT ON COLUMN session_limit.limit_stats.max IS 'how many sessions it allows, as of the last time that something was counted here';
+COMMENT ON COLUMN session_limit.limit_stats.enforcement IS 'on; log: the limit is only tried out, which is counted apart';
+COMMENT ON COLUMN session_limit.limit_stats.rolname IS 'of the subject, the role or group; by its OID if it was dropped since; null: any';
+COMMENT ON COLUMN session_limit.limit_stats.datname IS 'of the subject, the database; by its OID if it was dropped since; null: any';
+COMMENT ON COLUMN session_limit.limit_stats.client_addr IS 'of the subject, the address, of a limit per address; else null';
+COMMENT ON COLUMN session_limit.limit_stats.network IS 'of the subject, the network, of any other limit; null: from anywhere';
+COMMENT ON COLUMN session_limit.limit_stats.admitted IS 'logins that it covers and that were admitted, for whatever reason';
+COMMENT ON COLUMN session_limit.limit_stats.refused_no_room IS 'logins that it refused because there was no room, now or after they had waited';
+COMMENT ON COLUMN session_limit.limit_stats.refused_no_place_to_wait IS 'logins that it refused, and would have let wait, if there had been a place in the queue and a connection to wait in';
+COMMENT ON COLUMN session_limit.limit_stats.refused_not_replaced IS 'logins that it refused because a session that was to end for them did not';
+COMMENT ON COLUMN session_limit.limit_stats.refused_unreadable_label IS 'logins that were refused because the label there cannot be read';
+COMMENT ON COLUMN session_limit.limit_stats.last_refused IS 'when it last refused a login';
+COMMENT ON COLUMN session_limit.limit_stats.replaced IS 'admitted logins for which older sessions ended under it';
+COMMENT ON COLUMN session_limit.limit_stats.would_refuse IS 'admitted logins that it would have refused, if it were not only tried out';
+COMMENT ON COLUMN session_limit.limit_stats.would_replace IS 'admitted logins for which older sessions would have ended, if it were not only tried out';
+COMMENT ON COLUMN session_limit.limit_stats.swept IS 'sessions that were told to end because it was lowered or set';
+COMMENT ON COLUMN session_limit.limit_stats.peak IS 'the most sessions under it at once, as of each login that it covers';
+COMMENT ON COLUMN session_limit.limit_stats.peak_at IS 'when there first were so many';
+COMMENT ON COLUMN session_limit.limit_stats.stats_reset IS 'since when all this is counted';
+
 CREATE VIEW session_limit.status AS
 SELECT
     s.library_version,
@@ -199,7 +282,7 @@ COMMENT ON COLUMN session_limit.status.waiting IS 'logins that wait for room; nu
 COMMENT ON COLUMN session_limit.status.stats_lost IS
     'whether statistics from before session_limit.stats.stats_reset were lost, by a crash, an immediate shutdown or an unreadable file; false again after reset_stats()';
 
-GRANT SELECT ON session_limit.waiters, session_limit.status TO PUBLIC;
+GRANT SELECT ON session_limit.waiters, session_limit.limit_stats, session_limit.status TO PUBLIC;
 
 DROP FUNCTION session_limit.current_usage_0_1();
 DROP FUNCTION session_limit.defined_limits_0_1();
@@ -215,6 +298,7 @@ COMMENT ON COLUMN session_limit.usage.rolname IS 'of the subject, the role or gr
 COMMENT ON COLUMN session_limit.usage.datname IS 'of the subject, the database; by its OID if it was dropped since; null: any';
 COMMENT ON COLUMN session_limit.usage.client_addr IS 'of the subject, the address, of a limit per address; else null';
 COMMENT ON COLUMN session_limit.usage.network IS 'of the subject, the network, of any other limit; null: from anywhere';
+COMMENT ON COLUMN session_limit.usage.enforcement IS 'on; log: the limit is only tried out';
 COMMENT ON COLUMN session_limit.stats.others IS 'whether the row is about all roles and databases for which there is no room, and dropped ones that made room';
 COMMENT ON COLUMN session_limit.stats.abandoned IS 'logins whose client closed the connection while they waited';
 COMMENT ON COLUMN session_limit.stats.usesysid IS 'OID of the role; with datid and others, the key of the row';

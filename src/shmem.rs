@@ -263,9 +263,11 @@ pub fn change_statistics(change: impl FnOnce(&mut Statistics)) {
         .exclusively(|statistics| change(statistics));
 }
 
-/// Whether those from before [`Statistics::since`] were lost.
-pub fn statistics_are_lost() -> bool {
-    memory().statistics.shared(|statistics| statistics.lost())
+/// Asks the statistics something, without a copy.
+pub fn ask_statistics(question: impl FnOnce(&Statistics) -> bool) -> bool {
+    memory()
+        .statistics
+        .shared(|statistics| question(statistics))
 }
 
 /// A copy of the statistics.

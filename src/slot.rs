@@ -51,14 +51,19 @@ pub fn my_slot() -> usize {
     })
 }
 
-/// Decides on this backend's login: counts, decides and claims in one hold of the lock.
-pub fn decide(attempt: &Attempt) -> Result<Verdict, Missing> {
+/// How many sessions a limit counts; None if that is not known.
+pub type InUse = Cell<Option<u32>>;
+
+/// Decides on this backend's login: counts, decides and claims in one hold of the lock. For a login that is admitted it also
+/// returns how many sessions each of its limits counts then.
+pub fn decide(attempt: &Attempt) -> Result<(Verdict, Vec<InUse>), Missing> {
     let memory = memory();
     CLAIM.set(Some(Claim::new(attempt.pid, attempt.session.role)));
     QUEUED.set(true);
     let may_replace = attempt.rules.replacing.allowed;
     // All that the decision needs is allocated here, before the lock.
     let mut counter = SessionCounter::new(memory.shared, attempt.members, may_replace);
+    counter.in_use = vec![Cell::new(None); attempt.limits.len()];
     let verdict = memory
         .table
         .exclusively(|table| decide::attempt(table, &mut counter, attempt));
@@ -72,7 +77,7 @@ pub fn decide(attempt: &Attempt) -> Result<Verdict, Missing> {
         Ok(Verdict::Waiting | Verdict::Refused(_)) | Err(_) => CLAIM.set(None),
     }
     counter.wake.iter().copied().for_each(backend::wake);
-    verdict
+    verdict.map(|verdict| (verdict, counter.in_use))
 }
 
 /// Notes that this backend's victims are told to end, and returns their process IDs. None if one of them was chosen because

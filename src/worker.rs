@@ -11,10 +11,10 @@
 use crate::lookup::Administered;
 use crate::pg::catalog::{Database, Role};
 use crate::pg::{backend, compat};
-use crate::record::events;
+use crate::record::{self, events};
 use crate::settings::{self, Enforcement, Settings, SweepSetting};
 use crate::{error, login, lookup, shmem, slot};
-use model::counters::Pair;
+use model::counters::{Pair, Statistics};
 use model::limit::{Limit, Per, Scope, Source};
 use model::session::{Claim, Session};
 use model::sweep::{Exceeded, Sweep, ends_if_dropped};
@@ -177,6 +177,7 @@ fn end_and_say(settings: &Settings, said: &mut SaidBefore) {
             if let Some(limit) = applying.limits.get(ending.over.limit) {
                 let ended = Some((ending.pid, &ending.session));
                 events::swept(limit, ending.over.in_use, ended);
+                record::swept(limit);
             }
         }
     }
@@ -240,12 +241,12 @@ fn end_dropped(
 
 /// If there is little room left in the statistics, those of dropped roles and databases become part of the others'.
 fn forget_dropped() {
+    if !shmem::ask_statistics(Statistics::is_crowded) {
+        return;
+    }
     read_catalogs(|| {
         // Before the catalogs: who is not in them any more was dropped, and not made meanwhile.
         let statistics = shmem::statistics();
-        if !statistics.is_crowded() {
-            return;
-        }
         let roles: BTreeSet<u32> = Role::all().iter().map(|role| role.oid).collect();
         let databases = Database::all();
         let databases: BTreeSet<u32> = databases.iter().map(|database| database.oid).collect();

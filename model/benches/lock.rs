@@ -16,6 +16,7 @@ use model::own_table::OwnTable;
 use model::session::{Claim, Session};
 use model::table::Table;
 use model::verdict::Verdict;
+use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
@@ -195,6 +196,7 @@ impl Scene {
         };
         let mut table = self.memory.table();
         let mut counter = SessionCounter::new(table.shared, &self.members, true);
+        counter.in_use = vec![Cell::new(None); limits.len()];
         act(&mut table, &mut counter, &login)
     }
 

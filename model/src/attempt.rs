@@ -135,10 +135,15 @@ impl<'a> Attempt<'a> {
         preferred: impl Fn(&Limit) -> bool,
     ) -> Result<Option<&'a Limit>, Missing> {
         let mut full = None;
-        for limit in self.limits.iter().filter(|limit| chosen(limit)) {
-            if (full.is_none() || preferred(limit))
-                && room(table, counter, self, limit.condition())? == 0
-            {
+        for (index, limit) in self.limits.iter().enumerate() {
+            if !chosen(limit) || (full.is_some() && !preferred(limit)) {
+                continue;
+            }
+            let in_use = in_use(table, counter, self, limit.condition())?;
+            if let Some(known) = counter.in_use.get(index) {
+                known.set(Some(in_use));
+            }
+            if in_use >= limit.max {
                 full = Some(limit);
                 if preferred(limit) {
                     break;
@@ -161,8 +166,17 @@ pub fn room(
     login: &Attempt,
     condition: Condition,
 ) -> Result<u32, Missing> {
-    let in_use = counter.count_cached(table, login.counted(condition)?);
+    let in_use = in_use(table, counter, login, condition)?;
     Ok(condition.max.saturating_sub(in_use))
+}
+
+fn in_use(
+    table: &Table,
+    counter: &SessionCounter,
+    login: &Attempt,
+    condition: Condition,
+) -> Result<u32, Missing> {
+    Ok(counter.count_cached(table, login.counted(condition)?))
 }
 
 /// How many of the waiters in `counter.first` the limit covers: its room is reserved for them.

@@ -41,6 +41,9 @@ pub struct SessionCounter<'a> {
     /// Counts since the last refresh, as scope, whether walsenders count, and count. The scope's hash says in which
     /// entry. Empty while nobody waits.
     cache: Vec<Cell<Option<(Scope, bool, u32)>>>,
+    /// For each limit of the login, if the caller gave it room: how many sessions it counts, before the decision without the
+    /// login, afterwards with it; None while that is not known.
+    pub in_use: Vec<Cell<Option<u32>>>,
     /// The slots of the waiters that go before the login, as far as that has been worked out (see [`crate::order`]).
     pub first: Vec<usize>,
     /// The slots of the waiters that the caller wakes once it has dropped the lock.
@@ -81,6 +84,7 @@ impl<'a> SessionCounter<'a> {
             marks: 0,
             left_out: vec![Cell::new(false); slots],
             cache: vec![Cell::new(None); if waiting > 0 { CACHE_SIZE } else { 0 }],
+            in_use: Vec::new(),
             first: vec![usize::MAX; slots],
             // Only a login that waits already wakes others. If the queue is empty, this one does not.
             wake: vec![usize::MAX; if waiting > 0 { slots } else { 0 }],
@@ -115,6 +119,11 @@ impl<'a> SessionCounter<'a> {
             }
         }
         self.clear_cache();
+        self.forget_in_use();
+    }
+
+    pub fn forget_in_use(&self) {
+        self.in_use.iter().for_each(|known| known.set(None));
     }
 
     /// Notes that `slot` now has a session of this role, or, if 0, none.

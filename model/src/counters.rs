@@ -1,50 +1,30 @@
-//! The statistics: counters of what has become of logins since the last reset, for each pair of a role and a database;
-//! and the bytes that keep them over a restart. Shared memory, the lock and the file are the caller's.
+//! The statistics: counters of what has become of logins since the last reset, for each pair of a role and a database, and
+//! for each limit; and the bytes that keep them over a restart. Shared memory, the lock and the file are the caller's.
 
+use crate::limit_counters::{Counted, LimitCounters, LimitStatistics};
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// How many pairs of a role and a database have counters of their own. More than most servers have; and a login whose
 /// pair is the last one reads only 8 kB of pairs to find it.
 pub const ROOM: usize = 1000;
 
-/// How many bytes [`Statistics::encode`] returns at most: the header, the counters of the others, the entries and the
-/// checksum, in words of 8 bytes.
-pub const MAX_BYTES: usize = 8 * (HEADER + Counters::WORDS + ROOM * ENTRY + 1);
+/// [`Statistics::encode`] returns fewer bytes than this.
+pub const MAX_BYTES: usize = 2_000_000;
 
-/// How many words the header has: magic number, version, since when the counters count, and whether earlier ones were lost.
-const HEADER: usize = 4;
-
-/// How many words an entry has: a pair and its counters.
-const ENTRY: usize = 1 + Counters::WORDS;
-
-/// The first word of the bytes.
-const MAGIC: u64 = u64::from_be_bytes(*b"sl_stats");
-
-/// The version of the bytes. Raise it when a counter comes, goes or changes its meaning.
-const VERSION: u64 = 3;
+/// What the bytes begin with. Raise the number when a counter comes, goes or changes its meaning.
+const MAGIC: &[u8] = b"session_limit statistics ";
+const VERSION: &[u8] = b"4\n";
 
 /// With so many pairs it is time to look for dropped ones: a quarter is left for those that come before that is done.
 const CROWDED: usize = ROOM - ROOM / 4;
 
 /// What has counters of its own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Pair {
     pub role: u32,
     /// 0 for a walsender without a database.
     pub database: u32,
-}
-
-impl Pair {
-    fn word(self) -> u64 {
-        (u64::from(self.role) << 32) | u64::from(self.database)
-    }
-
-    fn of(word: u64) -> Pair {
-        Pair {
-            role: (word >> 32) as u32,
-            database: word as u32,
-        }
-    }
 }
 
 /// A login that has been decided, as the counters take it.
@@ -85,82 +65,35 @@ pub enum How {
     WouldReplace,
 }
 
-/// A counter as one of the words of 8 bytes that keep it.
-trait Word: Copy {
-    fn to_word(self) -> u64;
-    fn of(word: u64) -> Self;
-}
-
-impl Word for u64 {
-    fn to_word(self) -> u64 {
-        self
-    }
-
-    fn of(word: u64) -> u64 {
-        word
-    }
-}
-
-impl Word for i64 {
-    fn to_word(self) -> u64 {
-        self.cast_unsigned()
-    }
-
-    fn of(word: u64) -> i64 {
-        word.cast_signed()
-    }
-}
-
-/// Makes of one list of the counters the fields of `Counters` and, in the same order, its words.
-macro_rules! counters {
-    ($($(#[$about:meta])* $name:ident: $of:ty,)*) => {
-        /// What is counted for each pair.
-        #[derive(Clone, Copy, Debug, Default, PartialEq)]
-        pub struct Counters {
-            $($(#[$about])* pub $name: $of,)*
-        }
-
-        impl Counters {
-            const WORDS: usize = [$(stringify!($name)),*].len();
-
-            fn words(&self) -> [u64; Counters::WORDS] {
-                [$(self.$name.to_word()),*]
-            }
-
-            fn of([$($name),*]: [u64; Counters::WORDS]) -> Counters {
-                Counters { $($name: Word::of($name)),* }
-            }
-        }
-    };
-}
-
-counters! {
+/// What is counted for each pair.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counters {
     /// Logins that were admitted, for whatever reason.
-    admitted: u64,
+    pub admitted: u64,
     /// Logins that waited, whether they were admitted or not.
-    waited: u64,
+    pub waited: u64,
     /// How long all of them waited together, in microseconds.
-    wait_us: u64,
+    pub wait_us: u64,
     /// Logins that were refused.
-    refused: u64,
+    pub refused: u64,
     /// When a login was last refused, in microseconds since 2000-01-01; 0 if none was.
-    last_refused: i64,
+    pub last_refused: i64,
     /// Logins that were admitted after older sessions had ended for them.
-    replaced: u64,
+    pub replaced: u64,
     /// Logins that a limit that is only tried out would have refused.
-    would_refuse: u64,
+    pub would_refuse: u64,
     /// Logins for which older sessions would have ended under a limit that is only tried out.
-    would_replace: u64,
+    pub would_replace: u64,
     /// The most sessions at once.
-    peak: u64,
+    pub peak: u64,
     /// When that number was first reached, in microseconds since 2000-01-01; 0 if there was no session.
-    peak_at: i64,
+    pub peak_at: i64,
     /// Logins that were decided.
-    decisions: u64,
+    pub decisions: u64,
     /// How long all of them took together, without waiting, in microseconds.
-    decision_us: u64,
+    pub decision_us: u64,
     /// Logins whose client closed the connection while they waited.
-    abandoned: u64,
+    pub abandoned: u64,
 }
 
 impl Counters {
@@ -252,6 +185,8 @@ pub struct Statistics {
     counters: [Counters; ROOM],
     /// The counters of all pairs for which there was no room, and of dropped ones that made room.
     others: Counters,
+    /// Of each limit.
+    pub limits: LimitStatistics,
 }
 
 impl Statistics {
@@ -263,6 +198,7 @@ impl Statistics {
             pairs: [Pair::default(); ROOM],
             counters: [Counters::default(); ROOM],
             others: Counters::default(),
+            limits: LimitStatistics::new(),
         }
     }
 
@@ -270,6 +206,7 @@ impl Statistics {
     pub fn reset(&mut self, since: i64) {
         (self.since, self.lost) = (since, false);
         (self.used, self.others) = (0, Counters::default());
+        self.limits.reset();
     }
 
     /// Notes that the statistics from before the last reset were lost.
@@ -349,16 +286,17 @@ impl Statistics {
         pairs.chain(others)
     }
 
-    /// As little-endian words of 8 bytes: the header, the counters of the others, each pair with its counters, and a
-    /// checksum of all that.
+    /// A line with the version, all as JSON, and a checksum of that.
     pub fn encode(&self) -> Vec<u8> {
-        let since = self.since.cast_unsigned();
-        let header: [u64; HEADER] = [MAGIC, VERSION, since, self.lost.into()];
-        let pairs = self
-            .pairs()
-            .flat_map(|(pair, counters)| std::iter::once(pair.word()).chain(counters.words()));
-        let words = header.into_iter().chain(self.others.words()).chain(pairs);
-        let mut bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+        let saved = Saved {
+            since: self.since,
+            lost: self.lost,
+            others: self.others,
+            pairs: self.pairs().map(|(pair, it)| (*pair, *it)).collect(),
+            limits: self.limits.to_save(),
+        };
+        let json = serde_json::to_vec(&saved).unwrap_or_default();
+        let mut bytes = [MAGIC, VERSION, &json].concat();
         bytes.extend(checksum(&bytes).to_le_bytes());
         bytes
     }
@@ -366,32 +304,36 @@ impl Statistics {
     /// Becomes the statistics that these bytes encode. If they encode none, says why, and stays as it is.
     pub fn decode(&mut self, bytes: &[u8]) -> Result<(), &'static str> {
         let (content, sum) = bytes.split_last_chunk().ok_or("it is too short")?;
-        let (words, rest) = content.as_chunks();
-        let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
-        let [MAGIC, version, since, lost, body @ ..] = words.as_slice() else {
-            return Err("it has no statistics of session_limit");
-        };
-        if *version != VERSION {
-            return Err("another version wrote it");
-        }
+        let versioned = content.strip_prefix(MAGIC);
+        let versioned = versioned.ok_or("it has no statistics of session_limit")?;
+        let json = versioned.strip_prefix(VERSION);
+        let json = json.ok_or("another version wrote it")?;
         if checksum(content) != u64::from_le_bytes(*sum) {
             return Err("its checksum is wrong");
         }
-        let (others, pairs) = body.split_first_chunk().ok_or("it is too short")?;
-        let (pairs, more) = pairs.as_chunks::<ENTRY>();
-        if !rest.is_empty() || !more.is_empty() || pairs.len() > ROOM {
-            return Err("its length is wrong");
+        let saved: Saved = serde_json::from_slice(json).map_err(|_| "it cannot be read")?;
+        if saved.pairs.len() > ROOM {
+            return Err("it has too many rows");
         }
-        (self.since, self.lost) = (since.cast_signed(), *lost != 0);
-        self.others = Counters::of(*others);
-        self.used = pairs.len();
+        (self.since, self.lost, self.others) = (saved.since, saved.lost, saved.others);
+        self.used = saved.pairs.len();
         let entries = self.pairs.iter_mut().zip(&mut self.counters);
-        for ((pair, counters), [key, words @ ..]) in entries.zip(pairs) {
-            *pair = Pair::of(*key);
-            *counters = Counters::of(*words);
+        for ((pair, counters), saved) in entries.zip(saved.pairs) {
+            (*pair, *counters) = saved;
         }
+        self.limits.restore(saved.limits);
         Ok(())
     }
+}
+
+/// What is kept over a restart.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    since: i64,
+    lost: bool,
+    others: Counters,
+    pairs: Vec<(Pair, Counters)>,
+    limits: Vec<(Option<Counted>, LimitCounters)>,
 }
 
 /// FNV-1a with 64 bits. It notices every single wrong byte, because each step is a bijection.
@@ -547,10 +489,9 @@ pub mod tests {
         assert_eq!(counters(&statistics, Some(last)).admitted, 2);
         assert_eq!(counters(&statistics, None), others);
         statistics.lose();
-        assert_eq!(statistics.encode().len(), MAX_BYTES);
         let mut read = Statistics::new(0);
         assert_eq!(read.decode(&statistics.encode()), Ok(()));
-        assert!(read == statistics);
+        assert_eq!(read.encode(), statistics.encode());
     }
 
     #[test]
@@ -608,35 +549,24 @@ pub mod tests {
     }
 
     #[test]
-    fn every_counter_has_a_word() {
-        let words: [u64; Counters::WORDS] = std::array::from_fn(|index| index as u64 + 1);
-        assert_eq!(Counters::of(words).words(), words);
-        assert!(size_of::<Counters>() == 8 * Counters::WORDS);
-    }
-
-    #[test]
     fn bytes_that_encode_no_statistics_are_refused_with_a_reason() {
         let mut statistics = Statistics::new(1);
         statistics.count(ALICE, &admitted(7, 1));
         let before = statistics;
         let good = statistics.encode();
-        let signed = |words: &[u64]| {
-            let bytes = words.iter().flat_map(|word| word.to_le_bytes());
-            let mut bytes: Vec<u8> = bytes.collect();
+        let signed = |version: &[u8], json: &[u8]| {
+            let mut bytes = [MAGIC, version, json].concat();
             bytes.extend(checksum(&bytes).to_le_bytes());
             bytes
         };
-        let mut other_version = good.clone();
-        other_version[8] += 1;
+        let json = &good[MAGIC.len() + VERSION.len()..good.len() - 8];
         let mut flipped = good.clone();
         flipped[100] ^= 1;
-        let mut longer = vec![0; ENTRY * (ROOM + 1)];
-        longer.splice(
-            0..0,
-            [MAGIC, VERSION, 1, 0]
-                .into_iter()
-                .chain([0; Counters::WORDS]),
-        );
+        let text = String::from_utf8(json.to_vec()).expect("JSON");
+        let pairs = text.find("\"pairs\":[").expect("pairs") + "\"pairs\":[".len();
+        let end = text[pairs..].find("]]").expect("the end of the row") + pairs + 1;
+        let rows = vec![&text[pairs..end]; ROOM + 1].join(",");
+        let longer = [&text[..pairs], &rows, &text[end..]].concat();
         let cases = [
             (vec![], "it is too short"),
             (vec![0; 7], "it is too short"),
@@ -644,16 +574,12 @@ pub mod tests {
                 b"{\"not\": \"ours\"}".to_vec(),
                 "it has no statistics of session_limit",
             ),
-            (other_version, "another version wrote it"),
+            (signed(b"3\n", json), "another version wrote it"),
             (flipped, "its checksum is wrong"),
             (good[..good.len() - 8].to_vec(), "its checksum is wrong"),
             (good[..good.len() - 3].to_vec(), "its checksum is wrong"),
-            (signed(&[MAGIC, VERSION, 1, 0]), "it is too short"),
-            (signed(&longer), "its length is wrong"),
-            (
-                signed(&longer[..HEADER + Counters::WORDS + 1]),
-                "its length is wrong",
-            ),
+            (signed(VERSION, b"{}"), "it cannot be read"),
+            (signed(VERSION, longer.as_bytes()), "it has too many rows"),
         ];
         for (bytes, why) in cases {
             assert_eq!(statistics.decode(&bytes), Err(why));

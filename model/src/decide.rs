@@ -137,6 +137,8 @@ fn replace(
     }
     find_first(table, counter, login)?;
     claim(table, counter, login);
+    // Others will be gone.
+    counter.forget_in_use();
     let refuses = make_room(table, counter, login, chosen);
     if !matches!(refuses, Ok(None)) {
         roll_back(table, counter, login);
@@ -159,7 +161,7 @@ fn ended(table: &Table, login: &Attempt) -> Ended {
     ended
 }
 
-/// What is said of the login, which has claimed its slot.
+/// What is said of the login, which has claimed its slot. Completes `counter.in_use`.
 fn admission(
     table: &Table,
     counter: &SessionCounter,
@@ -173,6 +175,16 @@ fn admission(
     };
     let alike = SessionFilter::new(alike, true, login.members)?;
     let sessions = counter.count_when_complete(table, login.slot, alike);
+    for (limit, known) in login.limits.iter().zip(&counter.in_use) {
+        let in_use = match known.get() {
+            Some(others) => others + 1,
+            None => {
+                let filter = login.counted(limit.condition())?;
+                counter.count_when_complete(table, login.slot, filter)
+            }
+        };
+        known.set(Some(in_use));
+    }
     let elsewhere = match login.rules.audit {
         true => elsewhere(table, login)?,
         false => None,
@@ -318,6 +330,7 @@ pub mod tests {
     use crate::own_table::OwnTable;
     use crate::session::Claim;
     use crate::table::tests::session;
+    use std::cell::Cell;
     use std::time::Duration;
 
     const ALICE: u32 = 10;
@@ -371,7 +384,18 @@ pub mod tests {
     pub fn decided(table: &mut Table, login: &Attempt) -> Result<Verdict, Missing> {
         let may_replace = login.rules.replacing.allowed;
         let mut counter = SessionCounter::new(table.shared, login.members, may_replace);
-        super::attempt(table, &mut counter, login)
+        counter.in_use = vec![Cell::new(None); login.limits.len()];
+        let verdict = super::attempt(table, &mut counter, login)?;
+        if matches!(verdict, Verdict::Admitted(_) | Verdict::Replacing(..)) {
+            for (limit, in_use) in login.limits.iter().zip(&counter.in_use) {
+                let filter = login.counted(limit.condition())?;
+                let counted = counter.count_when_complete(table, login.slot, filter);
+                if filter.covers(&login.session) {
+                    assert_eq!(in_use.get(), Some(counted), "{limit:?}");
+                }
+            }
+        }
+        Ok(verdict)
     }
 
     /// Verdicts without the number of sessions, for which there is a test of its own.

@@ -13,8 +13,8 @@
 //! - [`count`] counts, fast. [`decide`] turns an [`attempt`] to log in into a [`verdict`]; [`order`] says which waiters
 //!   go before it, and [`replace`] whose session ends for it. [`sweep`] says whose session ends because a limit was
 //!   lowered.
-//! - [`event`], [`ring`], [`throttle`] and [`counters`] keep what was decided. [`label_changes`] spares most logins the
-//!   look for labels.
+//! - [`event`], [`ring`], [`throttle`], [`counters`] and [`limit_counters`] keep what was decided. [`label_changes`]
+//!   spares most logins the look for labels.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -40,6 +40,7 @@ pub mod label;
 pub mod label_changes;
 pub mod label_target;
 pub mod limit;
+pub mod limit_counters;
 pub mod members;
 pub mod network;
 pub mod order;

@@ -5,14 +5,14 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// What a limit can be set on: a role or a database, by OID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Object {
     Role(u32),
     Database(u32),
 }
 
 /// Where a limit is set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Source {
     /// The `CONNECTION LIMIT` of a role or a database.
     ConnectionLimit(Object),
@@ -54,7 +54,7 @@ pub enum OnExcess {
 }
 
 /// Whose sessions a limit counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Who {
     Anyone,
     /// The role with this OID.
@@ -64,7 +64,7 @@ pub enum Who {
 }
 
 /// The sessions that one count of a limit covers: those that all three fields match.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Scope {
     pub who: Who,
     /// Sessions in the database with this OID; None: in any.
@@ -74,7 +74,7 @@ pub struct Scope {
 }
 
 /// A limit as it applies to one login: at most `max` sessions in `scope`, the login's own among them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limit {
     pub scope: Scope,
     pub per: Per,
@@ -182,6 +182,11 @@ impl Limit {
             scope: self.scope,
             max: self.max,
         }
+    }
+
+    /// `on`, or `log` for a limit that is only tried out.
+    pub fn enforcement(&self) -> &'static str {
+        if self.enforced { "on" } else { "log" }
     }
 
     /// Whether sessions may end to make room under it.

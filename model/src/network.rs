@@ -1,14 +1,14 @@
 //! Networks in CIDR notation.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
 /// The addresses that share the first `prefix` bits of `first`. An IPv4-mapped IPv6 address (`::ffff:10.0.0.1`) is the
 /// IPv4 address in it, whether it is written in a network or is where a client comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Network {
     first: IpAddr,
     prefix: u8,
@@ -70,6 +70,12 @@ impl Network {
 /// How many bits such an address has.
 fn bits(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
+}
+
+impl From<Network> for String {
+    fn from(network: Network) -> String {
+        network.to_string()
+    }
 }
 
 impl TryFrom<String> for Network {

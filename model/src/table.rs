@@ -538,7 +538,7 @@ pub mod tests {
         assert_eq!(of(&copy.table()), of(&table));
     }
 
-    /// The size that the README gives: 261 bytes of shared memory for each slot, with four conditions.
+    /// The size that docs/install.md gives: 261 bytes of shared memory for each slot, with four conditions.
     #[test]
     fn a_slot_is_small() {
         let words = 2 * size_of::<AtomicU64>() + 2 * size_of::<AtomicU32>();

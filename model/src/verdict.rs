@@ -2,6 +2,7 @@
 
 use crate::account::Account;
 use crate::limit::Limit;
+use crate::limit_counters::WhyRefused;
 use crate::session::Session;
 use std::net::IpAddr;
 
@@ -56,6 +57,16 @@ pub struct Excess {
     pub shown: [Option<ShownSession>; 5],
     /// Why the login was refused without waiting, though the limit lets it wait.
     pub not_waited: Option<NotWaited>,
+}
+
+impl Excess {
+    /// Why the login was refused, where no session was to end for it.
+    pub fn why_refused(&self) -> WhyRefused {
+        match self.not_waited {
+            None | Some(NotWaited::WalSender) => WhyRefused::NoRoom,
+            Some(_) => WhyRefused::NoPlaceToWait,
+        }
+    }
 }
 
 /// Why a login may not wait.

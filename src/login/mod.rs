@@ -20,6 +20,7 @@
 
 mod wait;
 
+use crate::error;
 use crate::lookup::{self, Inputs};
 use crate::pg::backend::{self, Local};
 use crate::pg::catalog::{Database, Role};
@@ -31,12 +32,13 @@ use crate::pg::memory;
 use crate::record::decision::{Decision, Outcome};
 use crate::record::{self, events};
 use crate::settings::{self, Enforcement, Settings};
-use crate::{error, slot};
+use crate::slot::{self, InUse};
 use model::account::Account;
 use model::attempt::{Attempt, MayWait, Replacing, Rules};
 use model::event::EventKind;
 use model::label::LabelProblem;
 use model::limit::Limit;
+use model::limit_counters::WhyRefused;
 use model::members::Members;
 use model::session::Session;
 use model::verdict::Verdict;
@@ -107,19 +109,21 @@ fn admit(client: &Client) {
         or_go_on(&settings::current(), log_problems);
     }
     loop {
-        let verdict = decide(client, &wait, &asked);
+        let (verdict, in_use) = decide(client, &wait, &asked);
         let decided = |outcome| {
             let decision = Decision {
                 client,
                 session: asked.session,
+                limits: &asked.limits,
+                in_use: &in_use,
                 outcome,
                 waited: wait.waited(),
                 deciding: wait.deciding(),
             };
             or_go_on(&settings::current(), || record::decided(&decision));
         };
-        let refuse = |excess, stays| {
-            decided(Outcome::Refused(excess));
+        let refuse = |excess, why, stays| {
+            decided(Outcome::Refused(excess, why));
             error::too_many(excess, wait.waited(), stays, settings::refusal_hint())
         };
         let abandon = || {
@@ -138,12 +142,12 @@ fn admit(client: &Client) {
                     decided(Outcome::Replaced(&admission, &ended, &excess));
                     return let_in();
                 }
-                Err(NotReplaced::Stays(pid)) => refuse(&excess, Some(pid)),
-                Err(NotReplaced::TooLate) => refuse(&excess, None),
+                Err(NotReplaced::Stays(pid)) => refuse(&excess, WhyRefused::NotReplaced, Some(pid)),
+                Err(NotReplaced::TooLate) => refuse(&excess, WhyRefused::NotReplaced, None),
                 Err(NotReplaced::ClientIsGone) => abandon(),
                 Err(NotReplaced::Woke) => slot::give_up(),
             },
-            Verdict::Refused(excess) => refuse(&excess, None),
+            Verdict::Refused(excess) => refuse(&excess, excess.why_refused(), None),
             Verdict::Waiting => {
                 if let Err(ClientIsGone) = wait.sleep(client, &asked.limits) {
                     abandon();
@@ -156,7 +160,7 @@ fn admit(client: &Client) {
     }
 }
 
-fn decide(client: &Client, wait: &Wait, asked: &Asked) -> Verdict {
+fn decide(client: &Client, wait: &Wait, asked: &Asked) -> (Verdict, Vec<InUse>) {
     let limits = &asked.limits;
     let settings = settings::current();
     let rules = Rules {
@@ -228,6 +232,7 @@ impl Asked {
         let database = client.database.map(database);
         let (applicable, members, problems) = look_up(client, &role, database.as_ref(), &settings);
         if let Some((object, why)) = lookup::invalid_label(&applicable, &problems, &settings) {
+            record::unreadable_label(object);
             error::invalid_label(object, why);
         }
         let replaces = |limit: &Limit| limit.enforced && limit.replaces();

@@ -130,7 +130,7 @@ fn what_happened<'a>(decision: &Decision<'a>) -> (Option<&'a Admission>, EventKi
             });
             (None, EventKind::Abandoned, detail)
         }
-        Outcome::Refused(excess) => {
+        Outcome::Refused(excess, _) => {
             let detail = over_limit(excess, &Ended::default(), waited);
             (None, EventKind::Refused, detail)
         }

@@ -6,6 +6,13 @@ mod stats;
 
 use crate::pg::backend;
 use decision::Decision;
+use model::limit::Object;
+pub use stats::swept;
+
+/// Counts a login that is refused for the sake of a label that cannot be read.
+pub fn unreadable_label(object: Object) {
+    backend::uninterrupted(|| stats::unreadable_label(object));
+}
 
 /// Keeps how a login ended. A session that is told to end meanwhile ends when nothing is left to record.
 pub fn decided(decision: &Decision) {

@@ -2,12 +2,15 @@
 
 mod edit_label;
 mod explain;
+mod in_force;
 pub mod label_provider;
+mod limit_stats;
 mod limits;
 mod released;
 mod standings;
 mod stats;
 mod status;
+mod subject;
 mod usage;
 mod viewer;
 mod views;

@@ -82,11 +82,11 @@ pub fn current_stats_0_2() -> TableIterator<
     in_memory(rows)
 }
 
-fn number(counter: u64) -> i64 {
+pub fn number(counter: u64) -> i64 {
     counter.try_into().unwrap_or(i64::MAX)
 }
 
-fn time(at: i64) -> Option<TimestampWithTimeZone> {
+pub fn time(at: i64) -> Option<TimestampWithTimeZone> {
     TimestampWithTimeZone::try_from(at).ok()
 }
 

@@ -5,6 +5,7 @@ use crate::settings::{self, Enforcement};
 use crate::shmem;
 use crate::sql::in_memory;
 use crate::sql::viewer::Viewer;
+use model::counters::Statistics;
 use pgrx::prelude::*;
 
 /// The state of the library on this server, for everyone; how many logins wait only for those who may see who waits.
@@ -40,7 +41,7 @@ fn current_status() -> TableIterator<
         shared.claims().count() as i64,
         shared.slots() as i64,
         sees_waiters.then(|| shared.waiters().count() as i64),
-        shmem::statistics_are_lost(),
+        shmem::ask_statistics(Statistics::lost),
     );
     in_memory(std::iter::once(row))
 }

@@ -11,17 +11,22 @@ use crate::pg::catalog::name_of;
 use crate::pg::memory;
 use crate::settings;
 use crate::shmem;
+use crate::sql::in_force::{self, Question};
 use crate::sql::in_memory;
 use crate::sql::standings::{WaitingLogin, waiting_logins};
+use crate::sql::subject::Subject;
 use crate::sql::viewer::{SqlText, Viewer};
-use model::limit::{Limit, Object, Per};
+use model::limit::{Limit, Who};
 use model::members::SessionFilter;
 use model::session::Session;
+use model::sweep::Applying;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use pgrx::{Inet, pg_sys};
+use std::collections::BTreeSet;
 
-/// One row for each count that a limit keeps, if it has a session or a waiter that the caller may see.
+/// One row for each count that a limit keeps, if it has a session or a waiter that the caller may see, or if it is in force
+/// without one.
 #[pg_extern(sql = false)]
 pub fn current_usage_0_2() -> TableIterator<
     'static,
@@ -37,15 +42,22 @@ pub fn current_usage_0_2() -> TableIterator<
         name!(datname, Option<SqlText>),
         name!(client_addr, Option<Inet>),
         name!(network, Option<String>),
+        name!(enforcement, &'static str),
     ),
 > {
     let settings = settings::current();
+    shmem::require();
+    memory::require(0);
+    let questions = in_force::questions();
     let mut copy = shmem::snapshot();
     let table = copy.table();
     let viewer = Viewer::current();
     let sessions: Vec<Session> = table.sessions().map(|(_, session)| session).collect();
     let waiters: Vec<Session> = table.waiters().map(|waiter| waiter.session).collect();
-    let (applying, members) = lookup::applying(sessions.iter().chain(&waiters), &settings);
+    let asked = questions.iter().map(|question| &question.login);
+    let logins = sessions.iter().chain(&waiters).chain(asked);
+    let (applying, members) = lookup::applying(logins, &settings);
+    let in_force = limits_in_force(&questions, &applying, &viewer);
     let waiting = waiting_logins(&table, &applying, &members, &settings);
     let limits = applying.limits.iter().enumerate();
     let rows = limits.filter_map(|(index, limit)| {
@@ -53,43 +65,54 @@ pub fn current_usage_0_2() -> TableIterator<
             SessionFilter::new(limit.scope, !settings.exempt_replication, &members).ok()?;
         let covered = |session: &&Session| counted.covers(session);
         let mut all = sessions.iter().chain(&waiters).filter(covered);
-        if !all.any(|session| viewer.may_see(session.role)) {
+        if !in_force.contains(&index) && !all.any(|session| viewer.may_see(session.role)) {
             return None;
         }
         let in_use = viewer.may_count_sessions(&limit.scope);
         let sees_waiters = viewer.may_count_waiters(&limit.scope);
         let waits_here = |login: &&WaitingLogin| login.in_the_way.contains(&index);
         let waiting = waiting.iter().filter(waits_here);
-        let (address, network) = client(limit);
-        let (role, database) = (limit.scope.role(), limit.scope.database);
+        let subject = Subject::of(limit);
         let longest = waiting.clone().map(|login| waited_us(&login.session)).max();
         Some((
             limit.source.words(&name_of),
             limit.per.word(),
-            limit.subject(&name_of),
+            subject.words,
             in_use.then(|| i64::from(table.count(counted))),
             i64::from(limit.max),
             sees_waiters.then(|| waiting.count() as i64),
             longest.filter(|_| sees_waiters),
-            role.map(|oid| name_of(Object::Role(oid))),
-            database.map(|oid| name_of(Object::Database(oid))),
-            address,
-            network,
+            subject.role,
+            subject.database,
+            subject.address,
+            subject.network,
+            limit.enforcement(),
         ))
     });
     in_memory(rows)
 }
 
-/// From where the sessions come that the limit counts: of a limit by address the address, of any other the network.
-fn client(limit: &Limit) -> (Option<Inet>, Option<String>) {
-    let network = limit.scope.network;
-    match limit.per {
-        Per::Address => (
-            network.map(|network| Inet(network.first().to_string())),
-            None,
-        ),
-        _ => (None, network.map(|network| network.to_string())),
+/// The limits that the questions are about, as indexes into [`Applying::limits`], if the caller may see them without a session.
+fn limits_in_force(
+    questions: &[Question],
+    applying: &Applying,
+    viewer: &Viewer,
+) -> BTreeSet<usize> {
+    let mut in_force = BTreeSet::new();
+    for question in questions {
+        let may_see = match question.who {
+            Who::Anyone => true,
+            Who::Role(role) | Who::MembersOf(role) => viewer.may_see(role),
+        };
+        let held = applying.hold.get(&question.login.kind());
+        for index in held.into_iter().flatten().filter(|_| may_see) {
+            let limit = applying.limits.get(*index);
+            if limit.is_some_and(|limit| question.is_about(limit)) {
+                in_force.insert(*index);
+            }
+        }
     }
+    in_force
 }
 
 /// For each waiter that the caller may see one row for each limit in its way; without a limit if none is any more.

@@ -1,4 +1,4 @@
-//! What is set, and what must follow from it for a login: written from the README's rules, apart from
+//! What is set, and what must follow from it for a login: written from the rules of docs/concepts.md, apart from
 //! the extension, and as simple as they can be said. Pure.
 
 use serde_json::{Map, Value, json};

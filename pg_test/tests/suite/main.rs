@@ -31,12 +31,15 @@ mod events;
 mod faults;
 mod groups;
 mod hooks;
+mod install;
 mod kinds;
 mod labels;
+mod limit_stats;
 mod limits;
 mod memory;
 mod monitoring;
 mod packages;
+mod reference;
 mod refusal;
 mod regress;
 mod replacing;
@@ -44,6 +47,7 @@ mod replication;
 mod rolling_out;
 mod round_trips;
 mod scene;
+mod schema;
 mod settings;
 mod stats;
 mod storm;
@@ -70,12 +74,15 @@ const MODULES: &[(&str, &[Test])] = &[
     ("faults", faults::TESTS),
     ("groups", groups::TESTS),
     ("hooks", hooks::TESTS),
+    ("install", install::TESTS),
     ("kinds", kinds::TESTS),
     ("labels", labels::TESTS),
+    ("limit_stats", limit_stats::TESTS),
     ("limits", limits::TESTS),
     ("memory", memory::TESTS),
     ("monitoring", monitoring::TESTS),
     ("packages", packages::TESTS),
+    ("reference", reference::TESTS),
     ("refusal", refusal::TESTS),
     ("regress", regress::TESTS),
     ("replacing", replacing::TESTS),

@@ -66,7 +66,7 @@ is_refused 'removed'
 [ "$(superuser 'SELECT pg_postmaster_start_time()')" = "$started" ] || fail 'the server was started anew'
 left=$(find / -xdev -path /session_limit -prune -o -name '*session_limit*' -path '*postgresql*' -print)
 [ -z "$left" ] || fail "left behind: $left"
-# README.md says that the setting goes before the next start, and why.
+# docs/install.md says that the setting goes before the next start, and why.
 if pg_ctlcluster 15 limited restart; then fail 'a server without the library it preloads'; fi
 pg_conftool 15 limited remove shared_preload_libraries
 pg_ctlcluster 15 limited start

@@ -496,7 +496,7 @@ fn a_damaged_file_loses_them(server: &Server) {
             "its checksum is wrong",
         ),
         (
-            |file| edit(file, |bytes| bytes[8] += 1),
+            |file| edit(file, |bytes| bytes["session_limit statistics ".len()] += 1),
             "another version wrote it",
         ),
         (|file| edit(file, Vec::clear), "it is too short"),

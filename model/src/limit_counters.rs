@@ -1,0 +1,385 @@
+//! Counters of what each limit did to logins and sessions since the last reset, and the most sessions that it counted.
+
+use crate::limit::{Limit, Object};
+use serde::{Deserialize, Serialize};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+/// How many limits have counters of their own. A limit for each role, address or database has as many as there are of
+/// these.
+pub const ROOM: usize = 1000;
+
+/// What has counters of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Counted {
+    /// A limit, as it was when something was last counted for it.
+    Limit(Limit),
+    /// The label on this object, which cannot be read, so that its limits are not known.
+    UnreadableLabel(Object),
+}
+
+impl Counted {
+    /// Whether both are the same limit, whose number and policy may have changed meanwhile.
+    fn is_same_as(&self, other: &Counted) -> bool {
+        let key = |limit: &Limit| (limit.source, limit.scope, limit.per, limit.enforced);
+        match (self, other) {
+            (Counted::Limit(one), Counted::Limit(two)) => key(one) == key(two),
+            _ => self == other,
+        }
+    }
+
+    fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        match self {
+            Counted::Limit(limit) => limit.scope.hash(&mut hasher),
+            Counted::UnreadableLabel(_) => {}
+        }
+        hasher.finish()
+    }
+}
+
+/// What happened under a limit.
+#[derive(Clone, Copy, Debug)]
+pub enum Happened {
+    /// A login was admitted; the limit now counts so many sessions, this one among them.
+    Admitted(u32),
+    Refused(WhyRefused),
+    /// Older sessions ended for a login.
+    Replaced,
+    /// The limit is only tried out: else it would have refused a login that was admitted.
+    WouldRefuse,
+    /// The limit is only tried out: else older sessions would have ended for a login.
+    WouldReplace,
+    /// The sweep told a session to end.
+    Swept,
+}
+
+/// Why a login was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhyRefused {
+    /// There was no room, be it after the login had waited.
+    NoRoom,
+    /// The limit would have let the login wait, but there was no place to wait in.
+    NoPlaceToWait,
+    /// A session was to end for the login, and did not.
+    NotReplaced,
+    /// A label that covers the login cannot be read.
+    UnreadableLabel,
+}
+
+/// What is counted for each limit. Times are microseconds since 2000-01-01; 0: never.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LimitCounters {
+    pub admitted: u64,
+    pub refused_no_room: u64,
+    pub refused_no_place_to_wait: u64,
+    pub refused_not_replaced: u64,
+    pub refused_unreadable_label: u64,
+    pub last_refused: i64,
+    pub replaced: u64,
+    pub would_refuse: u64,
+    pub would_replace: u64,
+    pub swept: u64,
+    /// The most sessions at once.
+    pub peak: u64,
+    /// When that number was first reached.
+    pub peak_at: i64,
+}
+
+impl LimitCounters {
+    fn count(&mut self, happened: Happened, at: i64) {
+        let counter = match happened {
+            Happened::Admitted(in_use) => {
+                if u64::from(in_use) > self.peak {
+                    (self.peak, self.peak_at) = (in_use.into(), at);
+                }
+                &mut self.admitted
+            }
+            Happened::Refused(why) => {
+                self.last_refused = at;
+                match why {
+                    WhyRefused::NoRoom => &mut self.refused_no_room,
+                    WhyRefused::NoPlaceToWait => &mut self.refused_no_place_to_wait,
+                    WhyRefused::NotReplaced => &mut self.refused_not_replaced,
+                    WhyRefused::UnreadableLabel => &mut self.refused_unreadable_label,
+                }
+            }
+            Happened::Replaced => &mut self.replaced,
+            Happened::WouldRefuse => &mut self.would_refuse,
+            Happened::WouldReplace => &mut self.would_replace,
+            Happened::Swept => &mut self.swept,
+        };
+        *counter = counter.saturating_add(1);
+    }
+
+    /// Counts what `other` has counted, too. The peaks were not at the same moment: the higher one is kept.
+    fn merge(&mut self, other: &LimitCounters) {
+        let add = |counter: &mut u64, number| *counter = counter.saturating_add(number);
+        add(&mut self.admitted, other.admitted);
+        add(&mut self.refused_no_room, other.refused_no_room);
+        let no_place = other.refused_no_place_to_wait;
+        add(&mut self.refused_no_place_to_wait, no_place);
+        add(&mut self.refused_not_replaced, other.refused_not_replaced);
+        let unreadable = other.refused_unreadable_label;
+        add(&mut self.refused_unreadable_label, unreadable);
+        self.last_refused = self.last_refused.max(other.last_refused);
+        add(&mut self.replaced, other.replaced);
+        add(&mut self.would_refuse, other.would_refuse);
+        add(&mut self.would_replace, other.would_replace);
+        add(&mut self.swept, other.swept);
+        if other.peak > self.peak {
+            (self.peak, self.peak_at) = (other.peak, other.peak_at);
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Row {
+    counted: Counted,
+    counters: LimitCounters,
+    /// The number of the last change.
+    changed: u64,
+}
+
+/// The counters of all limits. If there are more than [`ROOM`], the row that nothing was counted in for the longest becomes
+/// part of the others.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LimitStatistics {
+    used: usize,
+    /// A hash for each row, apart from it, so that the search for a row reads few pages.
+    hashes: [u64; ROOM],
+    rows: [Row; ROOM],
+    others: LimitCounters,
+    changes: u64,
+}
+
+impl LimitStatistics {
+    pub fn new() -> LimitStatistics {
+        let unused = Row {
+            counted: Counted::UnreadableLabel(Object::Role(0)),
+            counters: LimitCounters::default(),
+            changed: 0,
+        };
+        LimitStatistics {
+            used: 0,
+            hashes: [0; ROOM],
+            rows: [unused; ROOM],
+            others: LimitCounters::default(),
+            changes: 0,
+        }
+    }
+
+    pub fn reset(&mut self) {
+        (self.used, self.others) = (0, LimitCounters::default());
+    }
+
+    /// Counts what happened under the limit. Allocates nothing.
+    pub fn count(&mut self, counted: Counted, happened: Happened, at: i64) {
+        self.changes += 1;
+        let changed = self.changes;
+        if let Some(row) = self.row(counted) {
+            (row.counted, row.changed) = (counted, changed);
+            row.counters.count(happened, at);
+        }
+    }
+
+    fn row(&mut self, counted: Counted) -> Option<&mut Row> {
+        let hash = counted.fingerprint();
+        let known = self.hashes.iter().zip(&self.rows).take(self.used);
+        let is_it = |(known, row): (&u64, &Row)| *known == hash && row.counted.is_same_as(&counted);
+        let known = known.into_iter().position(is_it);
+        let position = match known {
+            Some(position) => position,
+            None => {
+                let position = self.free();
+                *self.hashes.get_mut(position)? = hash;
+                *self.rows.get_mut(position)? = Row {
+                    counted,
+                    counters: LimitCounters::default(),
+                    changed: 0,
+                };
+                position
+            }
+        };
+        self.rows.get_mut(position)
+    }
+
+    /// The index of a row for a further limit.
+    fn free(&mut self) -> usize {
+        if self.used < ROOM {
+            self.used += 1;
+            return self.used - 1;
+        }
+        let rows = self.rows.iter().enumerate();
+        let oldest = rows.min_by_key(|(_, row)| row.changed);
+        oldest.map_or(ROOM, |(position, row)| {
+            self.others.merge(&row.counters);
+            position
+        })
+    }
+
+    /// Each limit with its counters. Last, without a limit, the counters of the others, if there are any.
+    pub fn rows(&self) -> impl Iterator<Item = (Option<Counted>, &LimitCounters)> {
+        let others = (self.others != LimitCounters::default()).then_some((None, &self.others));
+        let rows = self.rows.iter().take(self.used);
+        rows.map(|row| (Some(row.counted), &row.counters))
+            .chain(others)
+    }
+
+    /// What is kept over a restart: the rows, those that have not changed for the longest first.
+    pub fn to_save(&self) -> Vec<(Option<Counted>, LimitCounters)> {
+        let mut rows: Vec<&Row> = self.rows.iter().take(self.used).collect();
+        rows.sort_by_key(|row| row.changed);
+        let others = std::iter::once((None, self.others));
+        let rows = rows
+            .into_iter()
+            .map(|row| (Some(row.counted), row.counters));
+        others.chain(rows).collect()
+    }
+
+    /// Takes back what [`LimitStatistics::to_save`] returned.
+    pub fn restore(&mut self, saved: Vec<(Option<Counted>, LimitCounters)>) {
+        self.reset();
+        for (counted, counters) in saved {
+            match counted {
+                None => self.others = counters,
+                Some(counted) => {
+                    self.changes += 1;
+                    let changed = self.changes;
+                    if let Some(row) = self.row(counted) {
+                        (row.counters, row.changed) = (counters, changed);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Default for LimitStatistics {
+    fn default() -> LimitStatistics {
+        LimitStatistics::new()
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use crate::limit::tests::{at_most, in_database, of_role};
+
+    fn of(role: u32) -> Counted {
+        Counted::Limit(at_most(3, of_role(role)))
+    }
+
+    fn counters(statistics: &LimitStatistics, counted: Option<Counted>) -> LimitCounters {
+        let mut rows = statistics.rows();
+        let row = rows.find(|(found, _)| *found == counted);
+        *row.expect("a row").1
+    }
+
+    #[test]
+    fn each_event_counts_for_its_limit() {
+        let mut statistics = Box::new(LimitStatistics::new());
+        let unreadable = Counted::UnreadableLabel(Object::Role(1));
+        let all = [
+            (of(1), Happened::Admitted(2)),
+            (of(1), Happened::Admitted(1)),
+            (of(1), Happened::Refused(WhyRefused::NoRoom)),
+            (of(1), Happened::Refused(WhyRefused::NoPlaceToWait)),
+            (of(1), Happened::Refused(WhyRefused::NotReplaced)),
+            (of(1), Happened::Replaced),
+            (of(1), Happened::WouldRefuse),
+            (of(1), Happened::WouldReplace),
+            (of(1), Happened::Swept),
+            (of(2), Happened::Admitted(7)),
+            (unreadable, Happened::Refused(WhyRefused::UnreadableLabel)),
+        ];
+        for (at, (counted, happened)) in (1..).zip(all) {
+            statistics.count(counted, happened, at);
+        }
+        assert_eq!(
+            counters(&statistics, Some(of(1))),
+            LimitCounters {
+                admitted: 2,
+                refused_no_room: 1,
+                refused_no_place_to_wait: 1,
+                refused_not_replaced: 1,
+                refused_unreadable_label: 0,
+                last_refused: 5,
+                replaced: 1,
+                would_refuse: 1,
+                would_replace: 1,
+                swept: 1,
+                peak: 2,
+                peak_at: 1,
+            }
+        );
+        let other = counters(&statistics, Some(of(2)));
+        assert_eq!((other.admitted, other.peak, other.peak_at), (1, 7, 10));
+        let unreadable = counters(&statistics, Some(unreadable));
+        let number = unreadable.refused_unreadable_label;
+        assert_eq!((number, unreadable.last_refused), (1, 11));
+        assert_eq!(statistics.rows().count(), 3);
+    }
+
+    #[test]
+    fn a_limit_is_the_same_with_another_number_and_another_one_in_another_scope() {
+        let mut statistics = Box::new(LimitStatistics::new());
+        let raised = Counted::Limit(at_most(9, of_role(1)));
+        let mut tried_out = at_most(3, of_role(1));
+        tried_out.enforced = false;
+        let others = [
+            Counted::Limit(tried_out),
+            Counted::Limit(at_most(3, in_database(1))),
+            Counted::UnreadableLabel(Object::Database(1)),
+        ];
+        for counted in [of(1), raised].into_iter().chain(others) {
+            statistics.count(counted, Happened::Admitted(1), 1);
+        }
+        assert_eq!(counters(&statistics, Some(raised)).admitted, 2);
+        assert_eq!(statistics.rows().count(), 4);
+        for other in others {
+            assert_eq!(counters(&statistics, Some(other)).admitted, 1);
+        }
+    }
+
+    #[test]
+    fn the_limit_that_nothing_happened_under_for_the_longest_makes_room() {
+        let mut statistics = Box::new(LimitStatistics::new());
+        for role in 1..=ROOM as u32 {
+            statistics.count(of(role), Happened::Admitted(role), role.into());
+        }
+        statistics.count(of(1), Happened::Admitted(1), 5000);
+        assert!(statistics.rows().all(|(counted, _)| counted.is_some()));
+        statistics.count(of(9000), Happened::Admitted(1), 5001);
+        statistics.count(of(9001), Happened::Swept, 5002);
+        assert_eq!(statistics.rows().count(), ROOM + 1);
+        assert_eq!(counters(&statistics, Some(of(1))).admitted, 2, "kept");
+        let others = counters(&statistics, None);
+        assert_eq!((others.admitted, others.peak, others.peak_at), (2, 3, 3));
+        assert_eq!(counters(&statistics, Some(of(9000))).admitted, 1);
+        // It comes back with nothing, and what it had stays with the others.
+        statistics.count(of(2), Happened::Swept, 5003);
+        assert_eq!(counters(&statistics, Some(of(2))).admitted, 0);
+        assert_eq!(counters(&statistics, None).admitted, 3);
+    }
+
+    #[test]
+    fn what_is_saved_comes_back_in_the_same_order() {
+        let mut statistics = Box::new(LimitStatistics::new());
+        for role in 1..=ROOM as u32 + 1 {
+            statistics.count(of(role), Happened::Admitted(role), 1);
+        }
+        statistics.count(of(2), Happened::Swept, 2);
+        let mut restored = Box::new(LimitStatistics::new());
+        restored.count(of(9999), Happened::Swept, 2);
+        restored.restore(statistics.to_save());
+        assert_eq!(restored.to_save(), statistics.to_save());
+        for statistics in [&mut statistics, &mut restored] {
+            statistics.count(of(8000), Happened::Admitted(1), 3);
+        }
+        assert_eq!(restored.to_save(), statistics.to_save());
+        let kept = counters(&restored, Some(of(2)));
+        assert_eq!((kept.swept, kept.peak), (1, 2));
+        restored.reset();
+        assert_eq!(restored.rows().count(), 0);
+    }
+}
