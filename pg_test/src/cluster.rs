@@ -457,7 +457,7 @@ pub fn cpu(pid: Pid) -> f64 {
 
 /// A port that nobody listens on, nor will before the server does: it is none of those that the system
 /// gives to clients and to whoever asks for any, and each cluster of a run begins to look elsewhere.
-fn free_port(number: usize) -> u16 {
+pub fn free_port(number: usize) -> u16 {
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let given = range.split_whitespace().next();
     let end = given

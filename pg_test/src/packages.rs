@@ -212,6 +212,19 @@ pub fn pgbouncer() -> Result<PathBuf, String> {
     debian("pgbouncer", &["pgbouncer", "libc-ares2", "libevent-2.1-7"])
 }
 
+/// Prometheus, two exporters for it, and pgBadger; returns the folder of the programs.
+pub fn monitoring() -> Result<PathBuf, String> {
+    let packages = [
+        "prometheus",
+        "prometheus-postgres-exporter",
+        "prometheus-sql-exporter",
+        "pgbadger",
+    ];
+    let programs = debian("monitoring", &packages)?.join("usr/bin");
+    let found = programs.join("promtool").exists().then_some(programs);
+    found.ok_or_else(|| "this system has another Prometheus".to_string())
+}
+
 /// A Debian 12 in a folder, with PostgreSQL 15 and what makes packages, for root to use with `chroot`; without Rust.
 pub fn debian_root() -> Result<PathBuf, String> {
     let _lock = lock();
@@ -251,7 +264,10 @@ pub fn debian_root() -> Result<PathBuf, String> {
 /// Packages from Debian's archive; returns the root of their files.
 fn debian(name: &str, packages: &[&str]) -> Result<PathBuf, String> {
     download(name, |partial| {
-        say(format_args!("downloading {} with apt-get", packages[0]));
+        say(format_args!(
+            "downloading {} with apt-get",
+            packages.join(", ")
+        ));
         let apt = Apt::try_new(&partial.join("apt"))?;
         apt.try_unpack(packages, partial)?;
         fs::remove_dir_all(partial.join("apt")).expect("remove the package lists");

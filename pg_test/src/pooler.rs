@@ -2,28 +2,16 @@
 
 use crate::client::{Endpoint, Target};
 use crate::cluster::Cluster;
+use crate::kept::{self, Kept};
 use crate::packages::{self, copy_once};
 use crate::{place, wait_for};
-use rustix::process::Pid;
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-
-/// Runs a program until its input ends, that is until the bench is no more.
-const KEEPER: &str = r#"
-trap '' INT HUP QUIT
-"$1" "$2" </dev/null >/dev/null 2>&1 & pooler=$!
-echo $pooler
-exec >/dev/null
-read -r _
-kill -TERM $pooler 2>/dev/null
-wait $pooler
-"#;
+use std::process::Command;
 
 pub struct Pooler {
-    keeper: Child,
-    pub pid: Pid,
+    pub process: Kept,
     /// Of its socket, which is beside the server's.
     pub port: u16,
     /// To the pool, by its Unix-domain socket.
@@ -56,27 +44,16 @@ impl Pooler {
         let lines = configuration.lines().map(|line| line.trim().to_string());
         fs::write(&file, lines.collect::<Vec<_>>().join("\n")).expect("write pgbouncer.ini");
         let (program, libraries) = pgbouncer();
-        let mut keeper = Command::new("sh");
-        keeper.args(["-c", KEEPER, "sh"]).arg(program).arg(file);
+        let mut keeper = kept::keeper("/dev/null");
+        keeper.arg(program).arg(file);
         keeper.env("LD_LIBRARY_PATH", libraries);
-        let keeper = place::as_server_user(&mut keeper)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn();
-        let mut keeper = keeper.expect("run sh");
-        let pid = first_line(&mut keeper);
+        let process = Kept::start(place::as_server_user(&mut keeper));
         let socket = cluster.dir.join(format!(".s.PGSQL.{port}"));
         wait_for("PgBouncer to accept connections", || {
             UnixStream::connect(&socket).ok()
         });
         Pooler {
-            keeper,
-            pid: pid
-                .parse()
-                .ok()
-                .and_then(Pid::from_raw)
-                .expect("a process ID"),
+            process,
             port,
             target: Target {
                 endpoint: Endpoint::Unix(socket),
@@ -84,20 +61,6 @@ impl Pooler {
             },
         }
     }
-}
-
-impl Drop for Pooler {
-    fn drop(&mut self) {
-        drop(self.keeper.stdin.take());
-        let _ = self.keeper.wait();
-    }
-}
-
-fn first_line(child: &mut Child) -> String {
-    use std::io::{BufRead, BufReader};
-    let output = child.stdout.take().expect("the keeper's output");
-    let mut lines = BufReader::new(output).lines();
-    lines.next().expect("a line").expect("a line")
 }
 
 /// What it says of itself.

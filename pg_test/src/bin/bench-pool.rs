@@ -225,13 +225,16 @@ impl Variant {
 
     /// Seconds of CPU that the server has used, and the pooler.
     fn cpu(&self) -> f64 {
-        let pooler = self.pooler.iter().map(|pooler| cluster::cpu(pooler.pid));
+        let pooler = self
+            .pooler
+            .iter()
+            .map(|pooler| cluster::cpu(pooler.process.pid));
         self.cluster.cpu() + pooler.sum::<f64>()
     }
 
     /// What the server and the pooler have in memory, kB; what processes share is counted once.
     fn memory(&self) -> f64 {
-        let pooler = self.pooler.iter().map(|pooler| pooler.pid);
+        let pooler = self.pooler.iter().map(|pooler| pooler.process.pid);
         let processes = self.cluster.processes("").into_iter().chain(pooler);
         let memory = |pid: rustix::process::Pid| {
             let file = format!("/proc/{}/smaps_rollup", pid.as_raw_nonzero());

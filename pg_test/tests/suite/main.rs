@@ -37,6 +37,7 @@ mod labels;
 mod limit_stats;
 mod limits;
 mod memory;
+mod monitoring;
 mod packages;
 mod reference;
 mod refusal;
@@ -79,6 +80,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("limit_stats", limit_stats::TESTS),
     ("limits", limits::TESTS),
     ("memory", memory::TESTS),
+    ("monitoring", monitoring::TESTS),
     ("packages", packages::TESTS),
     ("reference", reference::TESTS),
     ("refusal", refusal::TESTS),

@@ -11,6 +11,7 @@ deb=$(echo /postgresql-15-session-limit_*.deb)
 test -f /postgresql-15-session-limit-dbgsym_*.deb
 # docs/packaging.md says which glibc that is.
 dpkg-deb -f "$deb" Depends | grep -F 'libc6 (>= 2.34)'
+dpkg-deb -c "$deb" | grep -F /examples/monitoring/grafana.json
 cd /
 
 apt-get install -y "$deb"
