@@ -58,7 +58,12 @@ pub fn decide(attempt: &Attempt) -> Result<Verdict, Missing> {
     QUEUED.set(true);
     let may_replace = attempt.rules.replacing.allowed;
     // All that the decision needs is allocated here, before the lock.
-    let mut counter = SessionCounter::new(memory.shared, attempt.members, may_replace);
+    let mut counter = SessionCounter::new(
+        memory.shared,
+        attempt.members,
+        may_replace,
+        attempt.tallies(),
+    );
     let verdict = memory
         .table
         .exclusively(|table| decide::attempt(table, &mut counter, attempt));

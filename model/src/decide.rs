@@ -1,10 +1,11 @@
 //! The decision on a login: count, decide and claim under one hold of the exclusive lock.
 
-use crate::attempt::{Attempt, FullLimit, MayWait, ahead};
+use crate::attempt::{Attempt, FullLimit, MayWait, is_free};
 use crate::count::SessionCounter;
-use crate::limit::{Limit, Scope, Who};
+use crate::limit::{Limit, Scope, Unit, Who};
 use crate::members::{Missing, SessionFilter};
 use crate::order::{find_admissible, find_exceeded, find_first};
+use crate::queue::Waiter;
 use crate::replace::make_room;
 use crate::session::Session;
 use crate::table::Table;
@@ -205,16 +206,22 @@ fn elsewhere(table: &Table, login: &Attempt) -> Result<Option<ShownSession>, Mis
 /// How each limit stands for a login that only asks. It would be admitted at once if there is room under all enforced
 /// ones. Allocates, so it needs a copy of the table.
 pub fn explain(table: &Table, login: &Attempt) -> Result<Vec<Standing>, Missing> {
-    let mut counter = SessionCounter::new(table.shared, login.members, false);
+    let tallies = |waiter: Waiter| {
+        let mut conditions = waiter.conditions.iter();
+        conditions.any(|condition| condition.unit != Unit::Session)
+    };
+    let tally = login.tallies() || table.waiters().any(tallies);
+    let mut counter = SessionCounter::new(table.shared, login.members, false, tally);
     counter.refresh(table);
     find_first(table, &mut counter, login)?;
     let standing = |limit: &Limit| {
-        let in_use = counter.count(table, login.counted(limit.condition())?);
-        let ahead = ahead(table, &counter, login, limit.condition())?;
+        let condition = limit.condition();
+        let filter = login.counted(condition)?;
+        let (fits, _) = is_free(table, &counter, login, condition, &login.session)?;
         Ok(Standing {
             limit: *limit,
-            in_use,
-            fits: limit.max.saturating_sub(in_use) > ahead,
+            in_use: counter.count_units(table, filter, limit.unit)?,
+            fits,
         })
     };
     login.limits.iter().map(standing).collect()
@@ -300,7 +307,7 @@ fn excess(
     }
     Ok(Excess {
         limit: *limit,
-        in_use: counter.count(table, filter),
+        in_use: counter.count_units(table, filter, limit.unit)?,
         ahead,
         own: counter.count(table, own),
         shown: shown.map(|shown| shown.map(|(_, session)| session)),
@@ -340,6 +347,7 @@ pub mod tests {
             may_wait: Some(WAIT),
             tried: Duration::ZERO,
             max_waiters: 20,
+            tally: false,
             replacing: Replacing {
                 allowed: true,
                 now: 1_000_000,
@@ -370,7 +378,8 @@ pub mod tests {
 
     pub fn decided(table: &mut Table, login: &Attempt) -> Result<Verdict, Missing> {
         let may_replace = login.rules.replacing.allowed;
-        let mut counter = SessionCounter::new(table.shared, login.members, may_replace);
+        let mut counter =
+            SessionCounter::new(table.shared, login.members, may_replace, login.tallies());
         super::attempt(table, &mut counter, login)
     }
 

@@ -164,6 +164,7 @@ fn decide(client: &Client, wait: &Wait, asked: &Asked) -> Verdict {
         may_wait: None,
         tried: wait.tried(),
         max_waiters: settings.max_waiters,
+        tally: false,
         replacing: Replacing {
             allowed: asked.may_replace
                 && limits.iter().any(Limit::replaces)
@@ -196,6 +197,7 @@ fn decide(client: &Client, wait: &Wait, asked: &Asked) -> Verdict {
             is_idle: &compat::is_idle,
             rules: Rules {
                 may_wait: inputs.may_wait,
+                tally: inputs.tally,
                 ..rules
             },
         })

@@ -37,6 +37,7 @@ pub fn current_usage_0_2() -> TableIterator<
         name!(datname, Option<SqlText>),
         name!(client_addr, Option<Inet>),
         name!(network, Option<String>),
+        name!(count, &'static str),
     ),
 > {
     let settings = settings::current();
@@ -67,7 +68,7 @@ pub fn current_usage_0_2() -> TableIterator<
             limit.source.words(&name_of),
             limit.per.word(),
             limit.subject(&name_of),
-            in_use.then(|| i64::from(table.count(counted))),
+            in_use.then(|| i64::from(table.count_units(counted, limit.unit))),
             i64::from(limit.max),
             sees_waiters.then(|| waiting.count() as i64),
             longest.filter(|_| sees_waiters),
@@ -75,6 +76,7 @@ pub fn current_usage_0_2() -> TableIterator<
             database.map(|oid| name_of(Object::Database(oid))),
             address,
             network,
+            limit.unit.count().word(),
         ))
     });
     in_memory(rows)
