@@ -17,7 +17,8 @@ CREATE FUNCTION session_limit.current_usage(
     OUT datname text,
     OUT client_addr inet,
     OUT network text,
-    OUT enforcement text
+    OUT enforcement text,
+    OUT count text
 ) RETURNS SETOF record
 LANGUAGE C VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'current_usage_0_2_wrapper';
@@ -48,11 +49,31 @@ CREATE FUNCTION session_limit.defined_limits(
     OUT max_wait_ms bigint,
     OUT enforcement text,
     OUT unmatched boolean,
-    OUT administrators oid[]
+    OUT administrators oid[],
+    OUT count text
 ) RETURNS SETOF record
 LANGUAGE C STABLE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'defined_limits_0_2_wrapper';
 COMMENT ON FUNCTION session_limit.defined_limits() IS 'limits that are set and that the caller may see; use the view session_limit.limits';
+
+DROP FUNCTION session_limit.explain_login(name, name, inet);
+CREATE FUNCTION session_limit.explain_login(
+    role name,
+    database name DEFAULT pg_catalog.current_database(),
+    address inet DEFAULT NULL,
+    OUT source text,
+    OUT per text,
+    OUT subject text,
+    OUT in_use bigint,
+    OUT max bigint,
+    OUT fits boolean,
+    OUT enforcement text,
+    OUT count text
+) RETURNS SETOF record
+LANGUAGE C VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'explain_login_0_2_wrapper';
+COMMENT ON FUNCTION session_limit.explain_login(name, name, inet) IS
+    'each limit that such a login would have to meet now, whether it does, and whether that is enforced (on) or logged (log); without an address: over a Unix-domain socket';
 
 CREATE FUNCTION session_limit.current_stats(
     OUT usesysid oid,
@@ -80,6 +101,7 @@ COMMENT ON FUNCTION session_limit.current_stats() IS 'what has become of logins 
 CREATE FUNCTION session_limit.current_limit_stats(
     OUT source text,
     OUT per text,
+    OUT count text,
     OUT subject text,
     OUT others boolean,
     OUT max bigint,
@@ -128,9 +150,11 @@ GRANT EXECUTE ON FUNCTION
     session_limit.current_status()
 TO PUBLIC;
 
+DROP FUNCTION session_limit.set_limit(integer, name, name, text, cidr, text, interval, text);
+DROP FUNCTION session_limit.clear_limit(name, name, text, cidr);
 -- A database is the one that the limit is about if there is a role, else the one whose label is meant. A list is separated
 -- by commas in a text, and an array in a label.
-CREATE OR REPLACE FUNCTION session_limit.set_limit(
+CREATE FUNCTION session_limit.set_limit(
     max integer,
     role name DEFAULT NULL,
     database name DEFAULT NULL,
@@ -138,7 +162,8 @@ CREATE OR REPLACE FUNCTION session_limit.set_limit(
     network cidr DEFAULT NULL,
     on_excess text DEFAULT NULL,
     max_wait interval DEFAULT NULL,
-    enforcement text DEFAULT NULL
+    enforcement text DEFAULT NULL,
+    count text DEFAULT NULL
 ) RETURNS text
 LANGUAGE sql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
@@ -150,14 +175,18 @@ SELECT session_limit.edit_label(role, database, jsonb_build_object(
     'network', network,
     'on_excess', on_excess,
     'max_wait', (extract(epoch FROM max_wait) * 1000)::bigint,
-    'enforcement', enforcement), true)
+    'enforcement', enforcement,
+    'count', count), true)
 $$;
+COMMENT ON FUNCTION session_limit.set_limit(integer, name, name, text, cidr, text, interval, text, text) IS
+    'sets one limit of the label of a role or database, or changes that with the same per, database, network and count; returns the label';
 
-CREATE OR REPLACE FUNCTION session_limit.clear_limit(
+CREATE FUNCTION session_limit.clear_limit(
     role name DEFAULT NULL,
     database name DEFAULT NULL,
     per text DEFAULT NULL,
-    network cidr DEFAULT NULL
+    network cidr DEFAULT NULL,
+    count text DEFAULT NULL
 ) RETURNS text
 LANGUAGE sql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
@@ -166,8 +195,22 @@ SELECT session_limit.edit_label(role, database, jsonb_build_object(
     'max', -1,
     'per', CASE WHEN per LIKE '%,%' THEN to_jsonb(regexp_split_to_array(btrim(per), ' *, *')) ELSE to_jsonb(per) END,
     'database', CASE WHEN role IS NOT NULL THEN database END,
-    'network', network), false)
+    'network', network,
+    'count', count), false)
 $$;
+COMMENT ON FUNCTION session_limit.clear_limit(name, name, text, cidr, text) IS
+    'removes one limit from the label of a role or database; returns the label that is left, null if none is';
+
+GRANT EXECUTE ON FUNCTION
+    session_limit.current_usage(),
+    session_limit.current_waiters(),
+    session_limit.defined_limits(),
+    session_limit.explain_login(name, name, inet),
+    session_limit.current_stats(),
+    session_limit.current_status(),
+    session_limit.set_limit(integer, name, name, text, cidr, text, interval, text, text),
+    session_limit.clear_limit(name, name, text, cidr, text)
+TO PUBLIC;
 
 CREATE OR REPLACE VIEW session_limit.limits AS
 SELECT
@@ -181,7 +224,8 @@ SELECT
     l.max_wait_ms * interval '1 ms' AS max_wait,
     l.enforcement,
     l.unmatched,
-    (SELECT array_agg(r.rolname ORDER BY r.rolname) FROM pg_catalog.pg_roles r WHERE r.oid = ANY (l.administrators)) AS administrators
+    (SELECT array_agg(r.rolname ORDER BY r.rolname) FROM pg_catalog.pg_roles r WHERE r.oid = ANY (l.administrators)) AS administrators,
+    l.count
 FROM session_limit.defined_limits() l;
 
 CREATE OR REPLACE VIEW session_limit.usage AS
@@ -198,7 +242,8 @@ SELECT
     u.datname,
     u.client_addr,
     u.network::cidr AS network,
-    u.enforcement
+    u.enforcement,
+    u.count
 FROM session_limit.current_usage() u;
 
 CREATE OR REPLACE VIEW session_limit.stats AS
@@ -254,6 +299,7 @@ CREATE VIEW session_limit.limit_stats AS
 SELECT
     l.source,
     l.per,
+    l.count,
     l.subject,
     l.others,
     l.max,
@@ -279,6 +325,7 @@ FROM session_limit.current_limit_stats() l;
 COMMENT ON VIEW session_limit.limit_stats IS 'what each limit did to logins and sessions, and the most sessions under it';
 COMMENT ON COLUMN session_limit.limit_stats.source IS 'where the limit is set; null in the row of the others';
 COMMENT ON COLUMN session_limit.limit_stats.per IS 'what the limit counts separately; null if the label there could not be read';
+COMMENT ON COLUMN session_limit.limit_stats.count IS 'what is counted: sessions, roles or addresses; null as per is';
 COMMENT ON COLUMN session_limit.limit_stats.subject IS 'the sessions that it counts; null: those of the whole cluster';
 COMMENT ON COLUMN session_limit.limit_stats.others IS 'whether the row is about all limits that gave way to newer ones';
 COMMENT ON COLUMN session_limit.limit_stats.max IS 'how many sessions it allows, as of the last time that something was counted here';
@@ -331,10 +378,14 @@ DROP FUNCTION session_limit.current_stats_0_1();
 
 COMMENT ON COLUMN session_limit.limits.per IS 'what one count is kept for: role, address, group, database or cluster, or each combination of a list of these';
 COMMENT ON COLUMN session_limit.usage.per IS 'what the count is kept for: role, address, group, database or cluster, or a combination of a list of these';
+COMMENT ON COLUMN session_limit.limits.max IS 'what it counts that the limit allows; -1: any number, also where another limit would apply';
+COMMENT ON COLUMN session_limit.usage.max IS 'how many the limit allows';
+COMMENT ON COLUMN session_limit.limits.count IS 'what the limit counts: sessions, different roles, or different client addresses';
+COMMENT ON COLUMN session_limit.usage.count IS 'what is counted: sessions, roles or addresses';
 COMMENT ON COLUMN session_limit.limits.administrators IS
     'of the label of a group, the roles that can make anyone a member of it, superusers aside; null if there are none';
-COMMENT ON COLUMN session_limit.usage.in_use IS 'sessions that the limit counts; null if the caller may not see where they come from';
-COMMENT ON COLUMN session_limit.usage.free IS 'sessions that the limit has room for; null as in_use is';
+COMMENT ON COLUMN session_limit.usage.in_use IS 'how many the limit counts; null if the caller may not see where they come from';
+COMMENT ON COLUMN session_limit.usage.free IS 'how many more the limit has room for; null as in_use is';
 COMMENT ON COLUMN session_limit.usage.waiting IS 'logins that wait for room under the limit; null if these can be of roles that the caller may not see';
 COMMENT ON COLUMN session_limit.usage.longest_wait IS 'how long the one that waits longest has waited; null if there is none, and as waiting is';
 COMMENT ON COLUMN session_limit.usage.rolname IS 'of the subject, the role or group; by its OID if it was dropped since; null: any';

@@ -39,7 +39,8 @@ CREATE FUNCTION session_limit.current_usage(
     OUT datname text,
     OUT client_addr inet,
     OUT network text,
-    OUT enforcement text
+    OUT enforcement text,
+    OUT count text
 ) RETURNS SETOF record
 LANGUAGE C VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'current_usage_0_2_wrapper';
@@ -83,7 +84,8 @@ CREATE FUNCTION session_limit.defined_limits(
     OUT max_wait_ms bigint,
     OUT enforcement text,
     OUT unmatched boolean,
-    OUT administrators oid[]
+    OUT administrators oid[],
+    OUT count text
 ) RETURNS SETOF record
 LANGUAGE C STABLE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'defined_limits_0_2_wrapper';
@@ -110,10 +112,11 @@ CREATE FUNCTION session_limit.explain_login(
     OUT in_use bigint,
     OUT max bigint,
     OUT fits boolean,
-    OUT enforcement text
+    OUT enforcement text,
+    OUT count text
 ) RETURNS SETOF record
 LANGUAGE C VOLATILE PARALLEL RESTRICTED
-AS 'MODULE_PATHNAME', 'explain_login_wrapper';
+AS 'MODULE_PATHNAME', 'explain_login_0_2_wrapper';
 COMMENT ON FUNCTION session_limit.explain_login(name, name, inet) IS
     'each limit that such a login would have to meet now, whether it does, and whether that is enforced (on) or logged (log); without an address: over a Unix-domain socket';
 
@@ -143,6 +146,7 @@ COMMENT ON FUNCTION session_limit.current_stats() IS 'what has become of logins 
 CREATE FUNCTION session_limit.current_limit_stats(
     OUT source text,
     OUT per text,
+    OUT count text,
     OUT subject text,
     OUT others boolean,
     OUT max bigint,
@@ -221,7 +225,8 @@ CREATE FUNCTION session_limit.set_limit(
     network cidr DEFAULT NULL,
     on_excess text DEFAULT NULL,
     max_wait interval DEFAULT NULL,
-    enforcement text DEFAULT NULL
+    enforcement text DEFAULT NULL,
+    count text DEFAULT NULL
 ) RETURNS text
 LANGUAGE sql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
@@ -233,16 +238,18 @@ SELECT session_limit.edit_label(role, database, jsonb_build_object(
     'network', network,
     'on_excess', on_excess,
     'max_wait', (extract(epoch FROM max_wait) * 1000)::bigint,
-    'enforcement', enforcement), true)
+    'enforcement', enforcement,
+    'count', count), true)
 $$;
-COMMENT ON FUNCTION session_limit.set_limit(integer, name, name, text, cidr, text, interval, text) IS
-    'sets one limit of the label of a role or database, or changes that with the same per, database and network; returns the label';
+COMMENT ON FUNCTION session_limit.set_limit(integer, name, name, text, cidr, text, interval, text, text) IS
+    'sets one limit of the label of a role or database, or changes that with the same per, database, network and count; returns the label';
 
 CREATE FUNCTION session_limit.clear_limit(
     role name DEFAULT NULL,
     database name DEFAULT NULL,
     per text DEFAULT NULL,
-    network cidr DEFAULT NULL
+    network cidr DEFAULT NULL,
+    count text DEFAULT NULL
 ) RETURNS text
 LANGUAGE sql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
@@ -251,9 +258,10 @@ SELECT session_limit.edit_label(role, database, jsonb_build_object(
     'max', -1,
     'per', CASE WHEN per LIKE '%,%' THEN to_jsonb(regexp_split_to_array(btrim(per), ' *, *')) ELSE to_jsonb(per) END,
     'database', CASE WHEN role IS NOT NULL THEN database END,
-    'network', network), false)
+    'network', network,
+    'count', count), false)
 $$;
-COMMENT ON FUNCTION session_limit.clear_limit(name, name, text, cidr) IS
+COMMENT ON FUNCTION session_limit.clear_limit(name, name, text, cidr, text) IS
     'removes one limit from the label of a role or database; returns the label that is left, null if none is';
 
 CREATE VIEW session_limit.sessions AS
@@ -283,7 +291,8 @@ SELECT
     l.max_wait_ms * interval '1 ms' AS max_wait,
     l.enforcement,
     l.unmatched,
-    (SELECT array_agg(r.rolname ORDER BY r.rolname) FROM pg_catalog.pg_roles r WHERE r.oid = ANY (l.administrators)) AS administrators
+    (SELECT array_agg(r.rolname ORDER BY r.rolname) FROM pg_catalog.pg_roles r WHERE r.oid = ANY (l.administrators)) AS administrators,
+    l.count
 FROM session_limit.defined_limits() l;
 COMMENT ON VIEW session_limit.limits IS 'every limit that is set';
 COMMENT ON COLUMN session_limit.limits.source IS 'where the limit is set';
@@ -291,13 +300,14 @@ COMMENT ON COLUMN session_limit.limits.per IS 'what one count is kept for: role,
 COMMENT ON COLUMN session_limit.limits.subject IS 'role, group or database on which it is set; null for the whole cluster';
 COMMENT ON COLUMN session_limit.limits.database IS 'only sessions in this database count; null: in any';
 COMMENT ON COLUMN session_limit.limits.network IS 'only sessions from these addresses count; null: from anywhere';
-COMMENT ON COLUMN session_limit.limits.max IS 'sessions that the limit allows; -1: any number, also where another limit would apply';
+COMMENT ON COLUMN session_limit.limits.max IS 'what it counts that the limit allows; -1: any number, also where another limit would apply';
 COMMENT ON COLUMN session_limit.limits.on_excess IS 'what happens to a login over the limit, once it has waited';
 COMMENT ON COLUMN session_limit.limits.max_wait IS 'how long a login over the limit waits for room';
 COMMENT ON COLUMN session_limit.limits.enforcement IS 'on; log: only logged; off: by the setting, not looked at';
 COMMENT ON COLUMN session_limit.limits.unmatched IS 'whether it can cover no session now: its database does not exist, or its role can, or cannot, log in any more';
 COMMENT ON COLUMN session_limit.limits.administrators IS
     'of the label of a group, the roles that can make anyone a member of it, superusers aside; null if there are none';
+COMMENT ON COLUMN session_limit.limits.count IS 'what the limit counts: sessions, different roles, or different client addresses';
 
 CREATE VIEW session_limit.usage AS
 SELECT
@@ -313,15 +323,16 @@ SELECT
     u.datname,
     u.client_addr,
     u.network::cidr AS network,
-    u.enforcement
+    u.enforcement,
+    u.count
 FROM session_limit.current_usage() u;
 COMMENT ON VIEW session_limit.usage IS 'the limits that have a session or a waiting login, one row for each count';
 COMMENT ON COLUMN session_limit.usage.source IS 'where the limit is set';
 COMMENT ON COLUMN session_limit.usage.per IS 'what the count is kept for: role, address, group, database or cluster, or a combination of a list of these';
 COMMENT ON COLUMN session_limit.usage.subject IS 'role, group, database, address that is counted; by its OID if it was dropped since; null for the whole cluster';
-COMMENT ON COLUMN session_limit.usage.in_use IS 'sessions that the limit counts; null if the caller may not see where they come from';
-COMMENT ON COLUMN session_limit.usage.max IS 'sessions that the limit allows';
-COMMENT ON COLUMN session_limit.usage.free IS 'sessions that the limit has room for; null as in_use is';
+COMMENT ON COLUMN session_limit.usage.in_use IS 'how many the limit counts; null if the caller may not see where they come from';
+COMMENT ON COLUMN session_limit.usage.max IS 'how many the limit allows';
+COMMENT ON COLUMN session_limit.usage.free IS 'how many more the limit has room for; null as in_use is';
 COMMENT ON COLUMN session_limit.usage.waiting IS 'logins that wait for room under the limit; null if these can be of roles that the caller may not see';
 COMMENT ON COLUMN session_limit.usage.longest_wait IS 'how long the one that waits longest has waited; null if there is none, and as waiting is';
 COMMENT ON COLUMN session_limit.usage.rolname IS 'of the subject, the role or group; by its OID if it was dropped since; null: any';
@@ -329,6 +340,7 @@ COMMENT ON COLUMN session_limit.usage.datname IS 'of the subject, the database; 
 COMMENT ON COLUMN session_limit.usage.client_addr IS 'of the subject, the address, of a limit per address; else null';
 COMMENT ON COLUMN session_limit.usage.network IS 'of the subject, the network, of any other limit; null: from anywhere';
 COMMENT ON COLUMN session_limit.usage.enforcement IS 'on; log: the limit is only tried out';
+COMMENT ON COLUMN session_limit.usage.count IS 'what is counted: sessions, roles or addresses';
 
 CREATE VIEW session_limit.events AS
 SELECT e.event_time, e.event, e.usename, e.datname, e.client_addr, e.pid, e.detail
@@ -427,6 +439,7 @@ CREATE VIEW session_limit.limit_stats AS
 SELECT
     l.source,
     l.per,
+    l.count,
     l.subject,
     l.others,
     l.max,
@@ -452,6 +465,7 @@ FROM session_limit.current_limit_stats() l;
 COMMENT ON VIEW session_limit.limit_stats IS 'what each limit did to logins and sessions, and the most sessions under it';
 COMMENT ON COLUMN session_limit.limit_stats.source IS 'where the limit is set; null in the row of the others';
 COMMENT ON COLUMN session_limit.limit_stats.per IS 'what the limit counts separately; null if the label there could not be read';
+COMMENT ON COLUMN session_limit.limit_stats.count IS 'what is counted: sessions, roles or addresses; null as per is';
 COMMENT ON COLUMN session_limit.limit_stats.subject IS 'the sessions that it counts; null: those of the whole cluster';
 COMMENT ON COLUMN session_limit.limit_stats.others IS 'whether the row is about all limits that gave way to newer ones';
 COMMENT ON COLUMN session_limit.limit_stats.max IS 'how many sessions it allows, as of the last time that something was counted here';

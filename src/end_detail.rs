@@ -33,9 +33,10 @@ unsafe extern "C-unwind" fn session_limit_emit_log(message: *mut pg_sys::ErrorDa
                 EndReason::RoleDropped => error::role_dropped(),
                 EndReason::Swept {
                     source,
+                    unit,
                     in_use,
                     max,
-                } => error::swept(source, in_use, max, role),
+                } => error::swept(source, unit, in_use, max, role),
             };
             (*message).detail =
                 pg_sys::MemoryContextStrdup((*message).assoc_context, detail.as_ptr());

@@ -306,7 +306,14 @@ pub fn applying<'a>(
 fn index_of(limits: &mut Vec<Limit>, limit: Limit) -> usize {
     let key = |limit: &Limit| {
         let (scope, enforced) = (limit.scope, limit.enforced);
-        (limit.source, scope, limit.per, limit.max, enforced)
+        (
+            limit.source,
+            scope,
+            limit.per,
+            limit.unit,
+            limit.max,
+            enforced,
+        )
     };
     let known = limits.iter().position(|known| key(known) == key(&limit));
     known.unwrap_or_else(|| {
@@ -320,6 +327,8 @@ pub struct Inputs {
     pub members: Members,
     /// Whether the login may wait, and on whose account.
     pub may_wait: Option<MayWait>,
+    /// Whether there is memory to count different roles or addresses in.
+    pub tally: bool,
 }
 
 impl Inputs {
@@ -327,6 +336,7 @@ impl Inputs {
         Inputs {
             members,
             may_wait: None,
+            tally: false,
         }
     }
 }
@@ -345,6 +355,7 @@ pub fn retry_with<T>(
                 inputs.members.insert(group, members_of(group));
             }
             Err(Missing::Patience) => inputs.may_wait = Some(may_wait()),
+            Err(Missing::Tally) => inputs.tally = true,
         }
     }
 }

@@ -62,7 +62,12 @@ pub fn decide(attempt: &Attempt) -> Result<(Verdict, Vec<InUse>), Missing> {
     QUEUED.set(true);
     let may_replace = attempt.rules.replacing.allowed;
     // All that the decision needs is allocated here, before the lock.
-    let mut counter = SessionCounter::new(memory.shared, attempt.members, may_replace);
+    let mut counter = SessionCounter::new(
+        memory.shared,
+        attempt.members,
+        may_replace,
+        attempt.tallies(),
+    );
     counter.in_use = vec![Cell::new(None); attempt.limits.len()];
     let verdict = memory
         .table

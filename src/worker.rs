@@ -15,7 +15,7 @@ use crate::record::{self, events};
 use crate::settings::{self, Enforcement, Settings, SweepSetting};
 use crate::{error, login, lookup, shmem, slot};
 use model::counters::{Pair, Statistics};
-use model::limit::{Limit, Per, Scope, Source};
+use model::limit::{Limit, Per, Scope, Source, Unit};
 use model::session::{Claim, Session};
 use model::sweep::{Exceeded, Sweep, ends_if_dropped};
 use pgrx::bgworkers::{
@@ -135,7 +135,7 @@ struct SaidBefore {
 }
 
 /// A limit that the log says is exceeded, and by how many sessions.
-type Said = (Source, Scope, Per, u32, u32);
+type Said = (Source, Scope, (Per, Unit), u32, u32);
 
 /// Does to the sessions over a limit what the setting says. What the log said last time is not said again.
 fn sweep(settings: &Settings, said: &mut SaidBefore) {
@@ -288,7 +288,8 @@ fn say_exceeded(limits: &[Limit], exceeded: &[Exceeded], said: &[Said]) -> Vec<S
 }
 
 fn to_say(limit: &Limit, over: &Exceeded) -> Said {
-    (limit.source, limit.scope, limit.per, limit.max, over.in_use)
+    let per = (limit.per, limit.unit);
+    (limit.source, limit.scope, per, limit.max, over.in_use)
 }
 
 /// Frees the slots of `suspects` whose process is still gone, and returns the slots whose process is gone now. A process

@@ -9,7 +9,7 @@ use model::attempt::{Attempt, MayWait, Replacing, Rules};
 use model::count::SessionCounter;
 use model::decide::attempt;
 use model::limit::Condition;
-use model::limit::{Limit, OnExcess, Per, Scope, Source, Who};
+use model::limit::{Limit, OnExcess, Per, Scope, Source, Unit, Who};
 use model::members::Members;
 use model::network::Network;
 use model::own_table::OwnTable;
@@ -71,7 +71,10 @@ fn scope(who: Who, database: Option<u32>, network: Option<Network>) -> Scope {
     }
 }
 
-fn kinds() -> Vec<(&'static str, Vec<Scope>)> {
+/// What a limit covers, and what it counts as one.
+type Covered = (Scope, Unit);
+
+fn kinds() -> Vec<(&'static str, Vec<Covered>)> {
     let address = session(Crowd::Many, 0).address.map(Network::of);
     let network = "10.0.0.0/8".parse().ok();
     let (own, database) = (Who::Role(ROLE), Some(DATABASE));
@@ -92,24 +95,40 @@ fn kinds() -> Vec<(&'static str, Vec<Scope>)> {
         ("database", scope(Who::Anyone, database, None)),
         ("cluster", scope(Who::Anyone, None, None)),
     ];
-    let alone = kinds.map(|(name, scope)| (name, vec![scope]));
+    let alone = kinds.map(|(name, scope)| (name, vec![(scope, Unit::Session)]));
+    let ipv6_prefix_length = 128;
+    let (place, everyone) = (Unit::Address { ipv6_prefix_length }, Who::Anyone);
+    let different = [
+        ("addresses of a role", scope(own, None, None), place),
+        ("addresses", scope(everyone, None, None), place),
+        ("roles", scope(everyone, None, None), Unit::Role),
+        (
+            "roles in a database",
+            scope(everyone, database, None),
+            Unit::Role,
+        ),
+    ];
+    let different = different.map(|(name, scope, unit)| (name, vec![(scope, unit)]));
     let mixed = [
         scope(own, None, None),
         scope(own, None, address),
         scope(Who::MembersOf(LARGE_GROUP), None, None),
         scope(Who::Anyone, database, None),
     ];
+    let mixed = mixed.map(|scope| (scope, Unit::Session));
     alone
         .into_iter()
+        .chain(different)
         .chain([("mixed", mixed.to_vec())])
         .collect()
 }
 
 /// `number` limits, with these scopes in turn.
-fn limits(scopes: &[Scope], number: usize, max: u32, on_excess: OnExcess) -> Vec<Limit> {
-    let limit = |scope: &Scope| Limit {
+fn limits(scopes: &[Covered], number: usize, max: u32, on_excess: OnExcess) -> Vec<Limit> {
+    let limit = |(scope, unit): &Covered| Limit {
         scope: *scope,
         per: Per::Role,
+        unit: *unit,
         max,
         source: Source::MaxSessionsPerRole,
         on_excess,
@@ -159,9 +178,11 @@ impl Scene {
                 (scope(Who::MembersOf(LARGE_GROUP), None, None), 100_000),
                 (scope(Who::Anyone, Some(DATABASE), None), 100_000),
             ];
-            let conditions = conditions
-                .into_iter()
-                .map(|(scope, max)| Condition { scope, max });
+            let conditions = conditions.into_iter().map(|(scope, max)| Condition {
+                scope,
+                unit: Unit::Session,
+                max,
+            });
             assert!(table.enqueue(sessions + number, waiter, conditions));
         }
     }
@@ -177,6 +198,7 @@ impl Scene {
             may_wait: Some(MayWait::NOT),
             tried: Duration::ZERO,
             max_waiters: 20,
+            tally: false,
             replacing: Replacing {
                 allowed: true,
                 now: u64::MAX,
@@ -195,7 +217,7 @@ impl Scene {
             rules,
         };
         let mut table = self.memory.table();
-        let mut counter = SessionCounter::new(table.shared, &self.members, true);
+        let mut counter = SessionCounter::new(table.shared, &self.members, true, login.tallies());
         counter.in_use = vec![Cell::new(None); limits.len()];
         act(&mut table, &mut counter, &login)
     }

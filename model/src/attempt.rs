@@ -1,8 +1,8 @@
 //! The input of a decision: a login, the limits that it must meet, and the rules.
 
 use crate::account::Account;
-use crate::count::SessionCounter;
-use crate::limit::{Condition, Limit};
+use crate::count::{SessionCounter, View};
+use crate::limit::{Condition, Limit, Unit};
 use crate::members::{Members, Missing, SessionFilter};
 use crate::queue::Waiter;
 use crate::session::Session;
@@ -35,6 +35,8 @@ pub struct Rules {
     pub tried: Duration,
     /// How many logins wait at most; of one role at most a quarter of that. On accounts see [`MayWait::account`].
     pub max_waiters: u32,
+    /// Whether there is memory to count different roles or addresses in even if no limit of the login counts them.
+    pub tally: bool,
     pub replacing: Replacing,
     /// Whether [`crate::verdict::Admission::elsewhere`] is wanted.
     pub audit: bool,
@@ -139,11 +141,11 @@ impl<'a> Attempt<'a> {
             if !chosen(limit) || (full.is_some() && !preferred(limit)) {
                 continue;
             }
-            let in_use = in_use(table, counter, self, limit.condition())?;
+            let (has_room, with) = look(table, counter, self, limit.condition(), &self.session)?;
             if let Some(known) = counter.in_use.get(index) {
-                known.set(Some(in_use));
+                known.set(Some(with));
             }
-            if in_use >= limit.max {
+            if !has_room {
                 full = Some(limit);
                 if preferred(limit) {
                     break;
@@ -153,30 +155,88 @@ impl<'a> Attempt<'a> {
         Ok(full)
     }
 
+    /// Whether the decision needs memory to count different roles or addresses in.
+    pub fn tallies(&self) -> bool {
+        self.rules.tally || self.limits.iter().any(|limit| limit.unit != Unit::Session)
+    }
+
     /// Says which sessions the condition's limit counts.
     pub fn counted(&self, condition: Condition) -> Result<SessionFilter<'a>, Missing> {
         SessionFilter::new(condition.scope, self.rules.count_walsenders, self.members)
     }
 }
 
-/// How many more sessions a limit has room for, including room that is reserved for waiters.
+/// Whether a limit has room for a session, also if it is reserved for waiters.
+pub fn has_room(
+    table: &Table,
+    counter: &SessionCounter,
+    login: &Attempt,
+    condition: Condition,
+    session: &Session,
+) -> Result<bool, Missing> {
+    Ok(look(table, counter, login, condition, session)?.0)
+}
+
+/// The same, and how many the limit would count with the session.
+fn look(
+    table: &Table,
+    counter: &SessionCounter,
+    login: &Attempt,
+    condition: Condition,
+    session: &Session,
+) -> Result<(bool, u32), Missing> {
+    let filter = login.counted(condition)?;
+    if condition.unit == Unit::Session {
+        let in_use = counter.count_cached(table, filter);
+        return Ok((in_use < condition.max, in_use.saturating_add(1)));
+    }
+    let stand = counter.different(table, filter, condition.unit, View::Now, &[], Some(session))?;
+    Ok((stand.has_room(condition.max), stand.with))
+}
+
+/// Whether a limit has room for a session that is not reserved for the waiters in `counter.first`; and, if there is room
+/// that is, for how many it is.
+pub fn is_free(
+    table: &Table,
+    counter: &SessionCounter,
+    login: &Attempt,
+    condition: Condition,
+    session: &Session,
+) -> Result<(bool, u32), Missing> {
+    if condition.unit == Unit::Session {
+        let room = room(table, counter, login, condition)?;
+        if room == 0 {
+            return Ok((false, 0));
+        }
+        let ahead = ahead(table, counter, login, condition)?;
+        return Ok((room > ahead, ahead));
+    }
+    let filter = login.counted(condition)?;
+    let first = &counter.first;
+    let stand = counter.different(
+        table,
+        filter,
+        condition.unit,
+        View::Now,
+        first,
+        Some(session),
+    )?;
+    Ok((stand.has_room(condition.max), stand.ahead))
+}
+
+/// How many more sessions, or units of them, a limit has room for, including room that is reserved for waiters.
 pub fn room(
     table: &Table,
     counter: &SessionCounter,
     login: &Attempt,
     condition: Condition,
 ) -> Result<u32, Missing> {
-    let in_use = in_use(table, counter, login, condition)?;
+    let filter = login.counted(condition)?;
+    let in_use = match condition.unit {
+        Unit::Session => counter.count_cached(table, filter),
+        unit => counter.count_units(table, filter, unit)?,
+    };
     Ok(condition.max.saturating_sub(in_use))
-}
-
-fn in_use(
-    table: &Table,
-    counter: &SessionCounter,
-    login: &Attempt,
-    condition: Condition,
-) -> Result<u32, Missing> {
-    Ok(counter.count_cached(table, login.counted(condition)?))
 }
 
 /// How many of the waiters in `counter.first` the limit covers: its room is reserved for them.

@@ -10,11 +10,12 @@
 //! about to wait refreshes once more. [`Table::count`] is the plain definition of what is counted here.
 
 use crate::atomics::Shared;
-use crate::limit::{Scope, Who};
-use crate::members::{Members, SessionFilter};
+use crate::limit::{Scope, Unit, Who};
+use crate::members::{Members, Missing, SessionFilter};
 use crate::network::Network;
 use crate::session::Session;
 use crate::table::{PENDING, TILE, Table, WALSENDER};
+use crate::tally::{Part, Tally};
 use std::cell::Cell;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::hint::black_box;
@@ -41,9 +42,13 @@ pub struct SessionCounter<'a> {
     /// Counts since the last refresh, as scope, whether walsenders count, and count. The scope's hash says in which
     /// entry. Empty while nobody waits.
     cache: Vec<Cell<Option<(Scope, bool, u32)>>>,
-    /// For each limit of the login, if the caller gave it room: how many sessions it counts, before the decision without the
-    /// login, afterwards with it; None while that is not known.
+    /// For each limit of the login, if the caller gave it room: how many sessions, or units of them, it counts with the login;
+    /// None while that is not known.
     pub in_use: Vec<Cell<Option<u32>>>,
+    /// Memory to count different roles or addresses in; not if no limit of the login counts them.
+    tally: Cell<Tally>,
+    /// Which count is in `tally` since the last refresh.
+    tallied: Cell<Option<(Scope, bool, Unit, View)>>,
     /// The slots of the waiters that go before the login, as far as that has been worked out (see [`crate::order`]).
     pub first: Vec<usize>,
     /// The slots of the waiters that the caller wakes once it has dropped the lock.
@@ -52,6 +57,38 @@ pub struct SessionCounter<'a> {
     pub candidates: Vec<(VictimRank, usize)>,
     /// The victims that were chosen because they are idle: the slot of each, and the tick since which it has been idle.
     pub idle_victims: Vec<(usize, u64)>,
+}
+
+/// Which sessions of the login that asks are counted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum View {
+    /// Those that there are.
+    Now,
+    /// As if the login at this slot had not claimed it, and had no victims.
+    Without(usize),
+    /// As if the victims of the login at this slot were gone.
+    Complete(usize),
+}
+
+/// How a limit stands that counts different roles or addresses.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Different {
+    pub in_use: u32,
+    /// How many more there will be when the waiters that go first have gone in.
+    pub ahead: u32,
+    /// How many there will be with the login, too.
+    pub with: u32,
+}
+
+impl Different {
+    fn adds(&self) -> bool {
+        self.with > self.in_use + self.ahead
+    }
+
+    /// Whether a limit of `max` has room for the login. Under a limit of 0 there is room for nobody.
+    pub fn has_room(&self, max: u32) -> bool {
+        (!self.adds() && max > 0) || self.in_use + self.ahead < max
+    }
 }
 
 /// For each slot of a tile: 1 if it matches, else 0.
@@ -68,7 +105,12 @@ struct Group<'a> {
 
 impl<'a> SessionCounter<'a> {
     /// Allocates all that a decision will need, and reads the claims. To be called before the lock is taken.
-    pub fn new(shared: Shared, members: &'a Members, may_replace: bool) -> SessionCounter<'a> {
+    pub fn new(
+        shared: Shared,
+        members: &'a Members,
+        may_replace: bool,
+        tally: bool,
+    ) -> SessionCounter<'a> {
         let slots = shared.slots();
         let candidates = if may_replace { slots } else { 0 };
         let padded = slots.next_multiple_of(TILE);
@@ -85,6 +127,12 @@ impl<'a> SessionCounter<'a> {
             left_out: vec![Cell::new(false); slots],
             cache: vec![Cell::new(None); if waiting > 0 { CACHE_SIZE } else { 0 }],
             in_use: Vec::new(),
+            tally: Cell::new(if tally {
+                Tally::for_slots(slots)
+            } else {
+                Tally::default()
+            }),
+            tallied: Cell::new(None),
             first: vec![usize::MAX; slots],
             // Only a login that waits already wakes others. If the queue is empty, this one does not.
             wake: vec![usize::MAX; if waiting > 0 { slots } else { 0 }],
@@ -141,10 +189,169 @@ impl<'a> SessionCounter<'a> {
     pub fn hand_over(&mut self, table: &mut Table, slot: usize, successor: usize) {
         table.hand_over(slot, successor);
         self.marks |= PENDING;
+        self.tallied.set(None);
     }
 
     fn clear_cache(&self) {
         self.cache.iter().for_each(|entry| entry.set(None));
+        self.tallied.set(None);
+    }
+
+    /// How many units of sessions a limit counts. [`Table::count_units`] is the plain definition.
+    pub fn count_units(
+        &self,
+        table: &Table,
+        filter: SessionFilter,
+        unit: Unit,
+    ) -> Result<u32, Missing> {
+        match unit {
+            Unit::Session => Ok(self.count(table, filter)),
+            _ => Ok(self
+                .different(table, filter, unit, View::Now, &[], None)?
+                .in_use),
+        }
+    }
+
+    /// How a limit stands that counts different roles or addresses, and how for a login when the waiters at the slots
+    /// `first` have gone in.
+    pub fn different(
+        &self,
+        table: &Table,
+        filter: SessionFilter,
+        unit: Unit,
+        view: View,
+        first: &[usize],
+        login: Option<&Session>,
+    ) -> Result<Different, Missing> {
+        // Taken out of its cell, so that it can be changed; it is put back below.
+        let mut tally = self.tally.take();
+        if !tally.has_memory() {
+            return Err(Missing::Tally);
+        }
+        let wanted = (filter.scope, filter.walsenders, unit, view);
+        if self.tallied.get() != Some(wanted) {
+            self.fill(&mut tally, table, filter, unit, view);
+            self.tallied.set(Some(wanted));
+        }
+        let number = |tally: &mut Tally| {
+            let shared = self.shared_places(tally, table, filter, unit, view);
+            tally.number().saturating_sub(shared)
+        };
+        let value = |slot: &usize| {
+            let session = table.session(*slot)?;
+            unit.value(&session).filter(|_| filter.covers(&session))
+        };
+        let first = || first.iter().filter_map(value);
+        let in_use = number(&mut tally);
+        first().for_each(|value| tally.add(value, Part::Stays));
+        let then = number(&mut tally);
+        let own = login.and_then(|session| unit.value(session));
+        own.iter().for_each(|value| tally.add(*value, Part::Stays));
+        let with = number(&mut tally);
+        own.iter().for_each(|value| tally.take_back(*value));
+        first().rev().for_each(|value| tally.take_back(value));
+        self.tally.set(tally);
+        Ok(Different {
+            in_use,
+            ahead: then.saturating_sub(in_use),
+            with,
+        })
+    }
+
+    fn fill(
+        &self,
+        tally: &mut Tally,
+        table: &Table,
+        filter: SessionFilter,
+        unit: Unit,
+        view: View,
+    ) {
+        tally.clear();
+        if view == View::Now && self.marks & PENDING == 0 {
+            return self.note_all(tally, table, filter, unit);
+        }
+        for slot in self.covered(table, filter) {
+            let value = table.session(slot).and_then(|it| unit.value(&it));
+            let part = match view {
+                View::Without(login) if login == slot => continue,
+                _ => match table.shared.successor(slot) {
+                    Some(login) if view == View::Complete(login) => continue,
+                    Some(login) if view == View::Without(login) => Part::Stays,
+                    Some(successor) if table.is_pending(successor) => Part::VictimOf(successor),
+                    _ => Part::Stays,
+                },
+            };
+            value.into_iter().for_each(|value| tally.add(value, part));
+        }
+    }
+
+    /// The same as `fill`, if no session is a victim.
+    fn note_all(&self, tally: &mut Tally, table: &Table, filter: SessionFilter, unit: Unit) {
+        let numbers = match unit {
+            Unit::Role => self.roles.as_slice(),
+            _ => &*table.columns.hosts,
+        };
+        let mut hits = [0; TILE];
+        for tile in 0..self.roles.len() / TILE {
+            let found = self.find(table, filter, tile, &mut hits);
+            let (Some(_), Some(numbers)) = (found, part(numbers, tile)) else {
+                continue;
+            };
+            let covered = (tile * TILE..).zip(hits.iter().zip(numbers));
+            for (slot, (_, number)) in covered.filter(|(_, (hit, _))| **hit != 0) {
+                match number {
+                    // Not from an IPv4 address.
+                    0 => {
+                        let value = table.session(slot).and_then(|it| unit.value(&it));
+                        value
+                            .into_iter()
+                            .for_each(|value| tally.add(value, Part::Stays));
+                    }
+                    number => tally.note(*number),
+                }
+            }
+        }
+    }
+
+    /// How many pending successors count as one with places that are left to them.
+    fn shared_places(
+        &self,
+        tally: &mut Tally,
+        table: &Table,
+        filter: SessionFilter,
+        unit: Unit,
+        view: View,
+    ) -> u32 {
+        if self.marks & PENDING == 0 {
+            return 0;
+        }
+        let value = |slot: usize| {
+            let is_there = self.roles.get(slot).is_some_and(|role| *role != 0);
+            let session = table.session(slot).filter(|_| is_there)?;
+            unit.value(&session).filter(|_| filter.covers(&session))
+        };
+        self.left_out
+            .iter()
+            .for_each(|left_out| left_out.set(false));
+        let mut number = 0;
+        for (slot, successor) in table.shared.successors() {
+            if matches!(view, View::Without(login) | View::Complete(login) if login == successor)
+                || !table.is_pending(successor)
+            {
+                continue;
+            }
+            let (Some(left), Some(taken)) = (value(slot), value(successor)) else {
+                continue;
+            };
+            if tally.is_alone(taken)
+                && tally.leaves_to(left, successor)
+                && let Some(left_out) = self.left_out.get(successor)
+                && !left_out.replace(true)
+            {
+                number += 1;
+            }
+        }
+        number
     }
 
     /// How many sessions a limit counts (see [`Table::count`]).
@@ -423,6 +630,16 @@ mod tests {
         scopes
     }
 
+    const UNITS: [Unit; 3] = [
+        Unit::Role,
+        Unit::Address {
+            ipv6_prefix_length: 128,
+        },
+        Unit::Address {
+            ipv6_prefix_length: 16,
+        },
+    ];
+
     /// The counter counts and lists as many sessions as the table, for every scope.
     fn compare(table: &Table, counter: &SessionCounter, members: &Members) {
         for scope in scopes() {
@@ -435,6 +652,10 @@ mod tests {
                 }
                 assert_eq!(counter.count_cached(table, all), table.count(all));
                 assert_eq!(counter.count_cached(table, all), table.count(all), "again");
+                for unit in UNITS {
+                    let number = counter.count_units(table, all, unit).expect("memory");
+                    assert_eq!(number, table.count_units(all, unit), "{unit:?} {scope:?}");
+                }
             }
         }
     }
@@ -452,7 +673,7 @@ mod tests {
         let mut members = Members::default();
         members.insert(TEAM, vec![13, 12, 99]);
         members.insert(NOBODY, vec![]);
-        let mut counter = SessionCounter::new(table.shared, &members, true);
+        let mut counter = SessionCounter::new(table.shared, &members, true, true);
         counter.refresh(&table);
         compare(&table, &counter, &members);
         // Slots are emptied; some get another session.
@@ -494,6 +715,11 @@ mod tests {
                 .for_each(|slot| later.vacate(slot));
             assert!(later.complete(2));
             assert_eq!(then, later.count(filter), "{scope:?}");
+            for unit in UNITS {
+                let then = counter.different(&table, filter, unit, View::Complete(2), &[], None);
+                let then = then.expect("memory").in_use;
+                assert_eq!(then, later.count_units(filter, unit), "{unit:?} {scope:?}");
+            }
         }
     }
 }

@@ -1,10 +1,11 @@
 //! The decision on a login: count, decide and claim under one hold of the exclusive lock.
 
-use crate::attempt::{Attempt, FullLimit, MayWait, ahead};
-use crate::count::SessionCounter;
-use crate::limit::{Limit, Scope, Who};
+use crate::attempt::{Attempt, FullLimit, MayWait, is_free};
+use crate::count::{SessionCounter, View};
+use crate::limit::{Limit, Scope, Unit, Who};
 use crate::members::{Missing, SessionFilter};
 use crate::order::{find_admissible, find_exceeded, find_first};
+use crate::queue::Waiter;
 use crate::replace::make_room;
 use crate::session::Session;
 use crate::table::Table;
@@ -176,14 +177,9 @@ fn admission(
     let alike = SessionFilter::new(alike, true, login.members)?;
     let sessions = counter.count_when_complete(table, login.slot, alike);
     for (limit, known) in login.limits.iter().zip(&counter.in_use) {
-        let in_use = match known.get() {
-            Some(others) => others + 1,
-            None => {
-                let filter = login.counted(limit.condition())?;
-                counter.count_when_complete(table, login.slot, filter)
-            }
-        };
-        known.set(Some(in_use));
+        if known.get().is_none() {
+            known.set(Some(count_when_complete(table, counter, login, limit)?));
+        }
     }
     let elsewhere = match login.rules.audit {
         true => elsewhere(table, login)?,
@@ -193,6 +189,25 @@ fn admission(
         over,
         sessions,
         elsewhere,
+    })
+}
+
+/// How many sessions, or units of them, the limit counts when the login's victims are gone.
+fn count_when_complete(
+    table: &Table,
+    counter: &SessionCounter,
+    login: &Attempt,
+    limit: &Limit,
+) -> Result<u32, Missing> {
+    let filter = login.counted(limit.condition())?;
+    let complete = View::Complete(login.slot);
+    Ok(match limit.unit {
+        Unit::Session => counter.count_when_complete(table, login.slot, filter),
+        unit => {
+            counter
+                .different(table, filter, unit, complete, &[], None)?
+                .in_use
+        }
     })
 }
 
@@ -217,16 +232,22 @@ fn elsewhere(table: &Table, login: &Attempt) -> Result<Option<ShownSession>, Mis
 /// How each limit stands for a login that only asks. It would be admitted at once if there is room under all enforced
 /// ones. Allocates, so it needs a copy of the table.
 pub fn explain(table: &Table, login: &Attempt) -> Result<Vec<Standing>, Missing> {
-    let mut counter = SessionCounter::new(table.shared, login.members, false);
+    let tallies = |waiter: Waiter| {
+        let mut conditions = waiter.conditions.iter();
+        conditions.any(|condition| condition.unit != Unit::Session)
+    };
+    let tally = login.tallies() || table.waiters().any(tallies);
+    let mut counter = SessionCounter::new(table.shared, login.members, false, tally);
     counter.refresh(table);
     find_first(table, &mut counter, login)?;
     let standing = |limit: &Limit| {
-        let in_use = counter.count(table, login.counted(limit.condition())?);
-        let ahead = ahead(table, &counter, login, limit.condition())?;
+        let condition = limit.condition();
+        let filter = login.counted(condition)?;
+        let (fits, _) = is_free(table, &counter, login, condition, &login.session)?;
         Ok(Standing {
             limit: *limit,
-            in_use,
-            fits: limit.max.saturating_sub(in_use) > ahead,
+            in_use: counter.count_units(table, filter, limit.unit)?,
+            fits,
         })
     };
     login.limits.iter().map(standing).collect()
@@ -312,7 +333,7 @@ fn excess(
     }
     Ok(Excess {
         limit: *limit,
-        in_use: counter.count(table, filter),
+        in_use: counter.count_units(table, filter, limit.unit)?,
         ahead,
         own: counter.count(table, own),
         shown: shown.map(|shown| shown.map(|(_, session)| session)),
@@ -353,6 +374,7 @@ pub mod tests {
             may_wait: Some(WAIT),
             tried: Duration::ZERO,
             max_waiters: 20,
+            tally: false,
             replacing: Replacing {
                 allowed: true,
                 now: 1_000_000,
@@ -383,14 +405,15 @@ pub mod tests {
 
     pub fn decided(table: &mut Table, login: &Attempt) -> Result<Verdict, Missing> {
         let may_replace = login.rules.replacing.allowed;
-        let mut counter = SessionCounter::new(table.shared, login.members, may_replace);
+        let tallies = login.tallies();
+        let mut counter = SessionCounter::new(table.shared, login.members, may_replace, tallies);
         counter.in_use = vec![Cell::new(None); login.limits.len()];
         let verdict = super::attempt(table, &mut counter, login)?;
         if matches!(verdict, Verdict::Admitted(_) | Verdict::Replacing(..)) {
             for (limit, in_use) in login.limits.iter().zip(&counter.in_use) {
                 let filter = login.counted(limit.condition())?;
-                let counted = counter.count_when_complete(table, login.slot, filter);
                 if filter.covers(&login.session) {
+                    let counted = count_when_complete(table, &counter, login, limit)?;
                     assert_eq!(in_use.get(), Some(counted), "{limit:?}");
                 }
             }

@@ -3,7 +3,7 @@
 use crate::encoding;
 use crate::json_error;
 use crate::label_target::LabelTarget;
-use crate::limit::{Names, Object, OnExcess, Per, Source};
+use crate::limit::{Count, Names, Object, OnExcess, Per, Source};
 use crate::network::Network;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, IgnoredAny, Visitor};
@@ -45,6 +45,8 @@ pub struct LabelLimit {
     pub max: i32,
     /// None: the default of what the label is on ([`LabelTarget::default_per`]).
     pub per: Option<Per>,
+    #[serde(default)]
+    pub count: Count,
     /// The name of a database, which need not exist.
     #[serde(default, deserialize_with = "name")]
     pub database: Option<Vec<u8>>,
@@ -56,6 +58,9 @@ pub struct LabelLimit {
     #[serde(flatten)]
     unknown: UnknownFields,
 }
+
+/// Its `per`, `database`, `network` and `count`.
+pub type LimitKey<'a> = (Option<Per>, Option<&'a [u8]>, Option<Network>, Count);
 
 /// By name. Their values do not matter.
 type UnknownFields = BTreeMap<String, IgnoredAny>;
@@ -77,6 +82,7 @@ struct Written {
     #[serde(default, deserialize_with = "optional_max")]
     max: Option<i32>,
     per: Option<Per>,
+    count: Option<Count>,
     #[serde(default, deserialize_with = "name")]
     database: Option<Vec<u8>>,
     network: Option<Network>,
@@ -134,10 +140,14 @@ impl Label {
             limit
                 .check(target)
                 .map_err(|(field, why)| format!("field \"{path}{field}\": {why}"))?;
+            let takes_the_labels = !is_list && limit.count == Count::Roles;
+            if takes_the_labels && label.on_excess.is_some_and(replaces) {
+                return Err(format!("field \"on_excess\": {CANNOT_REPLACE}"));
+            }
             let has_its_key = |other: &LabelLimit| other.key(target) == limit.key(target);
             if let Some(first) = label.limits.iter().take(index).position(has_its_key) {
                 return Err(format!(
-                    "field \"limits[{index}]\": same \"per\", \"database\" and \"network\" as limits[{first}]"
+                    "field \"limits[{index}]\": same \"per\", \"database\", \"network\" and \"count\" as limits[{first}]"
                 ));
             }
         }
@@ -151,6 +161,7 @@ impl LabelLimit {
         LabelLimit {
             max,
             per: None,
+            count: Count::Sessions,
             database: None,
             network: None,
             on_excess: None,
@@ -161,11 +172,12 @@ impl LabelLimit {
     }
 
     /// What tells it from the other limits of its label: no two have the same key.
-    pub fn key(&self, target: LabelTarget) -> (Option<Per>, Option<&[u8]>, Option<Network>) {
+    pub fn key(&self, target: LabelTarget) -> LimitKey<'_> {
         (
             self.per.or(target.default_per()),
             self.database.as_deref(),
             self.network,
+            self.count,
         )
     }
 
@@ -182,7 +194,7 @@ impl LabelLimit {
                 let why = format!("{per} is not allowed for {target}; use {choices}");
                 return Err(("per", why));
             }
-            Some(_) => {}
+            Some(per) => self.check_count(per, target)?,
         }
         let is_name = |name: &Vec<u8>| (1..NAMEDATALEN).contains(&name.len()) && !name.contains(&0);
         if !self.database.as_ref().is_none_or(is_name) {
@@ -194,6 +206,28 @@ impl LabelLimit {
         }
         Ok(())
     }
+
+    /// Whether there can be more than one of what it counts, and whether sessions can end for it.
+    fn check_count(&self, per: Per, target: LabelTarget) -> Result<(), (&'static str, String)> {
+        if let Some(single) = target.single(per, self.count) {
+            let (count, per, target) = (self.count.word(), per.json(), target.words());
+            let why = format!(
+                "\"{count}\" is not allowed for {target} with \"per\": {per}, where each {single} has a count of its own"
+            );
+            return Err(("count", why));
+        }
+        if self.count == Count::Roles && self.on_excess.is_some_and(replaces) {
+            return Err(("on_excess", CANNOT_REPLACE.to_string()));
+        }
+        Ok(())
+    }
+}
+
+/// Of a limit on roles.
+const CANNOT_REPLACE: &str = "with \"count\": \"roles\" only \"refuse\" is allowed, because no session of the login's own role can make room";
+
+fn replaces(on_excess: OnExcess) -> bool {
+    on_excess != OnExcess::Refuse
 }
 
 impl Written {
@@ -228,6 +262,7 @@ impl Written {
             (limits, None) => {
                 let strays = [
                     ("per", self.per.is_some()),
+                    ("count", self.count.is_some()),
                     ("database", self.database.is_some()),
                     ("network", self.network.is_some()),
                     ("enforcement", self.enforcement.is_some()),
@@ -241,6 +276,7 @@ impl Written {
             }
             (None, Some(max)) => vec![LabelLimit {
                 per: self.per,
+                count: self.count.unwrap_or_default(),
                 database: self.database,
                 network: self.network,
                 enforcement: self.enforcement,
@@ -513,7 +549,16 @@ mod tests {
         role {"on_excess": "replace"} => field "on_excess": unknown value "replace"
         role {"max": 1, "enforcement": "off"} => field "enforcement": unknown value "off"
         role {"exempt": "yes"} => field "exempt": is "yes"; expected true or false
-        role {"limits": [{"max": 1}, {"max": 2, "per": "role"}]} => field "limits[1]": same "per", "database" and "network" as limits[0]
+        role {"limits": [{"max": 1}, {"max": 2, "per": "role"}]} => field "limits[1]": same "per", "database", "network" and "count" as limits[0]
+        role {"max": 1, "count": "hosts"} => field "count": unknown value "hosts", expected one of "sessions", "roles", "addresses"
+        role {"count": "addresses"} => field "count": belongs to a limit
+        role {"max": 1, "count": "roles"} => field "count": "roles" is not allowed for a role with "per": "role", where each role has a count of its own
+        role {"max": 1, "count": "addresses", "per": "address"} => field "count": "addresses" is not allowed for a role with "per": "address", where each client address
+        group {"limits": [{"max": 1, "count": "roles", "per": "address"}]} => field "limits[0].count": "roles" is not allowed for a group
+        database {"max": 1, "count": "roles", "per": ["role", "database"]} => field "count": "roles" is not allowed for a database
+        cluster {"max": 1, "count": "addresses", "per": ["database", "address"]} => field "count": "addresses" is not allowed for the cluster
+        cluster {"max": 1, "count": "roles", "per": "cluster", "on_excess": "replace_oldest"} => field "on_excess": with "count": "roles" only "refuse"
+        group {"limits": [{"max": 1, "count": "roles", "per": "group", "on_excess": "replace_idle"}]} => field "limits[0].on_excess": with "count": "roles" only "refuse" is allowed
         role {"limits": [{"max": 1, "network": "10.0.0.0/8"}, {"max": 2, "network": "::ffff:10.0.0.0/104"}]} => field "limits[1]": same
         role {"limits": [{"max": 1}, {"max": 1, "per": "group"}]} => field "limits[1].per": "group" is not allowed for a role
         role {"max": 1, "database": ""} => field "database": not the name

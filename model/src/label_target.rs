@@ -1,6 +1,6 @@
 //! What a label can be set on, and which `per` its limits can have there.
 
-use crate::limit::Per;
+use crate::limit::{Count, Per};
 
 /// What a label is set on. The setting `session_limit.cluster_limits` holds the same JSON, so it is one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +69,25 @@ impl LabelTarget {
                 Per::DatabaseAddress,
                 Per::RoleDatabaseAddress,
             ],
+        }
+    }
+
+    /// Whether its limits can have these.
+    pub fn allows(self, per: Per, count: Count) -> bool {
+        self.pers().contains(&per) && self.single(per, count).is_none()
+    }
+
+    /// What there is only one of in each count of a limit with this `per`, though that is what it counts.
+    pub fn single(self, per: Per, count: Count) -> Option<&'static str> {
+        let of_one_role = match self {
+            LabelTarget::Role => true,
+            LabelTarget::Group => per != Per::Group,
+            LabelTarget::Database | LabelTarget::Cluster => per.has_role(),
+        };
+        match count {
+            Count::Sessions => None,
+            Count::Roles => of_one_role.then_some("role"),
+            Count::Addresses => per.has_address().then_some("client address"),
         }
     }
 

@@ -46,6 +46,32 @@ pub enum Per {
     RoleDatabaseAddress,
 }
 
+/// What a limit counts, as a label names it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Count {
+    #[default]
+    Sessions,
+    /// How many different roles have sessions.
+    Roles,
+    /// From how many different client addresses there are sessions.
+    Addresses,
+}
+
+/// Which sessions a limit counts as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Unit {
+    /// Each is one.
+    Session,
+    /// All of a role.
+    Role,
+    /// All from a client address, or over a Unix-domain socket.
+    Address {
+        /// So many leading bits of an IPv6 address are one address.
+        ipv6_prefix_length: u8,
+    },
+}
+
 /// What happens to a login over a limit after it has waited. In order of harshness: where groups differ, the least
 /// applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -79,11 +105,12 @@ pub struct Scope {
     pub network: Option<Network>,
 }
 
-/// A limit as it applies to one login: at most `max` sessions in `scope`, the login's own among them.
+/// A limit as it applies to one login: at most `max` units of sessions in `scope`, the login's own among them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limit {
     pub scope: Scope,
     pub per: Per,
+    pub unit: Unit,
     pub max: u32,
     pub source: Source,
     pub on_excess: OnExcess,
@@ -92,10 +119,11 @@ pub struct Limit {
     pub enforced: bool,
 }
 
-/// What a waiter waits for: fewer than `max` sessions in `scope`.
+/// What a waiter waits for: room for it under a limit of `max`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Condition {
     pub scope: Scope,
+    pub unit: Unit,
     pub max: u32,
 }
 
@@ -107,6 +135,7 @@ impl Condition {
             database: None,
             network: None,
         },
+        unit: Unit::Session,
         max: 0,
     };
 }
@@ -269,6 +298,34 @@ impl<'de> Deserialize<'de> for Per {
     }
 }
 
+impl Count {
+    pub fn word(self) -> &'static str {
+        match self {
+            Count::Sessions => "sessions",
+            Count::Roles => "roles",
+            Count::Addresses => "addresses",
+        }
+    }
+}
+
+impl Unit {
+    pub fn new(count: Count, ipv6_prefix_length: u8) -> Unit {
+        match count {
+            Count::Sessions => Unit::Session,
+            Count::Roles => Unit::Role,
+            Count::Addresses => Unit::Address { ipv6_prefix_length },
+        }
+    }
+
+    pub fn count(self) -> Count {
+        match self {
+            Unit::Session => Count::Sessions,
+            Unit::Role => Count::Roles,
+            Unit::Address { .. } => Count::Addresses,
+        }
+    }
+}
+
 impl OnExcess {
     pub fn word(self) -> &'static str {
         match self {
@@ -294,6 +351,7 @@ impl Limit {
     pub fn condition(&self) -> Condition {
         Condition {
             scope: self.scope,
+            unit: self.unit,
             max: self.max,
         }
     }
@@ -329,7 +387,11 @@ impl Limit {
     /// The message of a refusal. For a plain limit on a role or a database it is the server's own.
     pub fn message(&self, names: Names) -> Vec<u8> {
         let quoted = |object| [b"\"", names(object).as_slice(), b"\""].concat();
-        let mut message = b"too many connections".to_vec();
+        let mut message = match self.unit {
+            Unit::Session => b"too many connections".to_vec(),
+            Unit::Role => b"too many users".to_vec(),
+            Unit::Address { .. } => b"too many client addresses".to_vec(),
+        };
         let mut say = |words: &str, name: Vec<u8>| {
             message.extend_from_slice(words.as_bytes());
             message.extend(name);
@@ -378,6 +440,7 @@ pub mod tests {
         Limit {
             scope,
             per: Per::Role,
+            unit: Unit::Session,
             max,
             source: Source::MaxSessionsPerRole,
             on_excess: OnExcess::Refuse,
@@ -519,6 +582,45 @@ pub mod tests {
                 subject.to_string(),
             );
             assert_eq!(said(per, scope), expected);
+        }
+    }
+
+    #[test]
+    fn a_message_says_what_is_too_many() {
+        let table = [
+            (
+                Count::Sessions,
+                Who::Role(1),
+                r#"connections for role "alice""#,
+            ),
+            (
+                Count::Addresses,
+                Who::Role(1),
+                r#"client addresses for role "alice""#,
+            ),
+            (
+                Count::Roles,
+                Who::MembersOf(2),
+                r#"users for members of role "team""#,
+            ),
+            (Count::Roles, Who::Anyone, "users for the cluster"),
+        ];
+        for (count, who, expected) in table {
+            let scope = Scope {
+                who,
+                database: None,
+                network: None,
+            };
+            let limit = Limit {
+                per: match who {
+                    Who::Anyone => Per::Cluster,
+                    Who::Role(_) | Who::MembersOf(_) => Per::Role,
+                },
+                unit: Unit::new(count, 128),
+                ..at_most(1, scope)
+            };
+            let message = String::from_utf8(limit.message(&name)).expect("UTF-8");
+            assert_eq!(message.strip_prefix("too many "), Some(expected));
         }
     }
 

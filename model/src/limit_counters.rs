@@ -20,7 +20,7 @@ pub enum Counted {
 impl Counted {
     /// Whether both are the same limit, whose number and policy may have changed meanwhile.
     fn is_same_as(&self, other: &Counted) -> bool {
-        let key = |limit: &Limit| (limit.source, limit.scope, limit.per, limit.enforced);
+        let key = |it: &Limit| (it.source, it.scope, it.per, it.unit, it.enforced);
         match (self, other) {
             (Counted::Limit(one), Counted::Limit(two)) => key(one) == key(two),
             _ => self == other,

@@ -14,6 +14,8 @@ pub enum Missing {
     Members(u32),
     /// Whether the login may wait at all ([`crate::attempt::Rules::may_wait`]).
     Patience,
+    /// Memory to count different roles or addresses in ([`crate::attempt::Rules::tally`]): some waiter's limit does.
+    Tally,
 }
 
 impl Members {

@@ -1,7 +1,10 @@
 //! Who goes first. A waiter *goes first* if it would be admitted now, given the waiters that go first before it: room
 //! is then reserved for it under each limit that covers it. A waiter that would not be admitted is overtaken.
+//!
+//! Under a limit that counts different roles or addresses, room is reserved only for those that go first and would add
+//! one, each different one once. A login whose role or address is counted already, or will be by then, needs none.
 
-use crate::attempt::{Attempt, FullLimit, ahead, room};
+use crate::attempt::{Attempt, FullLimit, is_free, room};
 use crate::count::SessionCounter;
 use crate::limit::Limit;
 use crate::members::Missing;
@@ -30,10 +33,8 @@ pub fn find_exceeded<'a>(
         }
         let mut reserved = None;
         for limit in login.limits.iter().filter(|limit| limit.enforced) {
-            let ahead = ahead(table, counter, login, limit.condition())?;
-            if room(table, counter, login, limit.condition())? <= ahead
-                && (reserved.is_none() || refuses(limit))
-            {
+            let (free, ahead) = is_free(table, counter, login, limit.condition(), &login.session)?;
+            if !free && (reserved.is_none() || refuses(limit)) {
                 reserved = Some((limit, ahead));
             }
         }
@@ -81,8 +82,7 @@ fn goes_first(
     waiter: &Waiter,
 ) -> Result<bool, Missing> {
     for condition in waiter.conditions {
-        let room = room(table, counter, login, *condition)?;
-        if room == 0 || room <= ahead(table, counter, login, *condition)? {
+        if !is_free(table, counter, login, *condition, &waiter.session)?.0 {
             return Ok(false);
         }
     }

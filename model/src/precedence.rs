@@ -1,7 +1,7 @@
 //! Which limits apply to a login, given what was read of its role, groups and database, and the settings. Nothing is
 //! looked up here.
 //!
-//! A limit's *key* is its `per`, `database` and `network`. Limits with different keys all apply. Of those with the same
+//! A limit's *key* is its `per`, `database`, `network` and `count`. Limits with different keys all apply. Of those with the same
 //! key the nearest wins: the login role's own (the smaller of its label's and its `CONNECTION LIMIT`), then its groups'
 //! (the smallest), then the cluster's. `max: -1` is no limit, and lifts those further out. A group's total and the
 //! limits set on the database always apply; but one whose `per` names the database is nearer than the cluster's with
@@ -9,7 +9,7 @@
 
 use crate::label::{Label, LabelLimit, LimitEnforcement};
 use crate::label_target::LabelTarget;
-use crate::limit::{Limit, Object, OnExcess, Per, Scope, Source, Who};
+use crate::limit::{Count, Limit, Object, OnExcess, Per, Scope, Source, Unit, Who};
 use crate::network::Network;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -86,6 +86,7 @@ enum Level {
 #[derive(Clone, Copy, PartialEq)]
 struct Key {
     per: Per,
+    count: Count,
     /// Whether the limit has a `database`: that of the login, or it would not count the login.
     in_database: bool,
     network: Option<Network>,
@@ -234,7 +235,7 @@ impl LoginFacts<'_> {
         };
         for limit in &label.limits {
             if let Some(per) = limit.per.or(target.default_per())
-                && target.pers().contains(&per)
+                && target.allows(per, limit.count)
             {
                 all.extend(self.candidate(level, source, per, limit, policy(label)));
             }
@@ -259,14 +260,20 @@ impl LoginFacts<'_> {
         let limit = Limit {
             scope: self.scope(per, source, whole, written)?,
             per,
+            unit: Unit::new(written.count, defaults.ipv6_prefix_length),
             max: u32::try_from(written.max).unwrap_or(u32::MAX),
             source,
-            on_excess: written.on_excess.or(policy.0).unwrap_or(defaults.on_excess),
+            on_excess: match written.count {
+                // No session of the login's own role can make room for another role.
+                Count::Roles => OnExcess::Refuse,
+                _ => written.on_excess.or(policy.0).unwrap_or(defaults.on_excess),
+            },
             max_wait: written.max_wait.or(policy.1).unwrap_or(defaults.max_wait),
             enforced: !defaults.dry_run && !is_tried_out,
         };
         let key = Key {
             per,
+            count: written.count,
             in_database: written.database.is_some(),
             network: written.network,
             whole,

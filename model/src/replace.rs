@@ -4,12 +4,16 @@
 //! full, every one must get room, or the login is refused and no session ends. Victims are chosen for the limit with
 //! the fewest candidates first; one victim can make room under several limits.
 //!
+//! Under a limit that counts different addresses, an address makes room when all sessions from it end. So they end together,
+//! or none of them, because one may not: it is too young, not idle, or of another role. The address whose first session
+//! arrived first goes first; under `replace_idle` the one that all have left idle for longest.
+//!
 //! Under `replace_idle` a victim is idle, too. It can begin a transaction at any time, also while the decision is made.
 //! So the caller looks once more before it tells the victims to end ([`idle_victim_woke`]).
 
 use crate::attempt::{Attempt, FullLimit, IsIdle, ahead, idle_since};
-use crate::count::{SessionCounter, VictimRank};
-use crate::limit::{Limit, OnExcess};
+use crate::count::{SessionCounter, VictimRank, View};
+use crate::limit::{Limit, OnExcess, Unit};
 use crate::members::Missing;
 use crate::table::Table;
 use std::time::Duration;
@@ -37,12 +41,27 @@ pub fn make_room<'a>(
                     return Ok(Some(full));
                 }
                 counter.candidates.sort_unstable();
-                for index in 0..counter.candidates.len().min(excess as usize) {
-                    if let Some(((_, idle_since, _), slot)) = counter.candidates.get(index).copied()
-                    {
-                        counter.hand_over(table, slot, login.slot);
-                        let idle_since = idle_since.map(|since| (slot, since));
-                        counter.idle_victims.extend(idle_since);
+                let (mut units, mut last) = (0, None);
+                for index in 0..counter.candidates.len() {
+                    let Some((rank, slot)) = counter.candidates.get(index).copied() else {
+                        continue;
+                    };
+                    // Sessions from one address have the same rank, and no others have it.
+                    units += u32::from(last != Some(rank));
+                    if units > excess {
+                        break;
+                    }
+                    last = Some(rank);
+                    counter.hand_over(table, slot, login.slot);
+                    if full.0.on_excess == OnExcess::ReplaceIdle {
+                        let since = match full.0.unit {
+                            Unit::Session => rank.1,
+                            // The rank has that of the last one of the address. If this one is not idle any more, the caller
+                            // finds that.
+                            _ => idle_since(table, login.is_idle, slot)
+                                .filter(|it| Some(*it) <= rank.1),
+                        };
+                        counter.idle_victims.push((slot, since.unwrap_or(u64::MAX)));
                     }
                 }
             }
@@ -69,12 +88,9 @@ fn find_shortage<'a>(
 ) -> Result<Shortage<'a>, Missing> {
     let (mut shortage, mut fewest) = (Shortage::None, usize::MAX);
     for limit in login.limits.iter().filter(|limit| chosen(limit)) {
-        let filter = login.counted(limit.condition())?;
-        let ahead = ahead(table, counter, login, limit.condition())?;
-        let needed = counter.count_when_complete(table, login.slot, filter) + ahead;
-        if needed <= limit.max {
+        let Some((needed, ahead)) = needed(table, counter, login, limit)? else {
             continue;
-        }
+        };
         find_candidates(table, counter, login, limit)?;
         match counter.candidates.len() {
             0 => return Ok(Shortage::Refuses((limit, ahead))),
@@ -86,6 +102,35 @@ fn find_shortage<'a>(
         }
     }
     Ok(shortage)
+}
+
+/// How many sessions, or units of them, there would be under the limit with the login, which has claimed its slot, when its
+/// victims are gone and the waiters ahead are in; and how many are for these. None if the limit has room for that.
+fn needed(
+    table: &Table,
+    counter: &SessionCounter,
+    login: &Attempt,
+    limit: &Limit,
+) -> Result<Option<(u32, u32)>, Missing> {
+    let filter = login.counted(limit.condition())?;
+    let (needed, ahead) = match limit.unit {
+        Unit::Session => {
+            let ahead = ahead(table, counter, login, limit.condition())?;
+            let number = counter.count_when_complete(table, login.slot, filter);
+            (number + ahead, ahead)
+        }
+        unit => {
+            let (session, first) = (Some(&login.session), &counter.first);
+            let stand = |view| counter.different(table, filter, unit, view, first, session);
+            let before = stand(View::Without(login.slot))?;
+            if before.has_room(limit.max) {
+                return Ok(None);
+            }
+            let then = stand(View::Complete(login.slot))?;
+            (then.in_use + then.ahead, then.ahead)
+        }
+    };
+    Ok((needed > limit.max).then_some((needed, ahead)))
 }
 
 /// Puts into `counter.candidates` the sessions that may end for the limit.
@@ -109,34 +154,68 @@ fn candidates(
     limit: &Limit,
     found: &mut Vec<(VictimRank, usize)>,
 ) -> Result<(), Missing> {
-    let rules = &login.rules.replacing;
-    if !rules.lets_end(limit) {
+    if !login.rules.replacing.lets_end(limit) {
         return Ok(());
     }
-    let own = login.counted(limit.condition())?.of(login.session.role);
-    for slot in counter.covered(table, own) {
-        let Some((_, session)) = table.replaceable(slot) else {
-            continue;
-        };
-        let is_past = |tick, ago| rules.now.saturating_sub(tick) >= ticks(ago);
-        if session.arrival >= login.session.arrival || !is_past(session.arrival, rules.min_age) {
-            continue;
-        }
-        let since = match limit.on_excess {
-            OnExcess::ReplaceIdle => {
-                let since = idle_since(table, login.is_idle, slot);
-                let since = since.filter(|since| is_past(*since, rules.idle_after));
-                if since.is_none() {
-                    continue;
-                }
-                since
-            }
-            _ => None,
-        };
-        let told = table.end_reason(slot).is_some();
-        found.push(((told, since, session.arrival), slot));
+    let all = login.counted(limit.condition())?;
+    let own = all.of(login.session.role);
+    if limit.unit == Unit::Session {
+        let ranked = |slot| Some((rank(table, login, limit, slot)?, slot));
+        found.extend(counter.covered(table, own).filter_map(ranked));
+        return Ok(());
     }
+    // Until all of an address are found, the arrival is in the place of the rank.
+    for slot in counter.covered(table, all) {
+        // Those that have been chosen for another limit are as good as gone.
+        if slot != login.slot && table.shared.successor(slot) != Some(login.slot) {
+            found.push((NOT_RANKED, slot));
+        }
+    }
+    let value = |slot: usize| table.session(slot).and_then(|it| limit.unit.value(&it));
+    found.sort_unstable_by_key(|(_, slot)| value(*slot));
+    let alike = |(_, one): &(_, usize), (_, other): &(_, usize)| value(*one) == value(*other);
+    for of_one in found.chunk_by_mut(alike) {
+        let rank_of = |(_, slot): &(_, usize)| {
+            let is_own = table.session(*slot)?.role == login.session.role;
+            is_own.then(|| rank(table, login, limit, *slot)).flatten()
+        };
+        let mut together = None;
+        for one in &*of_one {
+            let Some((told, since, arrival)) = rank_of(one) else {
+                together = None;
+                break;
+            };
+            let (all_told, latest, first) = together.unwrap_or((told, since, arrival));
+            together = Some((all_told | told, latest.max(since), first.min(arrival)));
+        }
+        let rank = together.unwrap_or(NOT_RANKED);
+        of_one.iter_mut().for_each(|one| one.0 = rank);
+    }
+    found.retain(|(rank, _)| *rank != NOT_RANKED);
     Ok(())
+}
+
+/// No session's: none arrives so late.
+const NOT_RANKED: VictimRank = (true, None, u64::MAX);
+
+/// The rank of the session at this slot; None if it may not end for the limit.
+fn rank(table: &Table, login: &Attempt, limit: &Limit, slot: usize) -> Option<VictimRank> {
+    let rules = &login.rules.replacing;
+    let (_, session) = table.replaceable(slot)?;
+    let is_past = |tick, ago| rules.now.saturating_sub(tick) >= ticks(ago);
+    if session.arrival >= login.session.arrival || !is_past(session.arrival, rules.min_age) {
+        return None;
+    }
+    let since = match limit.on_excess {
+        OnExcess::ReplaceIdle => {
+            let since = idle_since(table, login.is_idle, slot)?;
+            Some(since).filter(|since| is_past(*since, rules.idle_after))?;
+            Some(since)
+        }
+        _ => None,
+    };
+    let told = table.end_reason(slot).is_some();
+    Some((told, since, session.arrival))
 }
 
 fn ticks(duration: Duration) -> u64 {

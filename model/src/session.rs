@@ -1,6 +1,6 @@
 //! A session, its claim on a slot, and why it was told to end.
 
-use crate::limit::Source;
+use crate::limit::{Source, Unit};
 use std::net::IpAddr;
 
 /// A session's hold on its slot: process ID and role OID in one word, so that it can be taken and freed atomically.
@@ -63,9 +63,10 @@ impl Session {
 pub enum EndReason {
     /// A newer session of its role, from this address, replaces it.
     Replaced(Option<IpAddr>),
-    /// A limit, set there, was lowered or set to `max` while it counted `in_use` sessions.
+    /// A limit, set there, was lowered or set to `max` while it counted `in_use` units of sessions.
     Swept {
         source: Source,
+        unit: Unit,
         in_use: u32,
         max: u32,
     },

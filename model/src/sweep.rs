@@ -5,11 +5,14 @@
 //! nearer limit takes its place. Such a session is counted; but as it may have been let in over the limit, no session
 //! that was there before it ends because of it.
 //!
+//! A limit can count different roles or addresses. Then all sessions of one end, or none: those of a role or address that the
+//! limit does not hold completely stay, and so it stays, too.
+//!
 //! Idle sessions end first, so that none ends within a transaction while an idle one could. A session is told to end
 //! once: from then on it is neither counted nor chosen here.
 
 use crate::attempt::{IsIdle, idle_since};
-use crate::limit::{Limit, OnExcess};
+use crate::limit::{Limit, OnExcess, Unit};
 use crate::members::{Members, SessionFilter};
 use crate::session::{EndReason, Session, SessionKind};
 use crate::table::Table;
@@ -36,7 +39,7 @@ pub struct Sweep<'a> {
 pub struct Exceeded {
     /// Its index in [`Applying::limits`].
     pub limit: usize,
-    /// How many sessions it counts, without those that are about to end.
+    /// How many sessions it counts, without those that are about to end; or how many different roles or addresses.
     pub in_use: u32,
     /// How many of them it holds: they may end for it.
     pub held: u32,
@@ -58,7 +61,7 @@ type SweepRank = (bool, u64, u64);
 
 /// Memory for what is found under the lock, where nothing is allocated.
 pub struct Found {
-    candidates: Vec<(SweepRank, usize, u32)>,
+    candidates: Vec<(Option<SweepRank>, usize, u32)>,
     pub endings: Vec<Ending>,
 }
 
@@ -77,8 +80,9 @@ impl Sweep<'_> {
     /// sessions that end for them may be enough for the others. Allocates, so it needs a copy of the table.
     pub fn over(&self, table: &Table) -> Vec<Exceeded> {
         let limits = 0..self.applying.limits.len();
+        let mut found = Found::with_room_for(table.shared.slots());
         let mut all: Vec<Exceeded> = limits
-            .filter_map(|limit| self.exceeded(table, limit))
+            .filter_map(|limit| self.exceeded(table, limit, &mut found))
             .collect();
         all.sort_by_key(|over| over.held);
         all
@@ -89,31 +93,42 @@ impl Sweep<'_> {
     pub fn end(&self, table: &mut Table, limits: &[Exceeded], found: &mut Found) {
         for over in limits {
             // Looked at anew: sessions that end for an earlier limit may be enough for this one.
-            if let Some(over) = self.exceeded(table, over.limit) {
+            if let Some(over) = self.exceeded(table, over.limit, found) {
                 self.end_for(table, over, found);
             }
         }
     }
 
-    /// Chooses the sessions that end for this limit.
+    /// Chooses the sessions that end for this limit. `found.candidates` has what `exceeded` left there.
     fn end_for(&self, table: &mut Table, over: Exceeded, found: &mut Found) {
-        let Some((limit, filter)) = self.limit(over.limit) else {
+        let Some(limit) = self.applying.limits.get(over.limit) else {
             return;
         };
-        let held = self.held(table, over.limit, filter);
-        let ranked = held.map(|(slot, pid, session)| {
-            let rank = self.rank(table, limit.on_excess, slot, &session);
-            (rank, slot, pid)
-        });
-        found.candidates.clear();
-        found.candidates.extend(ranked);
+        for (rank, slot, _) in &mut found.candidates {
+            let session = table.session(*slot);
+            *rank = rank.and(session.map(|it| self.rank(table, limit.on_excess, *slot, &it)));
+        }
+        for of_one in units(table, limit.unit, &mut found.candidates) {
+            let together = of_one.iter().map(|(rank, ..)| *rank).reduce(last);
+            let together = together.flatten();
+            of_one.iter_mut().for_each(|one| one.0 = together);
+        }
+        found.candidates.retain(|(rank, ..)| rank.is_some());
         found.candidates.sort_unstable();
         let end_reason = EndReason::Swept {
             source: limit.source,
+            unit: limit.unit,
             in_use: over.in_use,
             max: limit.max,
         };
-        for (_, slot, pid) in found.candidates.iter().take(over.excess as usize) {
+        let (mut ended, mut before) = (0, None);
+        for (rank, slot, pid) in &found.candidates {
+            // The sessions of one role or address have the same rank, and no others have it.
+            ended += u32::from(before != Some(rank));
+            if ended > over.excess {
+                break;
+            }
+            before = Some(rank);
             let told = table.tell_to_end(*slot, end_reason);
             found.endings.extend(told.map(|session| Ending {
                 pid: *pid,
@@ -123,23 +138,41 @@ impl Sweep<'_> {
         }
     }
 
-    /// None if the limit is met, or if no session may end for it.
-    fn exceeded(&self, table: &Table, index: usize) -> Option<Exceeded> {
+    /// None if the limit is met, or if no session may end for it. Puts the sessions that it counts into
+    /// `found.candidates`, with a rank that says no more than that they may end.
+    fn exceeded(&self, table: &Table, index: usize, found: &mut Found) -> Option<Exceeded> {
         let (limit, filter) = self.limit(index)?;
-        let in_use = table.staying(filter).count() as u32;
+        if table.staying(filter).count() as u32 <= limit.max {
+            return None;
+        }
+        let all = table.staying(filter);
+        let may_end = |slot, session: &Session| self.holds(table, index, slot, session);
+        found.candidates.clear();
+        found.candidates.extend(all.map(|(slot, pid, session)| {
+            let arrival = may_end(slot, &session).then_some((false, 0, session.arrival));
+            (arrival, slot, pid)
+        }));
+        let arrival = |slot: usize| table.session(slot).map_or(0, |session| session.arrival);
+        let (mut in_use, mut held, mut latest) = (0, 0, 0);
+        for of_one in units(table, limit.unit, &mut found.candidates) {
+            in_use += 1;
+            if of_one.iter().all(|(rank, ..)| rank.is_some()) {
+                held += 1;
+                let arrivals = of_one.iter().map(|(_, slot, _)| arrival(*slot));
+                latest = arrivals.min().unwrap_or(0).max(latest);
+            }
+        }
         if in_use <= limit.max {
             return None;
         }
-        let held = self.held(table, index, filter);
-        let arrivals = held.map(|(_, _, session)| session.arrival);
-        let (held, latest) = arrivals.fold((0, 0), |(held, latest), arrival| {
-            (held + 1, arrival.max(latest))
-        });
         // The latest session that the limit holds was let in: there was room, or the limit was another. So what came
         // after it was let in over the limit, and does not count here.
-        let staying = table.staying(filter);
-        let earlier = staying.filter(|(_, _, session)| session.arrival <= latest);
-        let excess = (earlier.count() as u32).saturating_sub(limit.max).min(held);
+        let mut earlier = 0;
+        for of_one in units(table, limit.unit, &mut found.candidates) {
+            let first = of_one.iter().map(|(_, slot, _)| arrival(*slot)).min();
+            earlier += u32::from(first.is_some_and(|first| first <= latest));
+        }
+        let excess = earlier.saturating_sub(limit.max).min(held);
         (excess > 0).then_some(Exceeded {
             limit: index,
             in_use,
@@ -155,20 +188,11 @@ impl Sweep<'_> {
         Some((limit, filter.ok()?))
     }
 
-    /// The sessions that may end for the limit. Not one of a kind that is not in [`Applying::hold`], because its first
+    /// Whether the session may end for the limit. Not one of a kind that is not in [`Applying::hold`], because its first
     /// session came after the catalogs were read.
-    fn held<'b>(
-        &'b self,
-        table: &'b Table,
-        limit: usize,
-        filter: SessionFilter<'b>,
-    ) -> impl Iterator<Item = (usize, u32, Session)> {
-        let holds = move |session: &Session| {
-            let hold = self.applying.hold.get(&session.kind());
-            hold.is_some_and(|limits| limits.contains(&limit))
-        };
-        let staying = table.staying(filter);
-        staying.filter(move |(slot, _, session)| holds(session) && !table.is_pending(*slot))
+    fn holds(&self, table: &Table, limit: usize, slot: usize, session: &Session) -> bool {
+        let hold = self.applying.hold.get(&session.kind());
+        hold.is_some_and(|limits| limits.contains(&limit)) && !table.is_pending(slot)
     }
 
     fn rank(
@@ -185,6 +209,33 @@ impl Sweep<'_> {
         };
         (false, since, session.arrival)
     }
+}
+
+/// The sessions by what a limit counts as one.
+fn units<'a>(
+    table: &Table,
+    unit: Unit,
+    sessions: &'a mut [(Option<SweepRank>, usize, u32)],
+) -> impl Iterator<Item = &'a mut [(Option<SweepRank>, usize, u32)]> {
+    let value = move |slot: usize| match unit {
+        Unit::Session => Some(slot as u128),
+        _ => table.session(slot).and_then(|session| unit.value(&session)),
+    };
+    if unit != Unit::Session {
+        sessions.sort_unstable_by_key(|(_, slot, _)| value(*slot));
+    }
+    sessions.chunk_by_mut(move |(_, one, _), (_, other, _)| value(*one) == value(*other))
+}
+
+/// The rank of two sessions that end together: that of the one that would end last, but for the arrival, which is the
+/// first. None if one of them may not end.
+fn last(one: Option<SweepRank>, other: Option<SweepRank>) -> Option<SweepRank> {
+    let ((busy, since, arrival), (other_busy, other_since, other_arrival)) = one.zip(other)?;
+    Some((
+        busy | other_busy,
+        since.max(other_since),
+        arrival.min(other_arrival),
+    ))
 }
 
 /// Whether a session ends if its role was dropped.
@@ -348,6 +399,7 @@ mod tests {
         assert_eq!(world.over(), []);
         let told = |in_use| EndReason::Swept {
             source: world.applying.limits[0].source,
+            unit: Unit::Session,
             in_use,
             max: 1,
         };
@@ -444,6 +496,73 @@ mod tests {
         // The successor gives up, so the first session stays; the others have been told to end.
         world.memory.table().roll_back(3);
         assert_eq!(world.over(), [], "one session stays");
+    }
+
+    fn from(address: &str, role: u32) -> Session {
+        Session {
+            address: address.parse().ok(),
+            ..session(role, APP)
+        }
+    }
+
+    const ADDRESS: Unit = Unit::Address {
+        ipv6_prefix_length: 64,
+    };
+
+    fn at_most_addresses(max: u32, scope: Scope) -> Limit {
+        Limit {
+            unit: ADDRESS,
+            ..at_most(max, scope)
+        }
+    }
+
+    #[test]
+    fn all_sessions_from_an_address_end_or_none() {
+        let (home, desk, v6) = ("10.0.0.1", "10.0.0.2", "2001:db8::");
+        let sessions = [
+            from(home, ALICE),
+            from(desk, ALICE),
+            from("", ALICE),
+            from(home, ALICE),
+            from(&format!("{v6}1"), ALICE),
+            from(&format!("{v6}2"), ALICE),
+        ];
+        for (max, ended) in [
+            (4, vec![]),
+            (3, vec![0, 3]),
+            (2, vec![0, 1, 3]),
+            (1, vec![0, 1, 2, 3]),
+            (0, vec![0, 1, 2, 3, 4, 5]),
+        ] {
+            let mut world = World::new([at_most_addresses(max, of_role(ALICE))], &sessions);
+            let mut found = world.end();
+            found.sort_unstable();
+            assert_eq!(found, ended, "{max}");
+            assert_eq!(world.over(), [], "{max}");
+        }
+        // Idle ones first, but not if somebody works there, too.
+        let mut world = World::new([at_most_addresses(3, of_role(ALICE))], &sessions);
+        world.idle = vec![(100, 7), (102, 9), (104, 8), (105, 9)];
+        assert_eq!(world.end(), [2]);
+        // Someone else's session from there is not held, so that the address stays.
+        let mut others = sessions.to_vec();
+        others.push(from(home, BOB));
+        let mut world = World::new([at_most_addresses(3, in_database(APP))], &others);
+        world.applying.hold.remove(&others[6].kind());
+        assert_eq!(world.end(), [1]);
+    }
+
+    #[test]
+    fn all_sessions_of_a_role_end_or_none() {
+        let sessions = [session(ALICE, APP), session(BOB, APP), session(ALICE, APP)];
+        let limit = Limit {
+            unit: Unit::Role,
+            ..at_most(1, in_database(APP))
+        };
+        let mut world = World::new([limit], &sessions);
+        assert_eq!(world.over(), [(0, 2)]);
+        assert_eq!(world.end(), [0, 2]);
+        assert_eq!(world.end(), [] as [u32; 0]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use loom::thread::{self, JoinHandle};
 use model::attempt::{Attempt, MayWait, Replacing, Rules};
 use model::count::SessionCounter;
 use model::decide::attempt;
-use model::limit::{Limit, OnExcess, Per, Scope, Source, Who};
+use model::limit::{Limit, OnExcess, Per, Scope, Source, Unit, Who};
 use model::members::Members;
 use model::own_table::{OwnAtomics, OwnRows, OwnTable};
 use model::session::{Claim, Session};
@@ -55,7 +55,7 @@ impl Server {
     fn decide(&self, slot: usize, role: u32, limits: &[Limit]) -> Verdict {
         let members = Members::default();
         let shared = self.atomics.shared();
-        let mut counter = SessionCounter::new(shared, &members, false);
+        let mut counter = SessionCounter::new(shared, &members, false, false);
         let login = Attempt {
             slot,
             pid: pid(slot),
@@ -135,6 +135,7 @@ const RULES: Rules = Rules {
     }),
     tried: Duration::ZERO,
     max_waiters: 100,
+    tally: false,
     replacing: Replacing::NONE,
     audit: false,
 };
@@ -164,6 +165,7 @@ fn at_most(max: u32, role: u32) -> Limit {
             network: None,
         },
         per: Per::Role,
+        unit: Unit::Session,
         max,
         source: Source::MaxSessionsPerRole,
         on_excess: OnExcess::Refuse,

@@ -8,7 +8,7 @@ use crate::pg::catalog;
 use crate::pg::client::{self, has_database_encoding, own_database, own_role};
 use crate::pg::compat;
 use model::account::Account;
-use model::limit::{Limit, Object, Scope, Source, Who};
+use model::limit::{Limit, Object, Scope, Source, Unit, Who};
 use model::verdict::{Excess, NotWaited, ShownSession};
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
@@ -86,9 +86,12 @@ pub fn too_many(
         None if is_queue_full(not_waited(excess, waited)) => {
             Text::literal(c"Try again in a moment, or ask for session_limit.max_waiters or the limit to be raised.")
         }
-        None if excess.own > 0 => {
-            Text::literal(c"Close one of these sessions, or ask for the limit to be raised.")
-        }
+        None if excess.own > 0 => Text::literal(match excess.limit.unit {
+            Unit::Session => c"Close one of these sessions, or ask for the limit to be raised.",
+            Unit::Role | Unit::Address { .. } => {
+                c"Close all sessions from one of these addresses, or ask for the limit to be raised."
+            }
+        }),
         None => Text::literal(c"Try again later, or ask for the limit to be raised."),
     };
     let code = PgSqlErrorCode::ERRCODE_TOO_MANY_CONNECTIONS;
@@ -102,6 +105,7 @@ pub fn too_many(
 fn too_many_for(limit: &Limit) -> Text {
     let name = |oid| client::name_of(oid);
     match limit.scope {
+        _ if limit.unit != Unit::Session => limit.message(&client::name_of).into(),
         Scope {
             who: Who::Role(oid),
             database: None,
@@ -161,7 +165,7 @@ pub fn role_dropped() -> CString {
 
 /// The DETAIL for a session of the role `own` that ends because a limit was lowered, or set, after it came. It can look
 /// up no name: it knows those of its own role and database.
-pub fn swept(source: Source, in_use: u32, max: u32, own: u32) -> CString {
+pub fn swept(source: Source, unit: Unit, in_use: u32, max: u32, own: u32) -> CString {
     let place = match source {
         Source::Label(Object::Role(oid)) if oid != own => [
             b"label on a role that ",
@@ -171,7 +175,7 @@ pub fn swept(source: Source, in_use: u32, max: u32, own: u32) -> CString {
         .concat(),
         _ => source.words(&own_name),
     };
-    let (are, there) = (are(in_use), sessions(in_use));
+    let (are, there) = (are(in_use), units(unit, in_use));
     let mut text = format!("There {are} {there} under a limit of {max} (").into_bytes();
     text.extend(place);
     text.extend(b").");
@@ -201,7 +205,7 @@ fn what_is_in_the_way(excess: &Excess, waited: Option<Duration>, told: Option<u3
         own,
         ..
     } = excess;
-    let mut text = format!("The limit is {} (", sessions(limit.max)).into_bytes();
+    let mut text = format!("The limit is {} (", units(limit.unit, limit.max)).into_bytes();
     text.extend(limit.source.words(&client::name_of));
     text.extend(format!("); {in_use} {} in use", are(*in_use)).bytes());
     if *own > 0 {
@@ -281,10 +285,11 @@ fn cannot_wait(why: NotWaited) -> String {
 /// How many of the sessions are the role's own, and the first few of those.
 fn own_sessions(excess: &Excess) -> String {
     let own = excess.own;
-    let by = match excess.limit.scope.who {
-        Who::Role(_) => String::new(),
-        _ if own == excess.in_use => ", all by this role".to_string(),
-        Who::Anyone | Who::MembersOf(_) => format!(", {own} of them by this role"),
+    let by = match (excess.limit.unit, excess.limit.scope.who) {
+        (Unit::Session, Who::Role(_)) => String::new(),
+        (Unit::Session, _) if own == excess.in_use => ", all by this role".to_string(),
+        (Unit::Session, Who::Anyone | Who::MembersOf(_)) => format!(", {own} of them by this role"),
+        _ => format!(", with {} of this role", units(Unit::Session, own)),
     };
     let list: Vec<String> = excess.shown.iter().flatten().map(describe).collect();
     let more = match own as usize - list.len() {
@@ -294,8 +299,13 @@ fn own_sessions(excess: &Excess) -> String {
     format!("{by}: {}{more}", list.join(", "))
 }
 
-fn sessions(number: u32) -> String {
-    format!("{number} session{}", if number == 1 { "" } else { "s" })
+fn units(unit: Unit, number: u32) -> String {
+    let (one, several) = match unit {
+        Unit::Session => ("session", "sessions"),
+        Unit::Role => ("user", "users"),
+        Unit::Address { .. } => ("client address", "client addresses"),
+    };
+    format!("{number} {}", if number == 1 { one } else { several })
 }
 
 fn are(number: u32) -> &'static str {

@@ -168,6 +168,7 @@ fn decide(client: &Client, wait: &Wait, asked: &Asked) -> (Verdict, Vec<InUse>) 
         may_wait: None,
         tried: wait.tried(),
         max_waiters: settings.max_waiters,
+        tally: false,
         replacing: Replacing {
             allowed: asked.may_replace
                 && limits.iter().any(Limit::replaces)
@@ -200,6 +201,7 @@ fn decide(client: &Client, wait: &Wait, asked: &Asked) -> (Verdict, Vec<InUse>) 
             is_idle: &compat::is_idle,
             rules: Rules {
                 may_wait: inputs.may_wait,
+                tally: inputs.tally,
                 ..rules
             },
         })

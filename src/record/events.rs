@@ -9,7 +9,7 @@ use crate::record::decision::{Decision, Outcome};
 use crate::settings;
 use crate::shmem;
 use model::event::{EventKind, FixedText, Record};
-use model::limit::{Limit, Names, Object};
+use model::limit::{Limit, Names, Object, Unit};
 use model::session::Session;
 use model::throttle::{LineKey, Suppressed};
 use model::verdict::{Admission, Ended, Excess, NotWaited};
@@ -70,6 +70,9 @@ struct OverLimit {
     action: Option<&'static str>,
     source: Bytes,
     per: &'static str,
+    /// Not if it is `sessions`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    count: Option<&'static str>,
     subject: Option<Bytes>,
     in_use: u32,
     max: u32,
@@ -168,6 +171,7 @@ fn of_limit(limit: &Limit, in_use: u32, names: Names) -> OverLimit {
         action: None,
         source: Bytes(limit.source.words(names)),
         per: limit.per.word(),
+        count: (limit.unit != Unit::Session).then(|| limit.unit.count().word()),
         subject: limit.subject(names).map(Bytes),
         in_use,
         max: limit.max,

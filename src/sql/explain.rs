@@ -13,7 +13,7 @@ use crate::sql::in_memory;
 use crate::sql::standings::{self, NO_SLOT};
 use crate::sql::viewer::{SqlText, Viewer};
 use crate::{error, shmem};
-use model::limit::{Limit, Scope, Who};
+use model::limit::{Limit, Scope, Unit, Who};
 use model::precedence::{Applicable, Defaults, applicable};
 use model::session::Session;
 use model::verdict::Standing;
@@ -24,7 +24,7 @@ use std::net::IpAddr;
 
 /// One row for each limit that such a login would have to meet now.
 #[pg_extern(sql = false)]
-fn explain_login(
+pub fn explain_login_0_2(
     role: Option<&CStr>,
     database: Option<&CStr>,
     address: Option<Inet>,
@@ -38,6 +38,7 @@ fn explain_login(
         name!(max, i64),
         name!(fits, Option<bool>),
         name!(enforcement, &'static str),
+        name!(count, &'static str),
     ),
 > {
     shmem::require();
@@ -60,6 +61,7 @@ fn explain_login(
             i64::from(limit.max),
             may_know.then_some(standing.fits),
             if limit.enforced { "on" } else { "log" },
+            limit.unit.count().word(),
         )
     });
     in_memory(rows)
@@ -143,7 +145,10 @@ fn effective_limits() -> TableIterator<
                 database: None,
                 network: None,
             };
-            let is_effective = |limit: &&Limit| limit.enforced && limit.scope == of_role && !exempt;
+            let is_effective = |limit: &&Limit| {
+                let is_it = (limit.scope, limit.unit) == (of_role, Unit::Session);
+                limit.enforced && is_it && !exempt
+            };
             let limit = limits.iter().find(is_effective);
             (
                 role.name,

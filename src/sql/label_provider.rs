@@ -13,7 +13,7 @@ use crate::pg::memory;
 use crate::{error, settings, shmem};
 use model::label::{Label, MAX_LABEL_BYTES};
 use model::label_target::LabelTarget;
-use model::limit::{Object, Per};
+use model::limit::{Count, Object, Per};
 use pgrx::prelude::*;
 use pgrx::{PgXactCallbackEvent, pg_sys};
 use std::cell::Cell;
@@ -206,7 +206,7 @@ fn check(
         LabelTarget::Database => Per::Database,
         _ => Per::Role,
     };
-    let key = (Some(whole), None, None);
+    let key = (Some(whole), None, None, Count::Sessions);
     let limit = label.limits.iter().find(|limit| limit.key(target) == key);
     if let Some(limit) = limit
         && target != LabelTarget::Group

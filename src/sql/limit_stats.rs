@@ -23,6 +23,7 @@ fn current_limit_stats() -> TableIterator<
     (
         name!(source, Option<SqlText>),
         name!(per, Option<&'static str>),
+        name!(count, Option<&'static str>),
         name!(subject, Option<SqlText>),
         name!(others, bool),
         name!(max, Option<i64>),
@@ -80,6 +81,7 @@ fn current_limit_stats() -> TableIterator<
         (
             source.map(|source| source.words(&name_of)),
             limit.map(|limit| limit.per.word()),
+            limit.map(|limit| limit.unit.count().word()),
             subject.words,
             counted.is_none(),
             limit.map(|limit| i64::from(limit.max)),

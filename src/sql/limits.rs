@@ -14,7 +14,7 @@ use crate::sql::viewer::{SqlText, Viewer};
 use crate::{error, shmem};
 use model::label::{Label, LabelLimit, LabelProblem, LimitEnforcement};
 use model::label_target::LabelTarget;
-use model::limit::{Object, Per, Source};
+use model::limit::{Count, Object, OnExcess, Per, Source};
 use model::precedence::{Defaults, Policy, policy};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -35,6 +35,7 @@ pub fn defined_limits_0_2() -> TableIterator<
         name!(enforcement, &'static str),
         name!(unmatched, bool),
         name!(administrators, Option<Vec<pg_sys::Oid>>),
+        name!(count, &'static str),
     ),
 > {
     shmem::require();
@@ -45,7 +46,10 @@ pub fn defined_limits_0_2() -> TableIterator<
     let databases = Database::all();
     let rows = all(&databases, &defaults).into_iter().map(|defined| {
         let (limit, policy) = (&defined.limit, defined.policy);
-        let on_excess = limit.on_excess.or(policy.0).unwrap_or(defaults.on_excess);
+        let on_excess = match limit.count {
+            Count::Roles => OnExcess::Refuse,
+            _ => limit.on_excess.or(policy.0).unwrap_or(defaults.on_excess),
+        };
         let max_wait = limit.max_wait.or(policy.1).unwrap_or(defaults.max_wait);
         (
             defined.source.words(&name_of),
@@ -63,6 +67,7 @@ pub fn defined_limits_0_2() -> TableIterator<
             },
             !defined.can_match(&databases),
             defined.administrators(&administered),
+            limit.count.word(),
         )
     });
     in_memory(rows)
@@ -170,7 +175,7 @@ impl Defined {
     fn can_match(&self, databases: &[Database]) -> bool {
         let exists = |name: &Vec<u8>| databases.iter().any(|database| database.name == *name);
         self.per()
-            .is_some_and(|per| self.target.pers().contains(&per))
+            .is_some_and(|per| self.target.allows(per, self.limit.count))
             && self.limit.database.as_ref().is_none_or(exists)
     }
 }

@@ -7,15 +7,40 @@
     reason = "pgrx wants a row's columns named in the signature"
 )]
 
+use crate::sql::explain::explain_login_0_2;
 use crate::sql::limits::defined_limits_0_2;
 use crate::sql::stats::current_stats_0_2;
 use crate::sql::usage::current_usage_0_2;
 use crate::sql::viewer::SqlText;
+use pgrx::Inet;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
+use std::ffi::CStr;
 
-/// Of 0.1.0: without `administrators`.
+/// Of 0.1.0: without `count`.
+#[pg_extern(sql = false)]
+fn explain_login(
+    role: Option<&CStr>,
+    database: Option<&CStr>,
+    address: Option<Inet>,
+) -> TableIterator<
+    'static,
+    (
+        name!(source, SqlText),
+        name!(per, &'static str),
+        name!(subject, Option<SqlText>),
+        name!(in_use, Option<i64>),
+        name!(max, i64),
+        name!(fits, Option<bool>),
+        name!(enforcement, &'static str),
+    ),
+> {
+    let rows = explain_login_0_2(role, database, address);
+    TableIterator::new(rows.map(|(a, b, c, d, e, f, g, _)| (a, b, c, d, e, f, g)))
+}
+
+/// Of 0.1.0: without `administrators` and `count`.
 #[pg_extern(sql = false)]
 fn defined_limits() -> TableIterator<
     'static,
@@ -33,7 +58,9 @@ fn defined_limits() -> TableIterator<
     ),
 > {
     let rows = defined_limits_0_2();
-    TableIterator::new(rows.map(|(a, b, c, d, e, f, g, h, i, j, _)| (a, b, c, d, e, f, g, h, i, j)))
+    TableIterator::new(
+        rows.map(|(a, b, c, d, e, f, g, h, i, j, ..)| (a, b, c, d, e, f, g, h, i, j)),
+    )
 }
 
 /// Of 0.1.0: without `abandoned`.
@@ -67,7 +94,7 @@ fn current_stats() -> TableIterator<
     )
 }
 
-/// Of 0.1.0: without `longest_wait_us`, `rolname`, `datname`, `client_addr` and `network`, and without the counts that the
+/// Of 0.1.0: without `longest_wait_us`, `rolname`, `datname`, `client_addr`, `network` and `count`, and without the counts that the
 /// caller may not know: its view would say that nothing is free there.
 #[pg_extern(sql = false)]
 fn current_usage() -> TableIterator<

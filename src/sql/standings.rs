@@ -38,6 +38,7 @@ pub fn standings(
         may_wait: Some(MayWait::NOT),
         tried: Duration::ZERO,
         max_waiters: 0,
+        tally: false,
         replacing: Replacing::NONE,
         audit: false,
     };

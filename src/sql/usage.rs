@@ -43,6 +43,7 @@ pub fn current_usage_0_2() -> TableIterator<
         name!(client_addr, Option<Inet>),
         name!(network, Option<String>),
         name!(enforcement, &'static str),
+        name!(count, &'static str),
     ),
 > {
     let settings = settings::current();
@@ -78,7 +79,7 @@ pub fn current_usage_0_2() -> TableIterator<
             limit.source.words(&name_of),
             limit.per.word(),
             subject.words,
-            in_use.then(|| i64::from(table.count(counted))),
+            in_use.then(|| i64::from(table.count_units(counted, limit.unit))),
             i64::from(limit.max),
             sees_waiters.then(|| waiting.count() as i64),
             longest.filter(|_| sees_waiters),
@@ -87,6 +88,7 @@ pub fn current_usage_0_2() -> TableIterator<
             subject.address,
             subject.network,
             limit.enforcement(),
+            limit.unit.count().word(),
         ))
     });
     in_memory(rows)

@@ -6,7 +6,7 @@ mod decisions {
     use crate::decide::explain;
     use crate::decide::tests::{WAIT, decided as attempt};
     use crate::limit::tests::at_most;
-    use crate::limit::{Limit, Scope, Who};
+    use crate::limit::{Limit, Scope, Unit, Who};
     use crate::members::{Members, Missing};
     use crate::own_table::OwnTable;
     use crate::session::{Claim, Session};
@@ -15,6 +15,8 @@ mod decisions {
     use crate::verdict::Verdict;
     use proptest::collection::vec;
     use proptest::prelude::*;
+    use std::collections::BTreeSet;
+    use std::net::IpAddr;
     use std::time::Duration;
 
     pub const SLOTS: usize = 12;
@@ -41,10 +43,11 @@ mod decisions {
         let network = prop_oneof![Just("10.0.0.0/31"), Just("10.0.0.1/32"), Just("0.0.0.0/0")];
         let network = proptest::option::of(network);
         let scope = (who(), proptest::option::of(0..2u32), network);
-        (scope, 0..4u32, any::<bool>(), 0..5u32).prop_map(
-            |((who, database, network), max, patient, trial)| {
+        (scope, 0..4u32, any::<bool>(), 0..5u32, unit()).prop_map(
+            |((who, database, network), max, patient, trial, unit)| {
                 let network = network.map(|text| text.parse().expect(text));
                 Limit {
+                    unit,
                     max_wait: Duration::from_secs(if patient { 1 } else { 0 }),
                     enforced: trial > 0,
                     ..at_most(
@@ -58,6 +61,28 @@ mod decisions {
                 }
             },
         )
+    }
+
+    fn unit() -> impl Strategy<Value = Unit> {
+        let ipv6_prefix_length = 64;
+        prop_oneof![
+            3 => Just(Unit::Session),
+            1 => Just(Unit::Role),
+            2 => Just(Unit::Address { ipv6_prefix_length }),
+        ]
+    }
+
+    /// What a limit counts once, as text.
+    pub fn unit_of(limit: &Limit, number: usize, session: &Session) -> String {
+        match limit.unit {
+            Unit::Session => format!("{number}"),
+            Unit::Role => format!("{}", session.role),
+            Unit::Address { .. } => match session.address {
+                // The addresses of `any_session` that are IPv6 differ in the third group.
+                Some(IpAddr::V6(address)) => format!("{}", address.segments()[2]),
+                address => format!("{address:?}"),
+            },
+        }
     }
 
     pub fn world() -> impl Strategy<Value = World> {
@@ -79,7 +104,14 @@ mod decisions {
     }
 
     pub fn any_session() -> impl Strategy<Value = Session> {
-        let address = prop_oneof![Just(None), Just(Some("10.0.0.1")), Just(Some("10.0.0.2"))];
+        let address = prop_oneof![
+            Just(None),
+            Just(Some("10.0.0.1")),
+            Just(Some("10.0.0.2")),
+            Just(Some("2001:db8:1::1")),
+            Just(Some("2001:db8:1::2")),
+            Just(Some("2001:db8:2::1")),
+        ];
         (1..=ROLES, 0..2u32, address).prop_map(|(role, database, address)| Session {
             address: address.map(|text| text.parse().expect(text)),
             ..session(role, database)
@@ -112,6 +144,7 @@ mod decisions {
             let in_database = database.is_none() || database == Some(session.database);
             let from_network = match (network, session.address) {
                 (None, _) => true,
+                (Some(_), Some(IpAddr::V6(_))) => false,
                 (Some(network), Some(address)) => match network.to_string().as_str() {
                     "10.0.0.1/32" => address.to_string() == "10.0.0.1",
                     "10.0.0.0/31" => address.to_string() != "10.0.0.2",
@@ -140,14 +173,21 @@ mod decisions {
                 .collect()
         }
 
-        /// Those of the limits that are enforced and full with these sessions.
-        fn full<'a>(&self, limits: &'a [Limit], among: &[Session]) -> Vec<&'a Limit> {
+        /// Those of the limits that are enforced and full for a session beside these.
+        fn full<'a>(
+            &self,
+            limits: &'a [Limit],
+            session: &Session,
+            among: &[Session],
+        ) -> Vec<&'a Limit> {
             let is_full = |limit: &&Limit| {
-                let in_use = among
-                    .iter()
-                    .filter(|session| self.covers(limit, session))
-                    .count();
-                limit.enforced && in_use >= limit.max as usize
+                let covered = among.iter().enumerate();
+                let covered = covered.filter(|(_, session)| self.covers(limit, session));
+                let in_use = covered.map(|(number, session)| unit_of(limit, number, session));
+                let in_use: BTreeSet<String> = in_use.collect();
+                let is_new = !in_use.contains(&unit_of(limit, usize::MAX, session));
+                let needs_room = is_new || limit.max == 0;
+                limit.enforced && needs_room && in_use.len() >= limit.max as usize
             };
             limits.iter().filter(is_full).collect()
         }
@@ -170,7 +210,7 @@ mod decisions {
                 .iter()
                 .take_while(|(waiter, _)| *waiter != slot)
             {
-                if world.full(&world.of(waiter), &among).is_empty() {
+                if world.full(&world.of(waiter), waiter, &among).is_empty() {
                     among.push(*waiter);
                 }
             }
@@ -180,7 +220,7 @@ mod decisions {
         /// Whether every limit has room for the session, if no room is reserved for waiters.
         fn has_room(&self, world: &World, session: &Session) -> bool {
             let among: Vec<Session> = self.sessions.iter().map(|(_, session)| *session).collect();
-            world.full(&world.of(session), &among).is_empty()
+            world.full(&world.of(session), session, &among).is_empty()
         }
     }
 
@@ -196,7 +236,7 @@ mod decisions {
         let limits = world.of(&session);
         let was_waiting = reference.waiters.iter().any(|(waiter, _)| *waiter == slot);
         let among = reference.among(world, slot);
-        let full = world.full(&limits, &among);
+        let full = world.full(&limits, &session, &among);
         let own = reference
             .waiters
             .iter()
@@ -224,7 +264,7 @@ mod decisions {
                     .iter()
                     .map(|(_, session)| *session)
                     .collect();
-                let full = world.full(&limits, &among);
+                let full = world.full(&limits, &session, &among);
                 prop_assert!(!full.iter().any(|limit| is_impatient(limit)));
                 if !was_waiting {
                     reference.waiters.push((slot, session));
@@ -260,6 +300,7 @@ mod decisions {
                 may_wait: Some(if may_wait { WAIT } else { MayWait::NOT }),
                 tried: Duration::ZERO,
                 max_waiters: MAX_WAITERS,
+                tally: true,
                 replacing: Replacing::NONE,
                 audit: false,
             };
@@ -293,6 +334,7 @@ mod decisions {
                     members.insert(group, world.members[group as usize - 10].clone())
                 }
                 Err(Missing::Patience) => unreachable!("it is known whether it may wait"),
+                Err(Missing::Tally) => unreachable!("there is memory for it"),
             }
         }
     }
@@ -356,17 +398,19 @@ mod decisions {
 /// Any sequence of logins, which may replace sessions, of departures, and of successors that complete or give up,
 /// compared with plain books of who is in.
 mod replacements {
-    use super::decisions::{MAX_WAITERS, SLOTS, World, any_session, world};
+    use super::decisions::{MAX_WAITERS, SLOTS, World, any_session, unit_of, world};
     use crate::attempt::{Attempt, MayWait, Replacing, Rules};
+    use crate::count::SessionCounter;
     use crate::decide::tests::{WAIT, decided as attempt};
-    use crate::limit::{Limit, OnExcess};
-    use crate::members::SessionFilter;
+    use crate::limit::{Limit, OnExcess, Unit, Who};
+    use crate::members::{Members, SessionFilter};
     use crate::own_table::OwnTable;
     use crate::session::{Claim, Session};
     use crate::table::Table;
     use crate::verdict::{Ended, Excess, Verdict};
     use proptest::collection::vec;
     use proptest::prelude::*;
+    use std::collections::BTreeSet;
     use std::time::Duration;
 
     const NOW: u64 = 100;
@@ -382,7 +426,10 @@ mod replacements {
         ];
         (world(), vec(policy, 7)).prop_map(|(mut world, policies)| {
             for (limit, policy) in world.limits.iter_mut().zip(policies) {
-                limit.on_excess = policy;
+                limit.on_excess = match limit.unit {
+                    Unit::Role => OnExcess::Refuse,
+                    _ => policy,
+                };
             }
             world
         })
@@ -411,7 +458,7 @@ mod replacements {
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         // Arrivals are random: logins are not decided in the order in which they got their numbers.
         let arrival = prop_oneof![3 => 0..NOW - MIN_AGE + 1, 1 => 0..NOW + 5];
-        let times = (arrival, proptest::bool::weighted(0.1));
+        let times = (arrival, proptest::bool::weighted(0.02));
         let session = (any_session(), times).prop_map(|(session, (arrival, exempt))| Session {
             arrival,
             exempt,
@@ -443,6 +490,8 @@ mod replacements {
     /// The sessions, and the waiters with their slots.
     #[derive(Default)]
     struct Books {
+        /// Whether there was an exempt session: beside it others may have come without room of their own.
+        had_exempt: bool,
         places: Vec<Place>,
         waiters: Vec<(usize, Login)>,
     }
@@ -533,6 +582,17 @@ mod replacements {
                 ..
             } = *excess;
             assert!(limit.enforced && world.covers(&limit, &login.session));
+            if limit.unit != Unit::Session {
+                let own = unit_of(&limit, 0, &login.session);
+                let counts_it = |place: &&Place| {
+                    let is_settled = place.replaces.is_none() && !self.is_victim(place);
+                    let covered = world.covers(&limit, &place.session);
+                    is_settled && covered && unit_of(&limit, 0, &place.session) == own
+                };
+                let counted_already = self.places.iter().any(|place| counts_it(&place));
+                assert!(limit.max == 0 || !counted_already, "{limit:?}");
+                return;
+            }
             let counted = self.counted(world, &limit).count();
             assert_eq!(in_use as usize, counted);
             let end = self.may_end(world, &limit, login).count();
@@ -563,7 +623,8 @@ mod replacements {
                     .waiters
                     .iter()
                     .filter(|(_, waiter)| world.covers(limit, &waiter.session));
-                self.counted(world, limit).count() + earlier.count() >= limit.max as usize
+                limit.unit != Unit::Session
+                    || self.counted(world, limit).count() + earlier.count() >= limit.max as usize
             };
             let full: Vec<&Limit> = limits
                 .iter()
@@ -573,7 +634,15 @@ mod replacements {
             for slot in slots {
                 let may = |limit: &&&Limit| {
                     let mut may_end = self.may_end(world, limit, login);
-                    may_end.any(|place| place.slot == *slot)
+                    let Some(place) = may_end.find(|place| place.slot == *slot) else {
+                        return false;
+                    };
+                    let unit = unit_of(limit, place.slot, &place.session);
+                    let mut others = self.places.iter().filter(|other| {
+                        world.covers(limit, &other.session)
+                            && unit_of(limit, other.slot, &other.session) == unit
+                    });
+                    others.all(|other| slots.contains(&other.slot))
                 };
                 assert!(
                     full.iter().any(|limit| may(&limit)),
@@ -604,6 +673,7 @@ mod replacements {
             may_wait: Some(if login.may_wait { WAIT } else { MayWait::NOT }),
             tried: Duration::ZERO,
             max_waiters: MAX_WAITERS,
+            tally: true,
             replacing: Replacing {
                 allowed: login.allowed,
                 now: NOW,
@@ -643,6 +713,7 @@ mod replacements {
         };
         books.forget(slot);
         let Login { session, idle, .. } = login;
+        books.had_exempt |= session.exempt;
         books.places.push(Place {
             slot,
             session,
@@ -650,7 +721,10 @@ mod replacements {
             replaces,
         });
         // When the victims are gone, no limit of the login is exceeded.
-        for limit in limits.iter().filter(|limit| limit.enforced) {
+        for limit in limits.iter() {
+            if !limit.enforced || limit.unit != Unit::Session {
+                continue;
+            }
             let successor = books.place(slot).expect("it is in");
             let is_its_victim =
                 |place: &&Place| books.victims(successor).any(|it| it.slot == place.slot);
@@ -684,11 +758,54 @@ mod replacements {
         books.forget(slot);
     }
 
+    /// Whichever of the successors complete or give up, there are no more than the table counts; and that is no more than
+    /// the limit allows, unless there were exempt sessions.
+    fn compare_units(
+        world: &World,
+        table: &Table,
+        books: &Books,
+        limit: &Limit,
+        filter: SessionFilter,
+    ) {
+        let pending = books.places.iter().filter(|place| place.replaces.is_some());
+        let pending: Vec<&Place> = pending.collect();
+        let mut most = 0;
+        for complete in 0..1_u32 << pending.len() {
+            let is_complete = |index: usize| complete & (1 << index) != 0;
+            let is_there = |place: &&Place| {
+                let mut all = pending.iter().enumerate();
+                all.all(|(index, successor)| match is_complete(index) {
+                    true => !books.victims(successor).any(|it| it.slot == place.slot),
+                    false => successor.slot != place.slot,
+                })
+            };
+            let there = books.places.iter().filter(is_there);
+            let covered = there.filter(|place| world.covers(limit, &place.session));
+            let units = covered.map(|place| unit_of(limit, place.slot, &place.session));
+            most = most.max(units.collect::<BTreeSet<String>>().len());
+        }
+        let counted = table.count_units(filter, limit.unit) as usize;
+        let members = Members::default();
+        let mut counter = SessionCounter::new(table.shared, &members, false, true);
+        counter.refresh(table);
+        if !matches!(limit.scope.who, Who::MembersOf(_)) {
+            let number = counter.count_units(table, filter, limit.unit);
+            assert_eq!(number, Ok(counted as u32));
+        }
+        assert!(most <= counted, "{most} {counted} {limit:?}");
+        let is_met = most <= limit.max as usize;
+        assert!(!limit.enforced || books.had_exempt || is_met, "{limit:?}");
+    }
+
     /// The table counts and may replace what the books say, and no enforced limit is exceeded but by exempt sessions.
     fn compare(world: &World, table: &Table, books: &Books) {
         let members = world.members();
         for limit in world.limits.iter() {
             let filter = SessionFilter::new(limit.scope, false, &members).expect("a known group");
+            if limit.unit != Unit::Session {
+                compare_units(world, table, books, limit, filter);
+                continue;
+            }
             let expected = books.counted(world, limit);
             assert_eq!(table.count(filter) as usize, expected.count(), "{limit:?}");
             let not_exempt = books

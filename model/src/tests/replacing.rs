@@ -7,7 +7,7 @@ use crate::decide::{
     tests::{WAIT, decided},
 };
 use crate::limit::tests::{at_most, in_database, of_role};
-use crate::limit::{Limit, OnExcess, Per, Scope, Who};
+use crate::limit::{Limit, OnExcess, Per, Scope, Unit, Who};
 use crate::members::{Members, SessionFilter};
 use crate::own_table::OwnTable;
 use crate::replace::idle_victim_woke;
@@ -105,6 +105,7 @@ fn login(slot: usize, session: Session, limits: impl Into<Vec<Limit>>) -> Attemp
         may_wait: Some(MayWait::NOT),
         tried: Duration::ZERO,
         max_waiters: 20,
+        tally: false,
         replacing: Replacing {
             allowed: true,
             now: NOW,
@@ -385,7 +386,7 @@ fn sessions_that_wake_while_the_decision_is_made() {
             limits: &limits,
             ..alice(5, 9, [])
         };
-        let mut counter = SessionCounter::new(table.shared, &members, true);
+        let mut counter = SessionCounter::new(table.shared, &members, true, false);
         match decide::attempt(&mut table, &mut counter, &late) {
             Ok(Verdict::Replacing(_, ended, _)) => {
                 outcomes[0] += 1;
@@ -414,7 +415,7 @@ fn a_victim_that_woke_since_it_was_chosen_is_noticed() {
         ..alice(3, 9, [limit])
     };
     let [idlest, oldest] = limits.map(late);
-    let mut counter = SessionCounter::new(table.shared, oldest.members, true);
+    let mut counter = SessionCounter::new(table.shared, oldest.members, true, false);
     let mut choose = |table: &mut Table, login: &Attempt| {
         let verdict = decide::attempt(table, &mut counter, login);
         assert!(matches!(verdict, Ok(Verdict::Replacing(..))));
@@ -708,6 +709,149 @@ fn room_that_is_reserved_for_earlier_waiters_is_left_to_them() {
     assert_eq!((excess.in_use, excess.ahead), (1, 1));
     assert_eq!(replaced(&mut table, &alice(3, 4, [limit])), [100]);
     assert!(is_admitted(&mut table, &bob));
+}
+
+const ADDRESS: Unit = Unit::Address {
+    ipv6_prefix_length: 64,
+};
+
+/// From so many addresses.
+fn places(max: u32, limit: fn(u32, Scope) -> Limit, scope: Scope) -> Limit {
+    Limit {
+        unit: ADDRESS,
+        ..limit(max, scope)
+    }
+}
+
+const DESK: &str = "10.0.0.1";
+const HOME: &str = "2001:db8::1";
+const TRAIN: &str = "10.0.0.3";
+
+/// Alice has three sessions at her desk, the second and last of which are late, and one at home in between.
+fn put_at_two_places(table: &mut Table) {
+    put(table, 0, from(DESK, of(ALICE, 1)));
+    put(table, 1, from(HOME, of(ALICE, 2)));
+    put(table, 2, from(DESK, of(ALICE, 3)));
+    put(table, 3, from(DESK, of(ALICE, 4)));
+}
+
+fn on_the_train(limit: Limit) -> Attempt<'static> {
+    login(5, from(TRAIN, of(ALICE, LATE)), [limit])
+}
+
+#[test]
+fn the_address_that_came_first_makes_room_as_a_whole() {
+    let mut table = table();
+    put_at_two_places(&mut table);
+    let two = places(2, oldest, of_role(ALICE));
+    // Whoever is counted already ends nobody; of IPv6 the /64 counts.
+    for known in [DESK, "2001:db8::ffff"] {
+        let login = login(4, from(known, of(ALICE, LATE)), [two]);
+        assert!(is_admitted(&mut table, &login));
+        leave(&table, 4, ALICE);
+    }
+    assert_eq!(replaced(&mut table, &on_the_train(two)), [100, 102, 103]);
+    // The place is nobody else's, from wherever they come, but who is at home is at home.
+    for (other, fits) in [
+        (DESK, false),
+        (TRAIN, false),
+        ("10.0.0.4", false),
+        (HOME, true),
+    ] {
+        let limit = places(2, at_most, of_role(ALICE));
+        let login = login(6, from(other, of(ALICE, LATE)), [limit]);
+        assert_eq!(is_admitted(&mut table, &login), fits, "{other}");
+        table.vacate(6);
+    }
+    // It gives up, so that they stay.
+    table.roll_back(5);
+    let limit = places(2, at_most, of_role(ALICE));
+    assert!(is_admitted(
+        &mut table,
+        &login(6, from(DESK, of(ALICE, LATE)), [limit])
+    ));
+    // Under a lowered limit both go.
+    let mut table = self::table();
+    put_at_two_places(&mut table);
+    let one = places(1, oldest, of_role(ALICE));
+    assert_eq!(
+        replaced(&mut table, &on_the_train(one)),
+        [100, 101, 102, 103]
+    );
+}
+
+#[test]
+fn an_address_from_which_one_may_not_end_stays() {
+    let not = |change: &dyn Fn(&mut Session)| {
+        let mut table = table();
+        put_at_two_places(&mut table);
+        let mut session = from(DESK, of(ALICE, 3));
+        change(&mut session);
+        put(&mut table, 2, session);
+        let limit = places(2, oldest, in_database(APP));
+        let home = replaced(&mut table, &on_the_train(limit));
+        table.roll_back(5);
+        let alone = places(1, oldest, in_database(APP));
+        refused(&mut table, &on_the_train(alone));
+        home
+    };
+    assert_eq!(not(&|session| session.arrival = NOW), [101], "too young");
+    assert_eq!(not(&|session| session.exempt = true), [101]);
+    assert_eq!(not(&|session| session.role = BOB), [101]);
+    // Elsewhere it is none that the limit counts.
+    let mut table = table();
+    put_at_two_places(&mut table);
+    put(&mut table, 2, elsewhere(from(DESK, young(ALICE))));
+    let limit = places(2, oldest, in_database(APP));
+    assert_eq!(replaced(&mut table, &on_the_train(limit)), [100, 103]);
+}
+
+#[test]
+fn the_address_that_all_have_left_idle_for_longest_makes_room() {
+    let mut table = table();
+    put_at_two_places(&mut table);
+    let limit = places(2, longest_idle, of_role(ALICE));
+    let idle_at = |desk, home| {
+        [(100, 7), (101, home), (102, 7), (103, desk)]
+            .into_iter()
+            .filter(|(_, since)| *since > 0)
+            .collect::<Vec<_>>()
+    };
+    for (desk, home, ended) in [
+        (9, 8, vec![101]),
+        (8, 9, vec![100, 102, 103]),
+        (0, 9, vec![101]),
+    ] {
+        let login = Attempt {
+            is_idle: idle(&table, &idle_at(desk, home)),
+            ..on_the_train(limit)
+        };
+        assert_eq!(replaced(&mut table, &login), ended);
+        table.roll_back(5);
+    }
+    let nobody = Attempt {
+        is_idle: idle(&table, &idle_at(0, 0)),
+        ..on_the_train(limit)
+    };
+    refused(&mut table, &nobody);
+}
+
+#[test]
+fn a_place_that_goes_to_another_limits_victims_successor_is_counted_once() {
+    let mut table = table();
+    put(&mut table, 0, from(DESK, of(ALICE, 1)));
+    put(&mut table, 1, from(DESK, of(ALICE, 2)));
+    // For a limit on sessions one ends, for that on addresses both.
+    let limits = [oldest(2, of_role(ALICE)), places(1, oldest, of_role(ALICE))];
+    let train = login(5, from(TRAIN, of(ALICE, LATE)), limits);
+    assert_eq!(replaced(&mut table, &train), [100, 101]);
+    table.roll_back(5);
+    // With room for two addresses one of them stays at the desk.
+    let limits = [oldest(2, of_role(ALICE)), places(2, oldest, of_role(ALICE))];
+    let train = login(5, from(TRAIN, of(ALICE, LATE)), limits);
+    assert_eq!(replaced(&mut table, &train), [100]);
+    let home = [places(2, at_most, of_role(ALICE))];
+    refused(&mut table, &login(6, from(HOME, of(ALICE, LATE)), home));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The clients' books: who is in, from a moment after each was let in to a moment before it goes. So what
 //! they count is never more than what the server counts.
 
-use super::model::{Limit, Login, Scope, Seen, World};
+use super::model::{Count, Limit, Login, Scope, Seen, Who, World};
 use std::collections::HashSet;
 use std::sync::Mutex;
 
@@ -187,6 +187,10 @@ impl Inner {
 /// So many sessions there may be, as there were so many when nothing had been changed yet: who was in
 /// before a limit was lowered stays.
 pub fn allowed(world: &World, scope: Scope, max: i32, began: &[Seen]) -> i32 {
+    // An address from which an exempt session comes, or came, is counted: others from there need no room.
+    if scope.count == Count::Addresses && scope.who == Who::Anyone {
+        return i32::MAX;
+    }
     max.max(world.count_held(scope, began))
 }
 

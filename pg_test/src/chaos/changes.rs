@@ -1,6 +1,6 @@
 //! What is changed: each change as SQL, and what it makes of the [`World`].
 
-use super::model::{Database, Label, NETWORKS, OnExcess, Per, Role, Rule, World};
+use super::model::{Count, Database, Label, NETWORKS, OnExcess, Per, Role, Rule, World};
 use super::random::{one_in, one_of};
 use fastrand::Rng;
 
@@ -162,7 +162,7 @@ impl World {
 
 impl Label {
     fn place(&self, rule: &Rule) -> Option<usize> {
-        let key = |rule: &Rule| (rule.per, rule.database, rule.network);
+        let key = |rule: &Rule| (rule.per, rule.count, rule.database, rule.network);
         self.rules.iter().position(|other| key(other) == key(rule))
     }
 
@@ -367,7 +367,13 @@ fn on_excess(random: &mut Rng) -> OnExcess {
 
 fn rule_of(random: &mut Rng, pers: &[Per]) -> Rule {
     let per = one_of(random, pers);
+    let count = match one_in(random, 4) {
+        true => one_of(random, &counts(per)),
+        false => Count::Sessions,
+    };
     let max = match per {
+        _ if count == Count::Addresses => max(random, 1, 3),
+        _ if count == Count::Roles => max(random, 2, 6),
         Per::Role | Per::RoleDatabase | Per::RoleAddress => max(random, 1, 4),
         Per::Address | Per::DatabaseAddress => max(random, 1, 6),
         Per::Group => max(random, 3, 9),
@@ -379,11 +385,22 @@ fn rule_of(random: &mut Rng, pers: &[Per]) -> Rule {
     Rule {
         max,
         per,
+        count,
         database: one_in(random, 4).then(|| random.usize(..DATABASES)),
         network: network.then(|| random.usize(..NETWORKS.len())),
         only_logged: one_in(random, 8),
-        on_excess: one_in(random, 5).then(|| on_excess(random)),
+        on_excess: (count != Count::Roles && one_in(random, 5)).then(|| on_excess(random)),
         max_wait: one_in(random, 4).then(|| one_of(random, &[0, 20, 60, 120])),
+    }
+}
+
+/// What a limit with this `per` can count.
+fn counts(per: Per) -> Vec<Count> {
+    match per {
+        Per::Group | Per::Database | Per::Cluster => vec![Count::Roles, Count::Addresses],
+        Per::Role | Per::RoleDatabase => vec![Count::Addresses],
+        Per::DatabaseAddress => vec![Count::Roles],
+        Per::Address | Per::RoleAddress => vec![Count::Sessions],
     }
 }
 
@@ -404,7 +421,11 @@ fn label(random: &mut Rng, pers: &[Per]) -> Label {
 
 fn set_limit(of: &str, rule: &Rule) -> String {
     let mut sql = format!("SELECT session_limit.set_limit(max => {}, {of}", rule.max);
-    sql += &format!(", per => '{}'", rule.per.word());
+    sql += &format!(
+        ", per => '{}', count => '{}'",
+        rule.per.word(),
+        rule.count.word()
+    );
     if let Some(network) = rule.network {
         sql += &format!(", network => '{}'", NETWORKS[network].0);
     }
@@ -422,8 +443,9 @@ fn set_limit(of: &str, rule: &Rule) -> String {
 
 fn clear_limit(of: &str, rule: &Rule) -> String {
     let mut sql = format!(
-        "SELECT session_limit.clear_limit({of}, per => '{}'",
-        rule.per.word()
+        "SELECT session_limit.clear_limit({of}, per => '{}', count => '{}'",
+        rule.per.word(),
+        rule.count.word()
     );
     if let Some(network) = rule.network {
         sql += &format!(", network => '{}'", NETWORKS[network].0);

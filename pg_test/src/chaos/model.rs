@@ -90,11 +90,30 @@ impl Per {
     }
 }
 
+/// What a limit counts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Count {
+    Sessions,
+    Roles,
+    Addresses,
+}
+
+impl Count {
+    pub fn word(self) -> &'static str {
+        match self {
+            Count::Sessions => "sessions",
+            Count::Roles => "roles",
+            Count::Addresses => "addresses",
+        }
+    }
+}
+
 /// A limit of a label. Negative: none.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
     pub max: i32,
     pub per: Per,
+    pub count: Count,
     pub database: Option<usize>,
     pub network: Option<usize>,
     pub only_logged: bool,
@@ -109,6 +128,7 @@ impl Rule {
         Rule {
             max,
             per,
+            count: Count::Sessions,
             database: None,
             network: None,
             only_logged: false,
@@ -175,9 +195,10 @@ pub enum From {
     Address(u8),
 }
 
-/// Which sessions are counted.
+/// Which sessions are counted, and how.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scope {
+    pub count: Count,
     pub who: Who,
     pub database: Option<usize>,
     pub from: From,
@@ -196,7 +217,8 @@ impl Scope {
             From::Network(_) => "network",
             From::Address(_) => "address",
         };
-        format!("{who} {from} {}", self.database.is_some())
+        let count = self.count.word();
+        format!("{count} {who} {from} {}", self.database.is_some())
     }
 }
 
@@ -212,6 +234,7 @@ pub struct Limit {
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Key {
     per: Per,
+    count: Count,
     of_a_database: bool,
     network: Option<usize>,
     /// The object whose total it is.
@@ -241,6 +264,17 @@ pub enum Expected {
     Refused(Limit),
     /// Sessions of its role end for it.
     Replaces(Limit),
+}
+
+/// What a session is counted as: sessions with the same count as one.
+type Counted = (Option<i32>, Option<Option<usize>>, Option<u8>);
+
+fn counted(scope: Scope, session: &Seen) -> Counted {
+    match scope.count {
+        Count::Sessions => (Some(session.pid), None, None),
+        Count::Roles => (None, Some(session.role), None),
+        Count::Addresses => (None, None, Some(session.address)),
+    }
 }
 
 impl World {
@@ -273,8 +307,34 @@ impl World {
     }
 
     pub fn count(&self, scope: Scope, sessions: &[Seen]) -> i32 {
-        let covered = |session: &&Seen| self.covers(scope, session);
-        sessions.iter().filter(covered).count() as i32
+        let covered = sessions
+            .iter()
+            .filter(|session| self.covers(scope, session));
+        let mut counted: Vec<Counted> = covered.map(|session| counted(scope, session)).collect();
+        counted.sort();
+        counted.dedup();
+        counted.len() as i32
+    }
+
+    /// Whether such a login is counted already, so that it needs no room.
+    fn is_counted(&self, scope: Scope, login: Login, sessions: &[Seen]) -> bool {
+        let own = Seen {
+            pid: 0,
+            role: Some(login.role),
+            database: login.database,
+            address: login.address,
+            idle: false,
+        };
+        let same = |session: &Seen| counted(scope, session) == counted(scope, &own);
+        let mut covered = sessions
+            .iter()
+            .filter(|session| self.covers(scope, session));
+        scope.count != Count::Sessions && covered.any(same)
+    }
+
+    fn is_full(&self, limit: &Limit, login: Login, sessions: &[Seen]) -> bool {
+        let is_counted = limit.max > 0 && self.is_counted(limit.scope, login, sessions);
+        !is_counted && self.count(limit.scope, sessions) >= limit.max
     }
 
     /// The same, without those that no limit refuses.
@@ -378,6 +438,7 @@ impl World {
         };
         let of_database = matches!(whole, Some((Level::Database, _))) || rule.database.is_some();
         let scope = Scope {
+            count: rule.count,
             who: match (rule.per, level) {
                 (Per::Group, _) => Who::Group(of),
                 (Per::Address, Level::Role | Level::Group) => Who::Role(login.role),
@@ -395,6 +456,7 @@ impl World {
             level,
             key: Key {
                 per: rule.per,
+                count: rule.count,
                 of_a_database: rule.database.is_some(),
                 network: rule.network,
                 whole,
@@ -402,7 +464,10 @@ impl World {
             limit: Limit {
                 scope,
                 max: rule.max,
-                on_excess: rule.on_excess.or(policy).unwrap_or(self.on_excess),
+                on_excess: match rule.count {
+                    Count::Roles => OnExcess::Refuse,
+                    _ => rule.on_excess.or(policy).unwrap_or(self.on_excess),
+                },
             },
         })
     }
@@ -437,6 +502,7 @@ impl World {
     /// What the server holds everyone to but superusers.
     fn the_servers_own(&self, login: Login) -> Vec<Limit> {
         let scope = |who, database| Scope {
+            count: Count::Sessions,
             who,
             database,
             from: From::Anywhere,
@@ -482,7 +548,7 @@ impl World {
     /// What becomes of a login that nobody else's comes before, while nobody leaves.
     pub fn expected(&self, login: Login, sessions: &[Seen]) -> Expected {
         let limits = self.limits(login).into_iter();
-        let full = limits.filter(|limit| self.count(limit.scope, sessions) >= limit.max);
+        let full = limits.filter(|limit| self.is_full(limit, login, sessions));
         let full: Vec<Limit> = full.collect();
         let can_make_room = |limit: &Limit| {
             let needed = self.count(limit.scope, sessions) + 1 - limit.max;
@@ -493,8 +559,15 @@ impl World {
                     && self.anyone_is_old_enough
                     && (idle || limit.on_excess == OnExcess::ReplaceOldest)
             };
-            limit.on_excess != OnExcess::Refuse
-                && sessions.iter().filter(may_end).count() as i32 >= needed
+            // All of an address end, or none.
+            let stay = sessions
+                .iter()
+                .filter(|session| self.covers(limit.scope, session) && !may_end(session));
+            let stay: Vec<Counted> = stay.map(|session| counted(limit.scope, session)).collect();
+            let leaves = |session: &&Seen| !stay.contains(&counted(limit.scope, session));
+            let leaving = sessions.iter().filter(may_end).filter(leaves);
+            let leaving: Vec<Seen> = leaving.copied().collect();
+            limit.on_excess != OnExcess::Refuse && self.count(limit.scope, &leaving) >= needed
         };
         match (full.first(), full.iter().find(|it| !can_make_room(it))) {
             (None, _) => Expected::In,
@@ -506,7 +579,14 @@ impl World {
     /// How many more such logins fit; None: any number.
     pub fn room(&self, login: Login, sessions: &[Seen]) -> Option<i32> {
         let limits = self.limits(login).into_iter();
-        let room = limits.map(|limit| limit.max - self.count(limit.scope, sessions));
+        let room = limits.filter_map(|limit| {
+            let full = self.is_full(&limit, login, sessions);
+            match limit.scope.count {
+                Count::Sessions => Some(limit.max - self.count(limit.scope, sessions)),
+                // With the first of them the others are counted.
+                Count::Roles | Count::Addresses => full.then_some(0),
+            }
+        });
         room.min().map(|room| room.max(0))
     }
 
@@ -515,6 +595,9 @@ impl World {
         let rules = label.rules.iter().map(|rule| {
             let mut json = json!({"max": rule.max, "per": rule.per.json()});
             let mut put = |name: &str, value: Value| json[name] = value;
+            if rule.count != Count::Sessions {
+                put("count", json!(rule.count.word()));
+            }
             if let Some(database) = rule.database {
                 put("database", json!(self.databases[database].name));
             }

@@ -2,7 +2,7 @@
 
 use super::actors::{self, any_login};
 use super::books::{SITES, Site, allowed};
-use super::model::{Expected, Login, Scope, Seen, Who, World};
+use super::model::{Count, Expected, Login, Scope, Seen, Who, World};
 use super::random::{one_in, one_of};
 use super::{Kind, Run};
 use crate::client::{Refusal, Session};
@@ -337,9 +337,13 @@ impl Run {
             (Expected::Refused(_), Err(refusal)) => is_refusal(refusal) && ended.is_empty(),
             (Expected::Replaces(_), Ok(_)) => {
                 let limits = world.limits(login).into_iter();
-                let met = limits
-                    .into_iter()
-                    .all(|limit| world.count(limit.scope, &after) <= limit.max);
+                let met = limits.into_iter().all(|limit| {
+                    let count = world.count(limit.scope, &after);
+                    // It may have been counted already under one that was lowered.
+                    count <= limit.max
+                        || (limit.scope.count != Count::Sessions
+                            && count <= world.count(limit.scope, &before))
+                });
                 met && !ended.is_empty()
                     && ended.iter().all(|session| session.role == Some(login.role))
             }
@@ -393,7 +397,10 @@ impl Run {
 }
 
 fn is_refusal(refusal: &Refusal) -> bool {
-    refusal.sqlstate() == "53300" && refusal.message().starts_with("too many connections ")
+    let too_many = ["connections ", "users ", "client addresses "];
+    let message = refusal.message().strip_prefix("too many ");
+    let is_one = message.is_some_and(|text| too_many.iter().any(|what| text.starts_with(what)));
+    refusal.sqlstate() == "53300" && is_one
 }
 
 /// What a limit allows that nothing in these worlds is about but the same, for everyone it counts.

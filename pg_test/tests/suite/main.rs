@@ -23,6 +23,7 @@ mod clients;
 mod clock;
 mod cold;
 mod connection_limits;
+mod counts;
 mod crash;
 mod drivers;
 mod editing;
@@ -66,6 +67,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("clock", clock::TESTS),
     ("cold", cold::TESTS),
     ("connection_limits", connection_limits::TESTS),
+    ("counts", counts::TESTS),
     ("crash", crash::TESTS),
     ("drivers", drivers::TESTS),
     ("editing", editing::TESTS),

@@ -35,7 +35,7 @@ fn exporters_give_the_same_metrics(server: &Server) {
     run_sql(&mut superuser, &fence("The role", "sql\n"));
     let mut roles = String::from("CREATE ROLE team;");
     for role in ["alice", "bob", "carol", "dave", "eve", "frank"] {
-        roles += &format!("CREATE ROLE {role} LOGIN;");
+        roles += &format!("CREATE ROLE {role} LOGIN IN ROLE team;");
     }
     superuser.query(&roles);
     for (object, label) in [

@@ -40,6 +40,12 @@ const LIMITS: &[&str] = &[
     "CREATE ROLE dave LOGIN IN ROLE team",
     "CREATE ROLE erin LOGIN",
     "CREATE ROLE frank LOGIN",
+    "CREATE ROLE seats",
+    r#"SECURITY LABEL FOR session_limit ON ROLE seats IS '{"max": 1, "per": "group", "count": "roles"}'"#,
+    "CREATE ROLE gina LOGIN IN ROLE seats",
+    "CREATE ROLE hank LOGIN IN ROLE seats",
+    "CREATE ROLE ivan LOGIN",
+    r#"SECURITY LABEL FOR session_limit ON ROLE ivan IS '{"max": 1, "per": ["role", "database"]}'"#,
     "CREATE DATABASE app CONNECTION LIMIT 9",
     r#"SECURITY LABEL FOR session_limit ON DATABASE app IS '{"max": 1}'"#,
     "CREATE DATABASE web CONNECTION LIMIT 1",
@@ -48,13 +54,15 @@ const LIMITS: &[&str] = &[
 ];
 
 /// How many of them are labels.
-const LABELS: usize = 4;
+const LABELS: usize = 6;
 
 /// In a database, a login that takes the last place, one that is too many, and the limit's source.
-const FULL: [(&str, [&str; 2], &str); 5] = [
+const FULL: [(&str, [&str; 2], &str); 7] = [
     ("postgres", ["alice", "alice"], "label on role alice"),
     ("postgres", ["bob", "bob"], "CONNECTION LIMIT of role bob"),
     ("postgres", ["carol", "dave"], "label on role team"),
+    ("postgres", ["gina", "hank"], "label on role seats"),
+    ("postgres", ["ivan", "ivan"], "label on role ivan"),
     ("app", ["erin", "frank"], "label on database app"),
     ("web", ["erin", "frank"], "CONNECTION LIMIT of database web"),
 ];

@@ -146,7 +146,7 @@ fn one_of_sixty(cluster: &Cluster, login: usize, round: usize) -> Target {
 }
 
 /// All at once; whoever is in stays.
-fn storm(targets: &[Target]) -> Vec<Option<Session>> {
+pub fn storm(targets: &[Target]) -> Vec<Option<Session>> {
     let mut connections: Vec<_> = targets.iter().map(Target::connect).collect();
     for (connection, target) in connections.iter_mut().zip(targets) {
         connection.send_startup(target);
