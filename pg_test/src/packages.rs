@@ -212,6 +212,21 @@ pub fn pgbouncer() -> Result<PathBuf, String> {
     debian("pgbouncer", &["pgbouncer", "libc-ares2", "libevent-2.1-7"])
 }
 
+/// HAProxy, where the servers' user can read it, and the folder of its libraries.
+pub fn haproxy() -> (PathBuf, PathBuf) {
+    let _lock = lock();
+    let packages = [
+        "haproxy",
+        "liblua5.3-0",
+        "libopentracing-c-wrapper0",
+        "libopentracing1",
+    ];
+    let unpacked = debian("haproxy", &packages).unwrap_or_else(|why| panic!("{why}"));
+    let copy = place::servers().join("haproxy");
+    copy_once(&unpacked, &copy);
+    (copy.join("usr/sbin/haproxy"), debian_libraries(&copy))
+}
+
 /// A Debian 12 in a folder, with PostgreSQL 15 and what makes packages, for root to use with `chroot`; without Rust.
 pub fn debian_root() -> Result<PathBuf, String> {
     let _lock = lock();

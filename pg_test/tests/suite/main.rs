@@ -31,11 +31,13 @@ mod events;
 mod faults;
 mod groups;
 mod hooks;
+mod howtos;
 mod kinds;
 mod labels;
 mod limits;
 mod memory;
 mod packages;
+mod page;
 mod refusal;
 mod regress;
 mod replacing;
@@ -69,6 +71,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("faults", faults::TESTS),
     ("groups", groups::TESTS),
     ("hooks", hooks::TESTS),
+    ("howtos", howtos::TESTS),
     ("kinds", kinds::TESTS),
     ("labels", labels::TESTS),
     ("limits", limits::TESTS),
