@@ -350,7 +350,7 @@ fn poolers(server: &Server) {
         assert!(clients.iter_mut().all(Session::is_alive));
         let _direct = admitted(&direct);
         assert_eq!(sqlstate_of(&direct), "53300");
-        clients.map(Session::close);
+        clients.into_iter().for_each(Session::close);
         let mut superuser = howto.cluster.superuser();
         let idle = "SELECT count(*) FROM session_limit.sessions WHERE usename = 'app'";
         assert_eq!(superuser.value(idle), "3", "PgBouncer keeps them");

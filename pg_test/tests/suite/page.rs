@@ -66,7 +66,7 @@ impl Page {
             for line in fence.lines().filter(|line| !line.starts_with("--")) {
                 statement.push_str(line);
                 statement.push('\n');
-                if line.ends_with(';') && statement.matches("$$").count() % 2 == 0 {
+                if line.ends_with(';') && statement.matches("$$").count().is_multiple_of(2) {
                     statements.push(std::mem::take(&mut statement));
                 }
             }
