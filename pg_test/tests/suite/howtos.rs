@@ -28,16 +28,21 @@ tests![
     short_lived_roles,
 ];
 
-/// By a test here, or by a module of its own, that has the page's name.
+/// By a test here, or by a module of its own, that has the page's name; and an example by a page that includes it.
 fn every_page_is_tested(_: &Server) {
     let here = TESTS.iter().map(|(name, _)| *name);
     let modules = crate::MODULES.iter().map(|(name, _)| *name);
     let tested: Vec<&str> = here.chain(modules).collect();
-    let pages = fs::read_dir(place::checkout().join("docs/howto")).expect("read docs/howto");
-    for page in pages {
-        let page = page.expect("read docs/howto").path();
+    let mut text = String::new();
+    for page in packages::walk(&place::checkout().join("docs/howto")) {
         let name = page.file_stem().unwrap_or_default().to_string_lossy();
         assert!(tested.contains(&&*name), "{} has no test", page.display());
+        text += &fs::read_to_string(&page).expect("read a page");
+    }
+    for example in packages::walk(&place::checkout().join("examples")) {
+        let name = example.file_name().unwrap_or_default().to_string_lossy();
+        let included = text.contains(&format!("{{{{#include ../../examples/{name}}}}}"));
+        assert!(included, "no page includes {}", example.display());
     }
 }
 
@@ -330,22 +335,23 @@ fn poolers(server: &Server) {
     let direct = howto.cluster.login_of("app");
     {
         let pooler = Pooler::start(&howto.cluster, "app", &mode, number);
-        let mut clients = [(); 5].map(|()| admitted(&pooler.target));
+        let mut clients: Vec<Session> = (0..5).map(|_| admitted(&pooler.target)).collect();
         for client in &mut clients {
             client.query("SELECT 1");
         }
-        // Both are there only when two clients are busy at once.
-        clients[0].query("BEGIN");
-        clients[1].query("BEGIN");
+        // The pool has all of its sessions only when so many clients are busy at once.
+        for client in &mut clients[..number] {
+            client.query("BEGIN");
+        }
         let _direct = admitted(&direct);
         assert_eq!(sqlstate_of(&direct), "53300");
         clients[0].query("COMMIT");
-        clients[2].query("SELECT 1");
+        clients[number].query("SELECT 1");
     }
     howto.cluster.wait_until_gone("app");
     {
         let pooler = Pooler::start(&howto.cluster, "app", "session", number);
-        let mut clients = [(); 2].map(|()| admitted(&pooler.target));
+        let mut clients: Vec<Session> = (0..number).map(|_| admitted(&pooler.target)).collect();
         // The first query is what needs a session.
         assert!(clients.iter_mut().all(Session::is_alive));
         let _direct = admitted(&direct);
@@ -545,7 +551,7 @@ fn pgbouncer_limits(server: &Server) {
     let number = configured(&howto.page, "What becomes what", "default_pool_size");
     let number: usize = number.parse().expect("a number");
     let pooler = Pooler::start(&howto.cluster, "app", "session", number);
-    let mut clients = [(); 2].map(|()| admitted(&pooler.target));
+    let mut clients: Vec<Session> = (0..number).map(|_| admitted(&pooler.target)).collect();
     assert!(clients.iter_mut().all(Session::is_alive));
     let direct = howto.cluster.login_of("app");
     let mut _sessions = vec![admitted(&direct)];
