@@ -213,18 +213,17 @@ pub fn pgbouncer() -> Result<PathBuf, String> {
 }
 
 /// HAProxy, where the servers' user can read it, and the folder of its libraries.
-pub fn haproxy() -> (PathBuf, PathBuf) {
-    let _lock = lock();
+pub fn haproxy() -> Result<(PathBuf, PathBuf), String> {
     let packages = [
         "haproxy",
         "liblua5.3-0",
         "libopentracing-c-wrapper0",
         "libopentracing1",
     ];
-    let unpacked = debian("haproxy", &packages).unwrap_or_else(|why| panic!("{why}"));
+    let unpacked = debian("haproxy", &packages)?;
     let copy = place::servers().join("haproxy");
     copy_once(&unpacked, &copy);
-    (copy.join("usr/sbin/haproxy"), debian_libraries(&copy))
+    Ok((copy.join("usr/sbin/haproxy"), debian_libraries(&copy)))
 }
 
 /// A Debian 12 in a folder, with PostgreSQL 15 and what makes packages, for root to use with `chroot`; without Rust.

@@ -1,5 +1,6 @@
 //! docs/howto/: the statements and commands of each page as they stand there, and whether logins then end as it says.
 
+use crate::drivers::available;
 use crate::page::Page;
 use crate::scene::{admitted, refused, set_label, told, wait_until};
 use pg_test::client::{Refusal, Session, Target};
@@ -8,6 +9,7 @@ use pg_test::pooler::Pooler;
 use pg_test::server::Server;
 use pg_test::{packages, place, wait_for};
 use std::fs;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 tests![
@@ -326,6 +328,9 @@ fn configured(page: &Page, heading: &str, name: &str) -> String {
 }
 
 fn poolers(server: &Server) {
+    if available(packages::pgbouncer).is_none() {
+        return;
+    }
     let before = ["CREATE ROLE app LOGIN"];
     let mut howto = HowTo::start(server, "poolers", &[], &before);
     howto.run("PgBouncer");
@@ -367,6 +372,9 @@ fn poolers(server: &Server) {
     howto.finish();
 }
 
+/// A program, and the folder of its libraries.
+type Program = (PathBuf, PathBuf);
+
 /// Ends with the test, however that ends.
 struct Proxy(Child);
 
@@ -379,6 +387,9 @@ impl Drop for Proxy {
 
 /// The section of poolers.md on it.
 fn haproxy(server: &Server) {
+    let Some(haproxy) = available(packages::haproxy) else {
+        return;
+    };
     let settings = [("log_connections", "on"), ANY_AGE];
     let howto = HowTo::start(server, "poolers", &settings, &["CREATE ROLE alice LOGIN"]);
     run(
@@ -388,7 +399,7 @@ fn haproxy(server: &Server) {
     );
     let section = howto.page.section("HAProxy");
     let check = section.fences("cfg")[0];
-    let (mut proxy, port) = start_haproxy(&howto.cluster, check);
+    let (mut proxy, port) = start_haproxy(&howto.cluster, &haproxy, check);
     let through = Target {
         endpoint: pg_test::client::Endpoint::Tcp(port),
         ..howto.cluster.tcp_login_of("alice")
@@ -422,7 +433,7 @@ fn haproxy(server: &Server) {
         r#"{"max": 1, "on_excess": "replace_oldest"}"#,
     ));
     let mut session = admitted(&howto.cluster.login_of("alice"));
-    proxy = start_haproxy(&howto.cluster, "option pgsql-check user alice").0;
+    proxy = start_haproxy(&howto.cluster, &haproxy, "option pgsql-check user alice").0;
     let ended = "SELECT count(*) FROM session_limit.events WHERE event = 'replaced'";
     wait_until(&mut superuser, ended, "1");
     told(&mut session);
@@ -432,7 +443,7 @@ fn haproxy(server: &Server) {
     superuser.query(&set_label("ROLE alice", r#"{"max": 1, "max_wait": "30s"}"#));
     howto.cluster.wait_until_gone("alice");
     let _session = admitted(&howto.cluster.login_of("alice"));
-    let (_proxy, port) = start_haproxy(&howto.cluster, "option pgsql-check user alice");
+    let (_proxy, port) = start_haproxy(&howto.cluster, &haproxy, "option pgsql-check user alice");
     let bob = Target {
         endpoint: pg_test::client::Endpoint::Tcp(port),
         ..howto.cluster.tcp_login_of("postgres")
@@ -445,8 +456,8 @@ fn haproxy(server: &Server) {
 }
 
 /// With so short an interval that its checks are soon over; returns its port, too.
-fn start_haproxy(cluster: &Cluster, check: &str) -> (Proxy, u16) {
-    let (program, libraries) = packages::haproxy();
+fn start_haproxy(cluster: &Cluster, haproxy: &Program, check: &str) -> (Proxy, u16) {
+    let (program, libraries) = haproxy;
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = listener.local_addr().expect("its port").port();
     drop(listener);
@@ -458,15 +469,15 @@ fn start_haproxy(cluster: &Cluster, check: &str) -> (Proxy, u16) {
     );
     let file = cluster.dir.join("haproxy.cfg");
     fs::write(&file, configuration).expect("write haproxy.cfg");
-    let mut haproxy = Command::new(program);
-    haproxy.args(["-db", "-f"]).arg(file);
-    haproxy.env("LD_LIBRARY_PATH", libraries);
-    let haproxy = place::as_server_user(&mut haproxy)
+    let mut command = Command::new(program);
+    command.args(["-db", "-f"]).arg(file);
+    command.env("LD_LIBRARY_PATH", libraries);
+    let running = place::as_server_user(&mut command)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn();
-    let proxy = Proxy(haproxy.expect("run haproxy"));
+    let proxy = Proxy(running.expect("run haproxy"));
     wait_for("HAProxy to accept connections", || {
         std::net::TcpStream::connect(("127.0.0.1", port)).ok()
     });
@@ -555,6 +566,9 @@ fn login_triggers(server: &Server) {
 }
 
 fn pgbouncer_limits(server: &Server) {
+    if available(packages::pgbouncer).is_none() {
+        return;
+    }
     let before = ["CREATE ROLE app LOGIN", "CREATE DATABASE app"];
     let mut howto = HowTo::start(server, "pgbouncer_limits", &[], &before);
     howto.run("What becomes what");
