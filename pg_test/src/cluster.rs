@@ -366,15 +366,22 @@ impl Cluster {
 
     /// Reloads the configuration and returns when new sessions have it.
     pub fn reload(&self) {
-        let loaded = || {
-            let mut session = self.superuser();
-            let time = session.value("SELECT pg_conf_load_time()");
-            session.end();
-            time
-        };
-        let before = loaded();
+        let before = self.load_time();
         self.signal(Signal::HUP);
-        wait_for("the reload", || (loaded() != before).then_some(()));
+        self.wait_for_reload(&before);
+    }
+
+    /// When the configuration was loaded that new sessions have.
+    pub fn load_time(&self) -> String {
+        let mut session = self.superuser();
+        let time = session.value("SELECT pg_conf_load_time()");
+        session.end();
+        time
+    }
+
+    /// Waits until new sessions have another configuration than that of then.
+    pub fn wait_for_reload(&self, before: &str) {
+        wait_for("the reload", || (self.load_time() != before).then_some(()));
     }
 
     /// One of the server's client programs, told where the server is.

@@ -225,6 +225,20 @@ pub fn monitoring() -> Result<PathBuf, String> {
     found.ok_or_else(|| "this system has another Prometheus".to_string())
 }
 
+/// HAProxy, where the servers' user can read it, and the folder of its libraries.
+pub fn haproxy() -> Result<(PathBuf, PathBuf), String> {
+    let packages = [
+        "haproxy",
+        "liblua5.3-0",
+        "libopentracing-c-wrapper0",
+        "libopentracing1",
+    ];
+    let unpacked = debian("haproxy", &packages)?;
+    let copy = place::servers().join("haproxy");
+    copy_once(&unpacked, &copy);
+    Ok((copy.join("usr/sbin/haproxy"), debian_libraries(&copy)))
+}
+
 /// A Debian 12 in a folder, with PostgreSQL 15 and what makes packages, for root to use with `chroot`; without Rust.
 pub fn debian_root() -> Result<PathBuf, String> {
     let _lock = lock();

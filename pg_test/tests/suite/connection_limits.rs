@@ -1,14 +1,13 @@
-//! docs/connection_limits.md: what a row says of connection_limits, on its left, is what the
+//! docs/howto/connection_limits.md: what a row says of connection_limits, on its left, is what the
 //! statements on its right do. The left side is read by a model of connection_limits, and real
 //! logins tell whether it is so.
 
+use crate::page::Page;
 use crate::scene::wait_until;
 use pg_test::client::{Session, Target};
 use pg_test::cluster::Cluster;
-use pg_test::place;
 use pg_test::server::Server;
 use std::collections::BTreeSet;
-use std::fs;
 use std::net::Ipv4Addr;
 
 tests![
@@ -74,15 +73,15 @@ const BOSS: Client = Client {
 };
 
 fn rules(server: &Server) {
-    compare(server, &rows("## Rules"));
+    compare(server, &rows("Rules"));
 }
 
 fn defaults_and_overrides(server: &Server) {
-    compare(server, &rows("## Defaults"));
+    compare(server, &rows("Defaults"));
 }
 
 fn every_rule_form_and_setting_has_a_row(_: &Server) {
-    let rules = rows("## Rules");
+    let rules = rows("Rules");
     let forms: BTreeSet<[bool; 3]> = rules
         .iter()
         .filter(|row| row.there.rules.len() == 1)
@@ -90,7 +89,7 @@ fn every_rule_form_and_setting_has_a_row(_: &Server) {
         .collect();
     assert_eq!(forms.len(), 8, "{forms:?}");
     // By itself, and with a rule that overrides it.
-    let defaults = rows("## Defaults");
+    let defaults = rows("Defaults");
     for (field, setting) in SETTINGS.iter().enumerate() {
         let only = |row: &&Row| {
             let set = row.there.defaults.iter().map(Option::is_some);
@@ -106,13 +105,11 @@ fn every_rule_form_and_setting_has_a_row(_: &Server) {
 
 fn the_view(server: &Server) {
     let cluster = cluster(server);
-    let row = rows("## Rules")
+    let row = rows("Rules")
         .into_iter()
         .find(|row| row.text.starts_with("| `foodb foouser all 2`"))
         .expect("the row");
-    let page = page();
-    let (_, query) = page.split_once("```sql\n").expect("a query");
-    let (query, _) = query.split_once("```").expect("its end");
+    let queries = page().section("The view").statements();
     let mut control = cluster.superuser();
     control.query(&row.statements[0]);
     let client = Client {
@@ -122,7 +119,7 @@ fn the_view(server: &Server) {
     };
     let _session = target(&cluster, client).login().expect("the first of two");
     let expected = ["label on role foouser", "foouser in foodb", "1", "2"];
-    assert_eq!(control.query(query), [expected]);
+    assert_eq!(control.query(&queries[0]), [expected]);
 }
 
 /// Whether real logins are admitted and refused as the left side of each row says.
@@ -224,18 +221,16 @@ fn wait_until_alone(control: &mut Session) {
     wait_until(control, sessions, "1");
 }
 
-fn page() -> String {
-    let path = place::checkout().join("docs/connection_limits.md");
-    fs::read_to_string(path).expect("docs/connection_limits.md")
+fn page() -> Page {
+    Page::read("howto/connection_limits.md")
 }
 
 /// The rows of the table under this heading.
 fn rows(heading: &str) -> Vec<Row> {
-    let page = page();
-    let (_, section) = page.split_once(heading).expect(heading);
-    let section = section.split("\n## ").next().expect("a section");
+    let section = page().section(heading);
     // The row with dashes is the last of a table's head.
     let body = section
+        .text
         .lines()
         .skip_while(|line| !line.starts_with("| ---"));
     let table = body.skip(1).take_while(|line| line.starts_with('|'));

@@ -265,10 +265,10 @@ fn stage(
     Some((stage, driver))
 }
 
-/// A driver's command, or a line that says why there is none.
-fn available(script: impl FnOnce() -> Result<Command, String>) -> Option<Command> {
+/// A driver's command, or another program, or a line that says why there is none.
+pub fn available<T>(program: impl FnOnce() -> Result<T, String>) -> Option<T> {
     let _lock = packages::lock();
-    script().map_err(|why| skip(&why)).ok()
+    program().map_err(|why| skip(&why)).ok()
 }
 
 fn skip(why: &str) {

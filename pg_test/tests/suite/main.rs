@@ -32,6 +32,7 @@ mod events;
 mod faults;
 mod groups;
 mod hooks;
+mod howtos;
 mod install;
 mod kinds;
 mod labels;
@@ -40,6 +41,7 @@ mod limits;
 mod memory;
 mod monitoring;
 mod packages;
+mod page;
 mod reference;
 mod refusal;
 mod regress;
@@ -77,6 +79,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("groups", groups::TESTS),
     ("hooks", hooks::TESTS),
     ("install", install::TESTS),
+    ("howtos", howtos::TESTS),
     ("kinds", kinds::TESTS),
     ("labels", labels::TESTS),
     ("limit_stats", limit_stats::TESTS),

@@ -1,5 +1,6 @@
-//! docs/rolling_out.md, step by step, with the statements of the page.
+//! docs/howto/rolling_out.md, step by step, with the statements of the page.
 
+use crate::page::Page;
 use crate::scene::{refused, wait_until};
 use pg_test::client::Session;
 use pg_test::cluster::Cluster;
@@ -9,19 +10,8 @@ tests![from_a_dry_run_to_the_sweep];
 
 /// Runs the SQL of a step, and returns the rows of each statement.
 fn step(number: usize, superuser: &mut Session) -> Vec<Vec<Vec<String>>> {
-    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/rolling_out.md");
-    let page = std::fs::read_to_string(page).expect(page);
-    let heading = format!("## {number}.");
-    let (_, rest) = page.split_once(&heading).expect(&heading);
-    let section = rest.split("\n## ").next().expect("a section");
-    let fences = section
-        .split("```sql\n")
-        .skip(1)
-        .map(|fence| fence.split("```").next().expect("the end of a fence"));
-    let statements: Vec<&str> = fences
-        .flat_map(|fence| fence.split(";\n"))
-        .filter(|statement| !statement.trim().is_empty())
-        .collect();
+    let page = Page::read("howto/rolling_out.md");
+    let statements = page.section(&format!("{number}.")).statements();
     assert!(!statements.is_empty(), "step {number}");
     statements
         .iter()
@@ -49,19 +39,19 @@ fn from_a_dry_run_to_the_sweep(server: &Server) {
 
     let found = step(3, &mut superuser);
     let limit = ["label on role alice", "role", "alice", "2", "1", "f", "log"];
-    assert_eq!(found[1], [limit.map(String::from).to_vec()]);
+    assert_eq!(found[3], [limit.map(String::from).to_vec()]);
     assert!(
-        found[2].is_empty() && found[3].is_empty(),
+        found[4].is_empty() && found[5].is_empty(),
         "nobody came yet"
     );
     sessions.push(alice.login().expect("a dry run"));
     let found = step(3, &mut superuser);
     assert_eq!(
-        found[2],
+        found[4],
         [["alice", "postgres", "1", "0"].map(String::from).to_vec()]
     );
     assert_eq!(
-        found[3][0][1..4],
+        found[5][0][1..4],
         ["would_refuse", "alice", "127.0.0.1"].map(String::from)
     );
 
