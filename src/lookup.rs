@@ -16,7 +16,7 @@ use model::precedence::{self, Applicable, Defaults, InDatabase, LoginFacts};
 use model::session::Session;
 use model::sweep::Applying;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 /// The labels, and who is a member of what.
@@ -277,10 +277,12 @@ pub fn applying<'a>(
 ) -> (Applying, Members) {
     let (labels, defaults) = (Labels::read(), settings::defaults());
     let mut applying = Applying::default();
+    let mut known = HashMap::new();
     for session in sessions {
         if applying.hold.contains_key(&session.kind()) {
             continue;
         }
+        pgrx::check_for_interrupts!();
         memory::require(0);
         let role = Role::by_oid(session.role).unwrap_or_else(|| Role::dropped(session.role));
         let database = Database::by_oid(session.database);
@@ -293,33 +295,20 @@ pub fn applying<'a>(
             if exempt && limit.scope.who == Who::Role(role.oid) {
                 continue;
             }
-            let index = index_of(&mut applying.limits, limit);
+            // Policies may differ.
+            let of = (limit.source, limit.scope, limit.per, limit.unit);
+            let index = *known
+                .entry((of, limit.max, limit.enforced))
+                .or_insert_with(|| {
+                    applying.limits.push(limit);
+                    applying.limits.len() - 1
+                });
             hold.extend(Some(index).filter(|_| !exempt));
         }
         applying.hold.insert(session.kind(), hold);
     }
     let members = labels.members(&applying.limits);
     (applying, members)
-}
-
-/// Where the limit is, from now on at the latest. Policies may differ.
-fn index_of(limits: &mut Vec<Limit>, limit: Limit) -> usize {
-    let key = |limit: &Limit| {
-        let (scope, enforced) = (limit.scope, limit.enforced);
-        (
-            limit.source,
-            scope,
-            limit.per,
-            limit.unit,
-            limit.max,
-            enforced,
-        )
-    };
-    let known = limits.iter().position(|known| key(known) == key(&limit));
-    known.unwrap_or_else(|| {
-        limits.push(limit);
-        limits.len() - 1
-    })
 }
 
 /// What is known that a decision may need.

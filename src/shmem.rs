@@ -273,9 +273,11 @@ pub fn ask_statistics(question: impl FnOnce(&Statistics) -> bool) -> bool {
 /// A copy of the statistics.
 pub fn statistics() -> Box<Statistics> {
     memory::require(size_of::<Statistics>());
-    let mut copy = Box::new(Statistics::new(0));
-    memory()
-        .statistics
-        .shared(|statistics| *copy = **statistics);
-    copy
+    // Not by way of the stack, which has less room.
+    let mut copy = Box::<Statistics>::new_uninit();
+    memory().statistics.shared(|statistics| {
+        copy.write(**statistics);
+    });
+    // SAFETY: written just now.
+    unsafe { copy.assume_init() }
 }

@@ -14,8 +14,8 @@ use crate::pg::{backend, compat};
 use crate::record::{self, events};
 use crate::settings::{self, Enforcement, Settings, SweepSetting};
 use crate::{error, login, lookup, shmem, slot};
-use model::counters::{Pair, Statistics};
-use model::limit::{Limit, Per, Scope, Source, Unit};
+use model::counters::Statistics;
+use model::limit::{Limit, Object, Per, Scope, Source, Unit};
 use model::session::{Claim, Session};
 use model::sweep::{Exceeded, Sweep, ends_if_dropped};
 use pgrx::bgworkers::{
@@ -176,8 +176,8 @@ fn end_and_say(settings: &Settings, said: &mut SaidBefore) {
         for ending in slot::end_excess(&sweep, &end) {
             if let Some(limit) = applying.limits.get(ending.over.limit) {
                 let ended = Some((ending.pid, &ending.session));
-                events::swept(limit, ending.over.in_use, ended);
                 record::swept(limit);
+                events::swept(limit, ending.over.in_use, ended);
             }
         }
     }
@@ -247,16 +247,14 @@ fn forget_dropped() {
     read_catalogs(|| {
         // Before the catalogs: who is not in them any more was dropped, and not made meanwhile.
         let statistics = shmem::statistics();
-        let roles: BTreeSet<u32> = Role::all().iter().map(|role| role.oid).collect();
-        let databases = Database::all();
-        let databases: BTreeSet<u32> = databases.iter().map(|database| database.oid).collect();
-        let is_dropped = |pair: &Pair| {
-            let in_dropped = pair.database != 0 && !databases.contains(&pair.database);
-            in_dropped || !roles.contains(&pair.role)
-        };
-        let pairs = statistics.rows().filter_map(|(pair, _)| pair);
-        let mut dropped: Vec<Pair> = pairs.filter(is_dropped).collect();
-        dropped.sort_unstable();
+        let mut dropped: BTreeSet<Object> = statistics.objects().collect();
+        for role in Role::all() {
+            dropped.remove(&Object::Role(role.oid));
+        }
+        for database in Database::all() {
+            dropped.remove(&Object::Database(database.oid));
+        }
+        let dropped: Vec<Object> = dropped.into_iter().collect();
         if !dropped.is_empty() {
             shmem::change_statistics(|statistics| statistics.forget(&dropped));
         }

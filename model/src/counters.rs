@@ -1,7 +1,8 @@
 //! The statistics: counters of what has become of logins since the last reset, for each pair of a role and a database, and
 //! for each limit; and the bytes that keep them over a restart. Shared memory, the lock and the file are the caller's.
 
-use crate::limit_counters::{Counted, LimitCounters, LimitStatistics};
+use crate::limit::Object;
+use crate::limit_counters::{self, Counted, LimitCounters, LimitStatistics};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -120,7 +121,7 @@ impl Counters {
             CountedOutcome::Abandoned => add(&mut self.abandoned, 1),
             CountedOutcome::Refused => {
                 add(&mut self.refused, 1);
-                self.last_refused = login.at;
+                self.last_refused = self.last_refused.max(login.at);
             }
         }
     }
@@ -241,18 +242,36 @@ impl Statistics {
 
     /// Whether there is little room for further pairs.
     pub fn is_crowded(&self) -> bool {
-        self.used >= CROWDED
+        self.used >= CROWDED || self.limits.is_crowded()
     }
 
-    /// Makes room: the counters of these pairs, which are sorted, become part of the others'. Allocates nothing.
-    pub fn forget(&mut self, dropped: &[Pair]) {
+    /// The roles and databases that something was counted for.
+    pub fn objects(&self) -> impl Iterator<Item = Object> {
+        let pairs = self.pairs().flat_map(|(pair, _)| {
+            let database = Some(pair.database).filter(|oid| *oid != 0);
+            [
+                Some(Object::Role(pair.role)),
+                database.map(Object::Database),
+            ]
+        });
+        let limits = self.limits.rows();
+        let limits = limits.filter_map(|(counted, _)| counted);
+        let limits = limits.flat_map(|counted| counted.objects());
+        pairs.chain(limits).flatten()
+    }
+
+    /// Makes room: the counters of these roles and databases, which are sorted, become part of the others'. Allocates
+    /// nothing.
+    pub fn forget(&mut self, dropped: &[Object]) {
+        self.limits.forget(dropped);
+        let is_dropped = |object: Object| dropped.binary_search(&object).is_ok();
         let mut kept = 0;
         for position in 0..self.used {
             let entry = self.pairs.get(position).zip(self.counters.get(position));
             let Some((&pair, &counters)) = entry else {
                 return;
             };
-            if dropped.binary_search(&pair).is_ok() {
+            if is_dropped(Object::Role(pair.role)) || is_dropped(Object::Database(pair.database)) {
                 self.others.merge(&counters);
                 continue;
             }
@@ -312,7 +331,8 @@ impl Statistics {
             return Err("its checksum is wrong");
         }
         let saved: Saved = serde_json::from_slice(json).map_err(|_| "it cannot be read")?;
-        if saved.pairs.len() > ROOM {
+        // The others are one of the limits.
+        if saved.pairs.len() > ROOM || saved.limits.len() > limit_counters::ROOM + 1 {
             return Err("it has too many rows");
         }
         (self.since, self.lost, self.others) = (saved.since, saved.lost, saved.others);
@@ -505,12 +525,12 @@ pub mod tests {
         statistics.count(of(9), &login(50, CountedOutcome::Refused));
         statistics.count(of(8), &login(40, CountedOutcome::Refused));
         let before: Vec<_> = statistics.rows().map(|(pair, it)| (pair, *it)).collect();
-        let dropped: Vec<Pair> = (8..=9).chain(2000..2002).map(of).collect();
-        statistics.forget(&dropped);
+        let dropped = [8, 9, 2000, 2001];
+        statistics.forget(&dropped.map(Object::Role));
         let all: Vec<_> = statistics.rows().map(|(pair, it)| (pair, *it)).collect();
         let (others, kept) = all.split_last().expect("rows");
         let is_kept = |(pair, _): &(Option<Pair>, Counters)| {
-            pair.is_some_and(|pair| !dropped.contains(&pair))
+            pair.is_some_and(|pair| !dropped.contains(&pair.role))
         };
         let expected: Vec<_> = before.into_iter().filter(is_kept).collect();
         assert_eq!(kept, expected, "in the same order");

@@ -78,8 +78,9 @@ fn decide(
             Ok((excess, ended)) => {
                 Verdict::Replacing(admission(table, counter, login, over)?, ended, excess)
             }
+            // It may be another limit than the one for which the login was to wait.
             Err(excess) => Verdict::Refused(Excess {
-                not_waited,
+                not_waited: not_waited.filter(|_| login.has_time(&excess.limit)),
                 ..excess
             }),
         },

@@ -7,14 +7,14 @@ use std::fmt;
 use std::time::Duration;
 
 /// What a limit can be set on: a role or a database, by OID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Object {
     Role(u32),
     Database(u32),
 }
 
 /// Where a limit is set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Source {
     /// The `CONNECTION LIMIT` of a role or a database.
     ConnectionLimit(Object),
@@ -27,7 +27,7 @@ pub enum Source {
 }
 
 /// What a limit counts separately: with `per` `role`, each role has a count of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Per {
     /// Each role.
     Role,
@@ -144,11 +144,18 @@ impl Condition {
 pub type Names<'a> = &'a dyn Fn(Object) -> Vec<u8>;
 
 impl Source {
+    /// What the limit is set on; None for a setting.
+    pub fn object(self) -> Option<Object> {
+        match self {
+            Source::ConnectionLimit(object) | Source::Label(object) => Some(object),
+            Source::ClusterLimits | Source::MaxSessionsPerRole => None,
+        }
+    }
+
     /// The database that the limit is set on, by OID; None if it is set elsewhere.
     pub fn database(self) -> Option<u32> {
-        match self {
-            Source::ConnectionLimit(Object::Database(oid))
-            | Source::Label(Object::Database(oid)) => Some(oid),
+        match self.object() {
+            Some(Object::Database(oid)) => Some(oid),
             _ => None,
         }
     }

@@ -27,15 +27,37 @@ impl Counted {
         }
     }
 
-    fn fingerprint(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
+    /// Hashes of where it is set, and of what is the same as long as the limit is.
+    fn fingerprint(&self) -> Fingerprint {
+        let hash = |of: &dyn Fn(&mut DefaultHasher)| {
+            let mut hasher = DefaultHasher::new();
+            of(&mut hasher);
+            hasher.finish() as u32
+        };
         match self {
-            Counted::Limit(limit) => limit.scope.hash(&mut hasher),
-            Counted::UnreadableLabel(_) => {}
+            Counted::Limit(limit) => (
+                hash(&|hasher| limit.source.hash(hasher)),
+                hash(&|hasher| (limit.scope, limit.per, limit.unit).hash(hasher)),
+            ),
+            Counted::UnreadableLabel(object) => (hash(&|hasher| object.hash(hasher)), 0),
         }
-        hasher.finish()
+    }
+
+    /// What it is set on, and the role and the database whose sessions it counts.
+    pub fn objects(&self) -> [Option<Object>; 3] {
+        match self {
+            Counted::UnreadableLabel(object) => [Some(*object), None, None],
+            Counted::Limit(limit) => {
+                let (role, database) = (limit.scope.role(), limit.scope.database);
+                let role = role.map(Object::Role);
+                [limit.source.object(), role, database.map(Object::Database)]
+            }
+        }
     }
 }
+
+/// Of where a limit is set, and of the rest of it.
+type Fingerprint = (u32, u32);
 
 /// What happened under a limit.
 #[derive(Clone, Copy, Debug)]
@@ -95,7 +117,7 @@ impl LimitCounters {
                 &mut self.admitted
             }
             Happened::Refused(why) => {
-                self.last_refused = at;
+                self.last_refused = self.last_refused.max(at);
                 match why {
                     WhyRefused::NoRoom => &mut self.refused_no_room,
                     WhyRefused::NoPlaceToWait => &mut self.refused_no_place_to_wait,
@@ -132,21 +154,27 @@ impl LimitCounters {
     }
 }
 
+/// If so many limits have counters, it is time to look for dropped roles and databases among them.
+const CROWDED: usize = ROOM - ROOM / 4;
+
+/// Limits that are set in one place take no more of the room from others, once it is used up.
+const OF_ONE_SOURCE: usize = ROOM / 4;
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Row {
     counted: Counted,
     counters: LimitCounters,
-    /// The number of the last change.
-    changed: u64,
 }
 
-/// The counters of all limits. If there are more than [`ROOM`], the row that nothing was counted in for the longest becomes
-/// part of the others.
+/// The counters of all limits. If there are more than [`ROOM`], a row becomes part of the others: the one that nothing was
+/// counted in for the longest, of those from the same place if these are many, so that whoever makes limits in one place
+/// hides no others.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LimitStatistics {
     used: usize,
-    /// A hash for each row, apart from it, so that the search for a row reads few pages.
-    hashes: [u64; ROOM],
+    /// For each row, apart from it, so that the search for a row reads few pages; and the number of its last change.
+    fingerprints: [Fingerprint; ROOM],
+    changed: [u64; ROOM],
     rows: [Row; ROOM],
     others: LimitCounters,
     changes: u64,
@@ -157,11 +185,11 @@ impl LimitStatistics {
         let unused = Row {
             counted: Counted::UnreadableLabel(Object::Role(0)),
             counters: LimitCounters::default(),
-            changed: 0,
         };
         LimitStatistics {
             used: 0,
-            hashes: [0; ROOM],
+            fingerprints: [(0, 0); ROOM],
+            changed: [0; ROOM],
             rows: [unused; ROOM],
             others: LimitCounters::default(),
             changes: 0,
@@ -174,47 +202,88 @@ impl LimitStatistics {
 
     /// Counts what happened under the limit. Allocates nothing.
     pub fn count(&mut self, counted: Counted, happened: Happened, at: i64) {
-        self.changes += 1;
-        let changed = self.changes;
         if let Some(row) = self.row(counted) {
-            (row.counted, row.changed) = (counted, changed);
+            row.counted = counted;
             row.counters.count(happened, at);
         }
     }
 
+    /// The row of the limit, changed just now.
     fn row(&mut self, counted: Counted) -> Option<&mut Row> {
-        let hash = counted.fingerprint();
-        let known = self.hashes.iter().zip(&self.rows).take(self.used);
-        let is_it = |(known, row): (&u64, &Row)| *known == hash && row.counted.is_same_as(&counted);
+        let fingerprint = counted.fingerprint();
+        let known = self.fingerprints.iter().zip(&self.rows).take(self.used);
+        let is_it = |(known, row): (&Fingerprint, &Row)| {
+            *known == fingerprint && row.counted.is_same_as(&counted)
+        };
         let known = known.into_iter().position(is_it);
         let position = match known {
             Some(position) => position,
             None => {
-                let position = self.free();
-                *self.hashes.get_mut(position)? = hash;
+                let position = self.free(fingerprint.0);
+                *self.fingerprints.get_mut(position)? = fingerprint;
                 *self.rows.get_mut(position)? = Row {
                     counted,
                     counters: LimitCounters::default(),
-                    changed: 0,
                 };
                 position
             }
         };
+        self.changes += 1;
+        *self.changed.get_mut(position)? = self.changes;
         self.rows.get_mut(position)
     }
 
-    /// The index of a row for a further limit.
-    fn free(&mut self) -> usize {
+    /// The index of a row for a further limit that is set there.
+    fn free(&mut self, source: u32) -> usize {
         if self.used < ROOM {
             self.used += 1;
             return self.used - 1;
         }
-        let rows = self.rows.iter().enumerate();
-        let oldest = rows.min_by_key(|(_, row)| row.changed);
-        oldest.map_or(ROOM, |(position, row)| {
+        let is_alike = |(other, _): &Fingerprint| *other == source;
+        let alike = self.fingerprints.iter().filter(|it| is_alike(it)).count();
+        let rows = self.fingerprints.iter().zip(&self.changed).enumerate();
+        let oldest = rows
+            .filter(|(_, (fingerprint, _))| alike < OF_ONE_SOURCE || is_alike(fingerprint))
+            .min_by_key(|(_, (_, changed))| **changed);
+        let position = oldest.map_or(ROOM, |(position, _)| position);
+        if let Some(row) = self.rows.get(position) {
             self.others.merge(&row.counters);
-            position
-        })
+        }
+        position
+    }
+
+    /// Whether there is little room for further limits.
+    pub fn is_crowded(&self) -> bool {
+        self.used >= CROWDED
+    }
+
+    /// Makes room: rows about these roles and databases, which are sorted, become part of the others. Allocates nothing.
+    pub fn forget(&mut self, dropped: &[Object]) {
+        let mut kept = 0;
+        for position in 0..self.used {
+            let fingerprint = self.fingerprints.get(position).copied();
+            let changed = self.changed.get(position).copied();
+            let row = self.rows.get(position).copied();
+            let (Some(fingerprint), Some(changed), Some(row)) = (fingerprint, changed, row) else {
+                return;
+            };
+            let is_dropped = |object: &Object| dropped.binary_search(object).is_ok();
+            if row.counted.objects().iter().flatten().any(is_dropped) {
+                self.others.merge(&row.counters);
+                continue;
+            }
+            self.fingerprints
+                .get_mut(kept)
+                .into_iter()
+                .for_each(|it| *it = fingerprint);
+            self.changed
+                .get_mut(kept)
+                .into_iter()
+                .for_each(|it| *it = changed);
+            self.rows.get_mut(kept).into_iter().for_each(|it| *it = row);
+            kept += 1;
+        }
+        self.used = kept;
     }
 
     /// Each limit with its counters. Last, without a limit, the counters of the others, if there are any.
@@ -227,12 +296,12 @@ impl LimitStatistics {
 
     /// What is kept over a restart: the rows, those that have not changed for the longest first.
     pub fn to_save(&self) -> Vec<(Option<Counted>, LimitCounters)> {
-        let mut rows: Vec<&Row> = self.rows.iter().take(self.used).collect();
-        rows.sort_by_key(|row| row.changed);
+        let mut rows: Vec<(&u64, &Row)> = self.changed.iter().zip(&self.rows).collect();
+        rows.truncate(self.used);
+        rows.sort_by_key(|(changed, _)| **changed);
         let others = std::iter::once((None, self.others));
-        let rows = rows
-            .into_iter()
-            .map(|row| (Some(row.counted), row.counters));
+        let rows = rows.into_iter();
+        let rows = rows.map(|(_, row)| (Some(row.counted), row.counters));
         others.chain(rows).collect()
     }
 
@@ -243,10 +312,8 @@ impl LimitStatistics {
             match counted {
                 None => self.others = counters,
                 Some(counted) => {
-                    self.changes += 1;
-                    let changed = self.changes;
                     if let Some(row) = self.row(counted) {
-                        (row.counters, row.changed) = (counters, changed);
+                        row.counters = counters;
                     }
                 }
             }
@@ -263,6 +330,7 @@ impl Default for LimitStatistics {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use crate::limit::Source;
     use crate::limit::tests::{at_most, in_database, of_role};
 
     fn of(role: u32) -> Counted {
@@ -344,9 +412,11 @@ pub mod tests {
     #[test]
     fn the_limit_that_nothing_happened_under_for_the_longest_makes_room() {
         let mut statistics = Box::new(LimitStatistics::new());
+        assert!(!statistics.is_crowded());
         for role in 1..=ROOM as u32 {
             statistics.count(of(role), Happened::Admitted(role), role.into());
         }
+        assert!(statistics.is_crowded());
         statistics.count(of(1), Happened::Admitted(1), 5000);
         assert!(statistics.rows().all(|(counted, _)| counted.is_some()));
         statistics.count(of(9000), Happened::Admitted(1), 5001);
@@ -360,6 +430,63 @@ pub mod tests {
         statistics.count(of(2), Happened::Swept, 5003);
         assert_eq!(counters(&statistics, Some(of(2))).admitted, 0);
         assert_eq!(counters(&statistics, None).admitted, 3);
+    }
+
+    #[test]
+    fn limits_set_in_one_place_hide_no_others() {
+        let mut statistics = Box::new(LimitStatistics::new());
+        let on_app = |role| {
+            let source = Source::Label(Object::Database(5));
+            let limit = Limit {
+                source,
+                ..at_most(3, of_role(role))
+            };
+            Counted::Limit(limit)
+        };
+        let application = Counted::UnreadableLabel(Object::Database(1));
+        statistics.count(application, Happened::Admitted(1), 1);
+        for role in 1..=4 * ROOM as u32 {
+            statistics.count(on_app(role), Happened::Admitted(1), 2);
+        }
+        assert_eq!(counters(&statistics, Some(application)).admitted, 1);
+        // Another place takes its share, and no more.
+        for role in 1..=ROOM as u32 {
+            statistics.count(of(role), Happened::Admitted(1), 3);
+        }
+        let sources = |wanted: Source| {
+            let rows = statistics.rows();
+            let is_of = |counted: &Option<Counted>| matches!(counted, Some(Counted::Limit(limit)) if limit.source == wanted);
+            rows.filter(|(counted, _)| is_of(counted)).count()
+        };
+        assert_eq!(sources(Source::MaxSessionsPerRole), OF_ONE_SOURCE);
+        let all: u64 = statistics.rows().map(|(_, it)| it.admitted).sum();
+        assert_eq!(all, 1 + 5 * ROOM as u64, "none is lost");
+    }
+
+    #[test]
+    fn rows_about_dropped_roles_and_databases_make_room() {
+        let mut statistics = Box::new(LimitStatistics::new());
+        let on_group = Limit {
+            source: Source::Label(Object::Role(7)),
+            ..at_most(3, of_role(1))
+        };
+        let all = [
+            of(1),
+            of(2),
+            Counted::Limit(on_group),
+            Counted::Limit(at_most(3, in_database(1))),
+            Counted::Limit(at_most(3, in_database(2))),
+            Counted::UnreadableLabel(Object::Database(2)),
+        ];
+        for (at, counted) in (1..).zip(all) {
+            statistics.count(counted, Happened::Admitted(1), at);
+        }
+        statistics.forget(&[Object::Role(2), Object::Role(7), Object::Database(2)]);
+        let left: Vec<_> = statistics.rows().map(|(counted, _)| counted).collect();
+        assert_eq!(left, [Some(all[0]), Some(all[3]), None]);
+        assert_eq!(counters(&statistics, None).admitted, 4);
+        statistics.count(all[3], Happened::Admitted(1), 9);
+        assert_eq!(counters(&statistics, Some(all[3])).admitted, 2);
     }
 
     #[test]

@@ -4,10 +4,11 @@ use crate::lookup::Labels;
 use crate::pg::catalog::{Database, Role};
 use crate::pg::memberships::Memberships;
 use crate::pg::memory;
-use crate::settings;
+use crate::settings::{self, Settings};
 use crate::shmem;
-use model::label::Label;
-use model::limit::{Limit, Object, Who};
+use crate::sql::viewer::Viewer;
+use model::label::{Label, LabelLimit};
+use model::limit::{Limit, Object, Scope, Who};
 use model::limit_counters::Counted;
 use model::network::Network;
 use model::session::Session;
@@ -26,63 +27,84 @@ impl Question {
     }
 }
 
-/// The logins that meet each limit that is set on a role, a group, a database or the cluster as a whole; and those that meet
-/// each limit of a single role that something was counted under since the statistics begin.
-pub fn questions() -> Vec<Question> {
-    let (labels, memberships) = (Labels::read(), Memberships::default());
-    let cluster_limits = settings::defaults().cluster_limits;
+/// The logins that meet each limit that the viewer may see and that is set on a role, a group, a database or the cluster; and
+/// those that meet each limit of a single role that something was counted under since the statistics begin.
+pub fn questions(viewer: &Viewer, settings: &Settings) -> Vec<Question> {
+    let labels = Labels::read();
     let databases = Database::all();
     let mut all = Vec::new();
+    of_databases(&labels, &databases, &mut all);
+    let memberships = Memberships::default();
+    for role in Role::all().iter().filter(|role| viewer.may_see(role.oid)) {
+        let label = labels.label(Object::Role(role.oid), &mut Vec::new());
+        if label.limits.is_empty() && role.connection_limit < 0 {
+            continue;
+        }
+        pgrx::check_for_interrupts!();
+        let (who, login) = if role.can_login {
+            (Who::Role(role.oid), Some(role.oid))
+        } else {
+            // One whom its limits hold.
+            let is_held = |member: &Role| {
+                let label = labels.label(Object::Role(member.oid), &mut Vec::new());
+                member.can_login && !settings.exempts_everywhere(member.superuser) && !label.exempt
+            };
+            let members = memberships.members_of(role.oid).into_iter();
+            let member = members.filter_map(Role::by_oid).find(is_held);
+            (Who::MembersOf(role.oid), member.map(|it| it.oid))
+        };
+        if let Some(login) = login {
+            let logins = places(&label, &databases);
+            let logins = logins.map(|(database, address)| question(who, login, database, address));
+            memory::extend(&mut all, logins);
+        }
+    }
+    of_counted(viewer, &databases, &mut all);
+    all
+}
+
+fn of_databases(labels: &Labels, databases: &[Database], all: &mut Vec<Question>) {
+    let cluster_limits = settings::defaults().cluster_limits;
     let no_database = std::iter::once((0, Label::default()));
     let labelled = databases.iter().map(|database| {
         let label = labels.label(Object::Database(database.oid), &mut Vec::new());
         (database.oid, label)
     });
     for (database, label) in no_database.chain(labelled) {
-        let networks = networks(&label).chain(networks(&cluster_limits));
-        let logins = networks.map(|address| question(Who::Anyone, 0, database, address));
-        memory::extend(&mut all, logins);
+        let limits = label.limits.iter().chain(&cluster_limits.limits);
+        let addresses = limits.map(an_address).chain([None]);
+        let logins = addresses.map(|address| question(Who::Anyone, 0, database, address));
+        memory::extend(all, logins);
     }
-    for role in Role::all() {
-        let label = labels.label(Object::Role(role.oid), &mut Vec::new());
-        if label.limits.is_empty() && role.connection_limit < 0 {
-            continue;
-        }
-        let (who, login) = if role.can_login {
-            (Who::Role(role.oid), Some(role.oid))
-        } else {
-            let members = memberships.members_of(role.oid).into_iter();
-            let mut members = members.filter_map(Role::by_oid);
-            let member = members.find(|it| it.can_login && !it.superuser);
-            (Who::MembersOf(role.oid), member.map(|it| it.oid))
-        };
-        let Some(login) = login else {
-            continue;
-        };
-        for database in databases_of(&label, &databases) {
-            let logins = networks(&label).map(|address| question(who, login, database, address));
-            memory::extend(&mut all, logins);
-        }
-    }
+}
+
+/// Of roles that still may log in, and databases that are still there.
+fn of_counted(viewer: &Viewer, databases: &[Database], all: &mut Vec<Question>) {
     let statistics = shmem::statistics();
-    let counted = statistics.limits.rows().filter_map(|(counted, _)| {
+    for (counted, _) in statistics.limits.rows() {
         let Some(Counted::Limit(limit)) = counted else {
-            return None;
+            continue;
         };
-        let Who::Role(role) = limit.scope.who else {
-            return None;
+        let Scope {
+            who: Who::Role(role),
+            database,
+            network,
+        } = limit.scope
+        else {
+            continue;
         };
-        let (database, network) = (limit.scope.database, limit.scope.network);
-        let address = network.map(Network::first);
-        Some(question(
-            limit.scope.who,
-            role,
-            database.unwrap_or(0),
-            address,
-        ))
-    });
-    memory::extend(&mut all, counted);
-    all
+        pgrx::check_for_interrupts!();
+        let is_there = |oid: u32| databases.iter().any(|database| database.oid == oid);
+        if !limit.per.has_address()
+            && viewer.may_see(role)
+            && database.is_none_or(is_there)
+            && Role::by_oid(role).is_some_and(|role| role.can_login)
+        {
+            let address = network.map(Network::first);
+            let login = question(limit.scope.who, role, database.unwrap_or(0), address);
+            memory::extend(all, [login]);
+        }
+    }
 }
 
 fn question(who: Who, role: u32, database: u32, address: Option<IpAddr>) -> Question {
@@ -98,18 +120,22 @@ fn question(who: Who, role: u32, database: u32, address: Option<IpAddr>) -> Ques
     Question { who, login }
 }
 
-/// None, which is a Unix-domain socket, and an address in each network that the label names.
-fn networks(label: &Label) -> impl Iterator<Item = Option<IpAddr>> {
-    let networks = label.limits.iter().filter_map(|limit| limit.network);
-    std::iter::once(None).chain(networks.map(|network| Some(network.first())))
+/// An address that the limit is about; None is a Unix-domain socket.
+fn an_address(limit: &LabelLimit) -> Option<IpAddr> {
+    limit.network.map(Network::first)
 }
 
-/// 0, which is none, and each database that the label names.
-fn databases_of<'a>(label: &'a Label, databases: &'a [Database]) -> impl Iterator<Item = u32> + 'a {
-    let named = label.limits.iter().filter_map(|limit| {
-        let name = limit.database.as_ref()?;
-        let found = databases.iter().find(|database| database.name == *name)?;
-        Some(found.oid)
-    });
-    std::iter::once(0).chain(named)
+/// For each limit of a label, and for a `CONNECTION LIMIT`, a database, or 0, and an address that it is about.
+fn places<'a>(
+    label: &'a Label,
+    databases: &'a [Database],
+) -> impl Iterator<Item = (u32, Option<IpAddr>)> + 'a {
+    let place = |limit: &LabelLimit| {
+        let database = match &limit.database {
+            None => 0,
+            Some(name) => databases.iter().find(|it| it.name == *name)?.oid,
+        };
+        Some((database, an_address(limit)))
+    };
+    label.limits.iter().filter_map(place).chain([(0, None)])
 }

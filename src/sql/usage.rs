@@ -9,14 +9,14 @@ use crate::lookup;
 use crate::pg::backend::{now, process_at, tick};
 use crate::pg::catalog::name_of;
 use crate::pg::memory;
-use crate::settings;
+use crate::settings::{self, Enforcement};
 use crate::shmem;
 use crate::sql::in_force::{self, Question};
 use crate::sql::in_memory;
 use crate::sql::standings::{WaitingLogin, waiting_logins};
 use crate::sql::subject::Subject;
 use crate::sql::viewer::{SqlText, Viewer};
-use model::limit::{Limit, Who};
+use model::limit::Limit;
 use model::members::SessionFilter;
 use model::session::Session;
 use model::sweep::Applying;
@@ -49,19 +49,20 @@ pub fn current_usage_0_2() -> TableIterator<
     let settings = settings::current();
     shmem::require();
     memory::require(0);
-    let questions = in_force::questions();
+    let viewer = Viewer::current();
+    let questions = in_force::questions(&viewer, &settings);
     let mut copy = shmem::snapshot();
     let table = copy.table();
-    let viewer = Viewer::current();
     let sessions: Vec<Session> = table.sessions().map(|(_, session)| session).collect();
     let waiters: Vec<Session> = table.waiters().map(|waiter| waiter.session).collect();
     let asked = questions.iter().map(|question| &question.login);
     let logins = sessions.iter().chain(&waiters).chain(asked);
     let (applying, members) = lookup::applying(logins, &settings);
-    let in_force = limits_in_force(&questions, &applying, &viewer);
+    let in_force = limits_in_force(&questions, &applying);
     let waiting = waiting_logins(&table, &applying, &members, &settings);
     let limits = applying.limits.iter().enumerate();
     let rows = limits.filter_map(|(index, limit)| {
+        pgrx::check_for_interrupts!();
         let counted =
             SessionFilter::new(limit.scope, !settings.exempt_replication, &members).ok()?;
         let covered = |session: &&Session| counted.covers(session);
@@ -87,27 +88,22 @@ pub fn current_usage_0_2() -> TableIterator<
             subject.database,
             subject.address,
             subject.network,
-            limit.enforcement(),
+            match settings.enforcement {
+                Enforcement::Off => "off",
+                _ => limit.enforcement(),
+            },
             limit.unit.count().word(),
         ))
     });
     in_memory(rows)
 }
 
-/// The limits that the questions are about, as indexes into [`Applying::limits`], if the caller may see them without a session.
-fn limits_in_force(
-    questions: &[Question],
-    applying: &Applying,
-    viewer: &Viewer,
-) -> BTreeSet<usize> {
+/// The limits that the questions are about, as indexes into [`Applying::limits`].
+fn limits_in_force(questions: &[Question], applying: &Applying) -> BTreeSet<usize> {
     let mut in_force = BTreeSet::new();
     for question in questions {
-        let may_see = match question.who {
-            Who::Anyone => true,
-            Who::Role(role) | Who::MembersOf(role) => viewer.may_see(role),
-        };
         let held = applying.hold.get(&question.login.kind());
-        for index in held.into_iter().flatten().filter(|_| may_see) {
+        for index in held.into_iter().flatten() {
             let limit = applying.limits.get(*index);
             if limit.is_some_and(|limit| question.is_about(limit)) {
                 in_force.insert(*index);

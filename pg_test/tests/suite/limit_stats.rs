@@ -283,6 +283,28 @@ fn limits_in_force_without_a_session(server: &Server) {
     cluster.wait_until_gone("alice");
     expected.insert(6, "role alice 0 4 on");
     assert_eq!(superuser.query(sql).concat(), expected);
+    // One member whom a label exempts hides no group.
+    superuser.query(&set_label("ROLE alice", r#"{"exempt": true}"#));
+    superuser.query(&set_label("ROLE bob", r#"{"exempt": true}"#));
+    superuser.query("CREATE ROLE dave LOGIN IN ROLE team");
+    let team = "SELECT in_use FROM session_limit.usage WHERE subject = 'team'";
+    assert_eq!(superuser.value(team), "0");
+    superuser.query(&remove_label("ROLE alice"));
+    let of_alice =
+        "SELECT string_agg(enforcement, ' ') FROM session_limit.usage WHERE subject = 'alice'";
+    assert_eq!(superuser.value(of_alice), "on");
+    cluster.set(&[("session_limit.enforcement", "off")]);
+    wait_until(&mut superuser, of_alice, "off");
+    cluster.set(&[("session_limit.enforcement", "on")]);
+    wait_until(&mut superuser, of_alice, "on");
+    superuser.query("ALTER ROLE alice NOLOGIN");
+    assert_eq!(superuser.value(of_alice), "");
+    superuser.query("ALTER ROLE alice LOGIN");
+    assert_eq!(superuser.value(of_alice), "on");
+    superuser.query("DROP ROLE alice");
+    let rows =
+        "SELECT count(*) FROM session_limit.usage WHERE per = 'role' AND subject NOT LIKE 'carol%'";
+    assert_eq!(superuser.value(rows), "0", "nor one with an OID for a name");
     // What does not hold any more has no row.
     superuser.query(&remove_label("ROLE team"));
     superuser.query("ALTER ROLE carol CONNECTION LIMIT 1");
