@@ -50,7 +50,7 @@ pub fn explain_login_0_2(
     let standings = standings(&role, &database, address.map(host));
     let rows = standings.into_iter().map(|standing| {
         let limit = standing.limit;
-        let may_count = viewer.may_count_sessions(&limit.scope);
+        let may_count = viewer.may_count_sessions(&limit);
         // A login that waits can take the room.
         let may_know = viewer.may_count_waiters(&limit.scope);
         (

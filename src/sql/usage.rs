@@ -70,7 +70,7 @@ pub fn current_usage_0_2() -> TableIterator<
         if !in_force.contains(&index) && !all.any(|session| viewer.may_see(session.role)) {
             return None;
         }
-        let in_use = viewer.may_count_sessions(&limit.scope);
+        let in_use = viewer.may_count_sessions(limit);
         let sees_waiters = viewer.may_count_waiters(&limit.scope);
         let waits_here = |login: &&WaitingLogin| login.in_the_way.contains(&index);
         let waiting = waiting.iter().filter(waits_here);

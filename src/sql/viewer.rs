@@ -1,7 +1,7 @@
 //! Whose rows a query shows: of other roles no more than `pg_stat_activity` does. That shows everyone which sessions there
 //! are, of which role and in which database, and hides from where they come, and who waits to log in.
 
-use model::limit::{Scope, Who};
+use model::limit::{Limit, Scope, Unit, Who};
 use pgrx::pg_sys;
 
 /// A text in the database's encoding, which is stored as a `bytea` is.
@@ -31,9 +31,11 @@ impl Viewer {
         self.sees_all
     }
 
-    /// Whether the viewer may know how many sessions are in this scope.
-    pub fn may_count_sessions(&self, scope: &Scope) -> bool {
-        scope.network.is_none() || self.may_count_waiters(scope)
+    /// Whether the viewer may know how many the limit counts.
+    pub fn may_count_sessions(&self, limit: &Limit) -> bool {
+        let tells_from_where =
+            limit.scope.network.is_some() || matches!(limit.unit, Unit::Address { .. });
+        !tells_from_where || self.may_count_waiters(&limit.scope)
     }
 
     /// Whether the viewer may know how many logins wait in this scope.

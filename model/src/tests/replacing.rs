@@ -8,7 +8,7 @@ use crate::decide::{
 };
 use crate::limit::tests::{at_most, in_database, of_role};
 use crate::limit::{Limit, OnExcess, Per, Scope, Unit, Who};
-use crate::members::{Members, SessionFilter};
+use crate::members::{Members, Missing, SessionFilter};
 use crate::own_table::OwnTable;
 use crate::replace::idle_victim_woke;
 use crate::session::{Claim, EndReason, Session};
@@ -852,6 +852,32 @@ fn a_place_that_goes_to_another_limits_victims_successor_is_counted_once() {
     assert_eq!(replaced(&mut table, &train), [100]);
     let home = [places(2, at_most, of_role(ALICE))];
     refused(&mut table, &login(6, from(HOME, of(ALICE, LATE)), home));
+}
+
+/// A limit of a waiter's counts addresses, and none of the login's does.
+#[test]
+fn a_waiters_limit_may_need_memory_that_the_login_has_not() {
+    let mut table = table();
+    put(&mut table, 0, from(DESK, of(ALICE, 1)));
+    let two = at_most(2, in_database(APP));
+    let limits = [places(1, at_most, in_database(APP)), two];
+    let bob = patient(login(1, from(HOME, of(BOB, 2)), limits));
+    assert!(waits(&mut table, &bob));
+    let mut carol = login(2, from(TRAIN, of(CAROL, 3)), [two]);
+    assert_eq!(decided(&mut table, &carol), Err(Missing::Tally));
+    carol.rules.tally = true;
+    assert!(is_admitted(&mut table, &carol), "bob does not go first");
+    leave(&table, 2, CAROL);
+    leave(&table, 0, ALICE);
+    let excess = refused(
+        &mut table,
+        &Attempt {
+            limits: &[at_most(1, in_database(APP))],
+            ..carol
+        },
+    );
+    assert_eq!(excess.ahead, 1);
+    assert!(is_admitted(&mut table, &bob));
 }
 
 #[test]

@@ -100,7 +100,7 @@ impl Scene<'_> {
     }
 
     fn refused(&self, login: Login, refusal: &Refusal) {
-        if refusal.sqlstate() == "53300" && refusal.message().starts_with("too many connections ") {
+        if is_refusal(refusal) {
             self.books.count(|counts| counts.refused += 1);
             if self.world.roles[login.role].superuser {
                 self.books
@@ -136,6 +136,14 @@ pub fn target(world: &World, (socket, port): &(Target, u16), login: Login) -> Ta
         database: Some(world.databases[login.database].name.clone()),
         ..socket.clone()
     }
+}
+
+/// Whether it is one for the sake of a limit.
+pub fn is_refusal(refusal: &Refusal) -> bool {
+    let too_many = ["connections ", "users ", "client addresses "];
+    let message = refusal.message().strip_prefix("too many ");
+    let is_one = message.is_some_and(|text| too_many.iter().any(|what| text.starts_with(what)));
+    refusal.sqlstate() == "53300" && is_one
 }
 
 /// Any login but the bench's own.

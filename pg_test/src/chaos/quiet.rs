@@ -1,11 +1,11 @@
 //! The quiet point: what the servers say, what the books say, and what a login comes to.
 
-use super::actors::{self, any_login};
+use super::actors::{self, any_login, is_refusal};
 use super::books::{SITES, Site, allowed};
 use super::model::{Count, Expected, Login, Scope, Seen, Who, World};
 use super::random::{one_in, one_of};
 use super::{Kind, Run};
-use crate::client::{Refusal, Session};
+use crate::client::Session;
 use crate::{PATIENCE, wait_for};
 use fastrand::Rng;
 use std::thread;
@@ -394,13 +394,6 @@ impl Run {
             (count("server") == count("slots")).then_some(())
         });
     }
-}
-
-fn is_refusal(refusal: &Refusal) -> bool {
-    let too_many = ["connections ", "users ", "client addresses "];
-    let message = refusal.message().strip_prefix("too many ");
-    let is_one = message.is_some_and(|text| too_many.iter().any(|what| text.starts_with(what)));
-    refusal.sqlstate() == "53300" && is_one
 }
 
 /// What a limit allows that nothing in these worlds is about but the same, for everyone it counts.

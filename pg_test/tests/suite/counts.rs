@@ -284,7 +284,13 @@ fn a_place_with_a_session_that_stays(server: &Server) {
     stop(process(&stopped));
     let mut connection = there.connect();
     connection.send_startup(&there);
-    windows.iter_mut().for_each(|window| drop(told(window)));
+    for window in &mut windows {
+        let end = wait_for("the end", || window.try_query("SELECT 1").err());
+        assert!(
+            end.detail().contains("was replaced by a newer session"),
+            "{end:?}"
+        );
+    }
     // As long as it is open who has the place, nobody else gets in, from neither address.
     cluster.set(&[("session_limit.on_excess", "refuse")]);
     for login in [&here, &there, &cluster.login_of("alice")] {
@@ -448,6 +454,16 @@ fn views(server: &Server) {
     );
     superuser.query("SELECT session_limit.clear_limit(role => 'alice', count => 'addresses')");
     assert_eq!(superuser.value(limits), "role sessions 7");
+    // From how many addresses others come is not told.
+    let team = r#"{"limits": [{"max": 5, "per": "group", "count": "addresses"},
+        {"max": 6, "per": "group", "count": "roles"}]}"#;
+    superuser.query(&set_label("ROLE team", team));
+    let mut bob = admitted(&cluster.login_of("bob"));
+    let usage = "SELECT string_agg(concat_ws(' ', max, in_use, fits), ', ' ORDER BY max) FROM (
+            SELECT max, in_use, NULL::boolean AS fits FROM session_limit.usage
+            UNION ALL SELECT max + 10, in_use, fits FROM session_limit.explain_login('bob', 'app', '127.0.0.1')
+        ) AS both_of_them";
+    assert_eq!(bob.value(usage), "5, 6 2, 15, 16 2");
     let error = superuser
         .try_query("SELECT session_limit.set_limit(role => 'alice', max => 1, count => 'hosts')");
     let error = error.expect_err("no such count");

@@ -347,7 +347,7 @@ fn everything_has_a_comment(server: &Server) {
     assert_eq!(superuser.query(bare), Vec::<Vec<String>>::new());
     assert_eq!(
         superuser.value("SELECT count(*) FROM pg_settings WHERE name LIKE 'session_limit.%'"),
-        "16"
+        "17"
     );
 }
 
