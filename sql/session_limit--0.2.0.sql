@@ -54,6 +54,7 @@ CREATE FUNCTION session_limit.current_waiters(
     OUT waitstart timestamptz,
     OUT source text,
     OUT per text,
+    OUT count text,
     OUT subject text
 ) RETURNS SETOF record
 LANGUAGE C VOLATILE PARALLEL RESTRICTED
@@ -339,7 +340,7 @@ COMMENT ON COLUMN session_limit.usage.rolname IS 'of the subject, the role or gr
 COMMENT ON COLUMN session_limit.usage.datname IS 'of the subject, the database; by its OID if it was dropped since; null: any';
 COMMENT ON COLUMN session_limit.usage.client_addr IS 'of the subject, the address, of a limit per address; else null';
 COMMENT ON COLUMN session_limit.usage.network IS 'of the subject, the network, of any other limit; null: from anywhere';
-COMMENT ON COLUMN session_limit.usage.enforcement IS 'on; log: the limit is only tried out';
+COMMENT ON COLUMN session_limit.usage.enforcement IS 'on; log: the limit is only tried out; off: it is not looked at';
 COMMENT ON COLUMN session_limit.usage.count IS 'what is counted: sessions, roles or addresses';
 
 CREATE VIEW session_limit.events AS
@@ -420,7 +421,7 @@ FROM (
         c.datid,
         c.client_addr,
         c.waitstart,
-        json_agg(json_build_object('source', c.source, 'per', c.per, 'subject', c.subject))
+        json_agg(json_build_object('source', c.source, 'per', c.per, 'count', c.count, 'subject', c.subject))
             FILTER (WHERE c.source IS NOT NULL) AS limits
     FROM session_limit.current_waiters() c
     GROUP BY c.pid, c.usesysid, c.datid, c.client_addr, c.waitstart
@@ -467,7 +468,7 @@ COMMENT ON COLUMN session_limit.limit_stats.source IS 'where the limit is set; n
 COMMENT ON COLUMN session_limit.limit_stats.per IS 'what the limit counts separately; null if the label there could not be read';
 COMMENT ON COLUMN session_limit.limit_stats.count IS 'what is counted: sessions, roles or addresses; null as per is';
 COMMENT ON COLUMN session_limit.limit_stats.subject IS 'the sessions that it counts; null: those of the whole cluster';
-COMMENT ON COLUMN session_limit.limit_stats.others IS 'whether the row is about all limits that gave way to newer ones';
+COMMENT ON COLUMN session_limit.limit_stats.others IS 'whether the row is the sum of those that were removed to make room';
 COMMENT ON COLUMN session_limit.limit_stats.max IS 'how many sessions it allows, as of the last time that something was counted here';
 COMMENT ON COLUMN session_limit.limit_stats.enforcement IS 'on; log: the limit is only tried out, which is counted apart';
 COMMENT ON COLUMN session_limit.limit_stats.rolname IS 'of the subject, the role or group; by its OID if it was dropped since; null: any';
@@ -484,7 +485,7 @@ COMMENT ON COLUMN session_limit.limit_stats.replaced IS 'admitted logins for whi
 COMMENT ON COLUMN session_limit.limit_stats.would_refuse IS 'admitted logins that it would have refused, if it were not only tried out';
 COMMENT ON COLUMN session_limit.limit_stats.would_replace IS 'admitted logins for which older sessions would have ended, if it were not only tried out';
 COMMENT ON COLUMN session_limit.limit_stats.swept IS 'sessions that were told to end because it was lowered or set';
-COMMENT ON COLUMN session_limit.limit_stats.peak IS 'the most sessions under it at once, as of each login that it covers';
+COMMENT ON COLUMN session_limit.limit_stats.peak IS 'the most that it counted at once, exempt sessions among them, as of each login that it holds';
 COMMENT ON COLUMN session_limit.limit_stats.peak_at IS 'when there first were so many';
 COMMENT ON COLUMN session_limit.limit_stats.stats_reset IS 'since when all this is counted';
 

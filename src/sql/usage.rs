@@ -125,6 +125,7 @@ fn current_waiters() -> TableIterator<
         name!(waitstart, Option<TimestampWithTimeZone>),
         name!(source, Option<SqlText>),
         name!(per, Option<&'static str>),
+        name!(count, Option<&'static str>),
         name!(subject, Option<SqlText>),
     ),
 > {
@@ -150,6 +151,7 @@ fn current_waiters() -> TableIterator<
                 started,
                 limit.map(|limit| limit.source.words(&name_of)),
                 limit.map(|limit| limit.per.word()),
+                limit.map(|limit| limit.unit.count().word()),
                 limit.and_then(|limit| limit.subject(&name_of)),
             )
         };

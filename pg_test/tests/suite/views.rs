@@ -156,8 +156,7 @@ fn waiters(server: &Server) {
         "SELECT usename, datname, client_addr, waitstart BETWEEN '{before}' AND clock_timestamp(), limits
         FROM session_limit.waiters"
     );
-    let limits =
-        r#"[{"source" : "CONNECTION LIMIT of role alice", "per" : "role", "subject" : "alice"}]"#;
+    let limits = r#"[{"source" : "CONNECTION LIMIT of role alice", "per" : "role", "count" : "sessions", "subject" : "alice"}]"#;
     let expected = [["alice", "app", "127.0.0.1", "t", limits]];
     assert_eq!(superuser.query(&sql), expected);
     let usage = "SELECT per, waiting, longest_wait BETWEEN '1 microsecond' AND '10 min'
