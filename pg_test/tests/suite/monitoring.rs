@@ -37,6 +37,7 @@ fn exporters_give_the_same_metrics(server: &Server) {
     for role in ["alice", "bob", "carol", "dave", "eve", "frank"] {
         roles += &format!("CREATE ROLE {role} LOGIN IN ROLE team;");
     }
+    roles += "CREATE ROLE member LOGIN IN ROLE team";
     superuser.query(&roles);
     for (object, label) in [
         ("ROLE alice", r#"{"max": 1, "max_wait": 0}"#),
