@@ -14,7 +14,7 @@ use crate::limit::{Scope, Unit, Who};
 use crate::members::{Members, Missing, SessionFilter};
 use crate::network::Network;
 use crate::session::Session;
-use crate::table::{PENDING, TILE, Table, WALSENDER};
+use crate::table::{PENDING, TILE, TOLD, Table, WALSENDER};
 use crate::tally::{Part, Tally};
 use std::cell::Cell;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -78,6 +78,8 @@ pub struct Different {
     pub ahead: u32,
     /// How many there will be with the login, too.
     pub with: u32,
+    /// Whether the login's is there already, but all of its sessions were told to end.
+    leaves: bool,
 }
 
 impl Different {
@@ -87,7 +89,13 @@ impl Different {
 
     /// Whether a limit of `max` has room for the login. Under a limit of 0 there is room for nobody.
     pub fn has_room(&self, max: u32) -> bool {
-        (!self.adds() && max > 0) || self.in_use + self.ahead < max
+        let number = self.in_use + self.ahead;
+        if self.adds() {
+            number < max
+        } else {
+            // Sessions that were told to end because there are too many make room for nobody, until there are not.
+            max > 0 && (!self.leaves || number <= max)
+        }
     }
 }
 
@@ -251,10 +259,16 @@ impl<'a> SessionCounter<'a> {
         own.iter().for_each(|value| tally.take_back(*value));
         first().rev().for_each(|value| tally.take_back(value));
         self.tally.set(tally);
+        let stays = |slot: usize| {
+            let mark = table.columns.marks.get(slot);
+            mark.is_some_and(|mark| mark & TOLD == 0) && value(&slot) == own
+        };
+        let is_known = own.is_some() && with == then && self.marks & TOLD != 0;
         Ok(Different {
             in_use,
             ahead: then.saturating_sub(in_use),
             with,
+            leaves: is_known && !self.covered(table, filter).any(stays),
         })
     }
 

@@ -53,7 +53,11 @@ fn decide(
         return Err(Missing::Patience);
     }
     let mut not_waited = None;
-    if exceeded.is_some_and(|(limit, _)| login.has_time(limit)) {
+    let mut follows = match exceeded {
+        Some((limit, _)) => follows_a_successor(table, counter, login, limit)?,
+        None => false,
+    };
+    if exceeded.is_some_and(|(limit, _)| login.has_time(limit) || follows) {
         not_waited = why_not_wait(table, login);
         if not_waited.is_none() && !enqueue(table, login) {
             not_waited = Some(NotWaited::NoRoomForLimits);
@@ -62,13 +66,25 @@ fn decide(
             // A session that left before it saw this login in the queue did not wake it: count again.
             counter.refresh(table);
             exceeded = find_exceeded(table, counter, login)?;
-            if exceeded.is_some_and(|(limit, _)| login.lets_wait(limit)) {
+            follows = match exceeded {
+                Some((limit, _)) => follows_a_successor(table, counter, login, limit)?,
+                None => false,
+            };
+            if exceeded.is_some_and(|(limit, _)| login.lets_wait(limit) || follows) {
                 return Ok(Verdict::Waiting);
             }
         }
     }
     let over = tried_out(table, counter, login)?;
     let verdict = match exceeded {
+        // No session ends for it: another login has seen to that.
+        Some((limit, ahead)) if follows => {
+            let excess = excess(table, counter, login, limit, ahead)?;
+            Verdict::Refused(Excess {
+                not_waited: not_waited.filter(|_| login.has_time(limit)),
+                ..excess
+            })
+        }
         Some(full) => match replace(table, counter, login, full, |limit| limit.enforced)? {
             // A session has left meanwhile: there is room without a victim.
             Ok((_, Ended { number: 0, .. })) => {
@@ -91,6 +107,34 @@ fn decide(
     };
     table.dequeue(login.slot);
     Ok(verdict)
+}
+
+/// Whether the limit counts different addresses, and all sessions from that of the login are logins of its role that wait for
+/// their victims to go. When these have gone there is room for this login, too; so it waits for that, however long it has
+/// waited, and replaces nobody. That takes as long as a login waits for its victims, which is bounded.
+fn follows_a_successor(
+    table: &Table,
+    counter: &SessionCounter,
+    login: &Attempt,
+    limit: &Limit,
+) -> Result<bool, Missing> {
+    if limit.unit == Unit::Session || limit.max == 0 {
+        return Ok(false);
+    }
+    let value = limit.unit.value(&login.session);
+    let filter = login.counted(limit.condition())?;
+    let mut some = false;
+    for slot in counter.covered(table, filter) {
+        let session = table.session(slot);
+        let alike = session.filter(|session| limit.unit.value(session) == value);
+        if let Some(session) = alike {
+            if session.role != login.session.role || !table.is_pending(slot) {
+                return Ok(false);
+            }
+            some = true;
+        }
+    }
+    Ok(some)
 }
 
 /// Makes the login a session.

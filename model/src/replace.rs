@@ -164,6 +164,9 @@ fn candidates(
         found.extend(counter.covered(table, own).filter_map(ranked));
         return Ok(());
     }
+    if counter.covered(table, own).next().is_none() {
+        return Ok(());
+    }
     // Until all of an address are found, the arrival is in the place of the rank.
     for slot in counter.covered(table, all) {
         // Those that have been chosen for another limit are as good as gone.

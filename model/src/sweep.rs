@@ -153,9 +153,10 @@ impl Sweep<'_> {
             (arrival, slot, pid)
         }));
         let arrival = |slot: usize| table.session(slot).map_or(0, |session| session.arrival);
-        let (mut in_use, mut held, mut latest) = (0, 0, 0);
+        let (mut in_use, mut held, mut partly_held, mut latest) = (0, 0, 0, 0);
         for of_one in units(table, limit.unit, &mut found.candidates) {
             in_use += 1;
+            partly_held += u32::from(of_one.iter().any(|(rank, ..)| rank.is_some()));
             if of_one.iter().all(|(rank, ..)| rank.is_some()) {
                 held += 1;
                 let arrivals = of_one.iter().map(|(_, slot, _)| arrival(*slot));
@@ -165,14 +166,20 @@ impl Sweep<'_> {
         if in_use <= limit.max {
             return None;
         }
-        // The latest session that the limit holds was let in: there was room, or the limit was another. So what came
-        // after it was let in over the limit, and does not count here.
-        let mut earlier = 0;
-        for of_one in units(table, limit.unit, &mut found.candidates) {
-            let first = of_one.iter().map(|(_, slot, _)| arrival(*slot)).min();
-            earlier += u32::from(first.is_some_and(|first| first <= latest));
-        }
-        let excess = earlier.saturating_sub(limit.max).min(held);
+        let rightful = match limit.unit {
+            // The latest session that the limit holds was let in: there was room, or the limit was another. So what came
+            // after it was let in over the limit, and does not count here.
+            Unit::Session => {
+                let sessions = found.candidates.iter();
+                sessions
+                    .filter(|(_, slot, _)| arrival(*slot) <= latest)
+                    .count() as u32
+            }
+            // A role or an address that is in needs no room for further sessions, so that these say nothing. Whoever is in
+            // only by sessions that the limit does not hold costs nobody a session.
+            Unit::Role | Unit::Address { .. } => partly_held,
+        };
+        let excess = rightful.saturating_sub(limit.max).min(held);
         (excess > 0).then_some(Exceeded {
             limit: index,
             in_use,
@@ -273,6 +280,7 @@ mod tests {
 
     const ALICE: u32 = 10;
     const BOB: u32 = 11;
+    const CAROL: u32 = 12;
     const TEAM: u32 = 20;
     const APP: u32 = 5;
     const WEB: u32 = 6;
@@ -514,6 +522,21 @@ mod tests {
             unit: ADDRESS,
             ..at_most(max, scope)
         }
+    }
+
+    #[test]
+    fn whoever_is_in_by_exempt_sessions_alone_costs_nobody_a_session() {
+        // Alice was in before carol, who is exempt; her pool has made a new session since, which needed no room.
+        let sessions = [BOB, CAROL, ALICE].map(|role| session(role, APP));
+        let users = Limit {
+            unit: Unit::Role,
+            ..at_most(2, in_database(APP))
+        };
+        let mut world = World::new([users], &sessions);
+        world.applying.hold.insert(sessions[1].kind(), Vec::new());
+        assert_eq!(world.over(), []);
+        let mut world = World::new([users], &sessions);
+        assert_eq!(world.over(), [(0, 3)], "if she is not");
     }
 
     #[test]

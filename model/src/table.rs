@@ -74,6 +74,8 @@ pub const WALSENDER: u8 = 1;
 const EXEMPT: u8 = 2;
 /// The mark of a pending successor: its victims may still be there.
 pub const PENDING: u8 = 4;
+/// The mark of a session that was told to end by a sweep.
+pub const TOLD: u8 = 8;
 
 /// How many slots a count looks at together. The number is fixed so that the compiler can make vector instructions of
 /// the loops. 128 elements of a column fill whole cache lines and whole vector registers, also with one byte each; and
@@ -87,7 +89,7 @@ pub struct Columns<'a> {
     pub databases: &'a mut [u32],
     /// IPv4 addresses as numbers; 0 for sessions without one.
     pub hosts: &'a mut [u32],
-    /// For each slot the marks that its session has, or-ed: walsender, exempt, pending.
+    /// For each slot the marks that its session has, or-ed: walsender, exempt, pending, told to end.
     pub marks: &'a mut [u8],
 }
 
@@ -223,6 +225,7 @@ impl<'a> Table<'a> {
     /// Notes that the session at `slot` is told to end, and why. Returns the session.
     pub fn tell_to_end(&mut self, slot: usize, end_reason: EndReason) -> Option<Session> {
         self.slots.get_mut(slot)?.end_reason = Some(end_reason);
+        *self.columns.marks.get_mut(slot)? |= TOLD;
         self.session(slot)
     }
 

@@ -12,6 +12,7 @@
 
 use crate::limit::Unit;
 use crate::session::Session;
+use std::hash::{BuildHasher, RandomState};
 use std::hint::black_box;
 use std::net::IpAddr;
 
@@ -101,7 +102,11 @@ pub struct Tally {
     round: u32,
     /// How many values there are.
     number: u32,
+    key: Key,
 }
+
+/// Of the hash. Nobody knows it: a client may choose among many addresses, and must not find some that fall on one place.
+type Key = [u64; 2];
 
 impl Tally {
     /// With memory for the sessions and waiters in so many slots, and one login more. Allocates.
@@ -111,11 +116,13 @@ impl Tally {
         black_box(&mut entries).fill(FREE);
         let mut noted = vec![0; entries.len()];
         black_box(&mut noted).fill(0);
+        let random = RandomState::new();
         Tally {
             entries,
             noted,
             round: 0,
             number: 0,
+            key: [random.hash_one(0), random.hash_one(1)],
         }
     }
 
@@ -147,7 +154,7 @@ impl Tally {
         let Some(mask) = self.noted.len().checked_sub(1) else {
             return;
         };
-        let mut at = hash(number.into()) & mask;
+        let mut at = hash(number.into(), self.key) & mask;
         while let Some(noted) = self.noted.get_mut(at) {
             if *noted == wanted {
                 return;
@@ -166,7 +173,7 @@ impl Tally {
             return false;
         };
         let wanted = noted_in(self.round, number);
-        let mut at = hash(number.into()) & mask;
+        let mut at = hash(number.into(), self.key) & mask;
         while let Some(noted) = self.noted.get(at) {
             if *noted >> 32 != wanted >> 32 {
                 return false;
@@ -185,7 +192,7 @@ impl Tally {
             return;
         }
         let round = self.round;
-        let Some(entry) = entry_of(&mut self.entries, round, value) else {
+        let Some(entry) = entry_of(&mut self.entries, self.key, round, value) else {
             return;
         };
         if entry.round != round {
@@ -210,7 +217,7 @@ impl Tally {
             return;
         }
         let round = self.round;
-        if let Some(entry) = entry_of(&mut self.entries, round, value)
+        if let Some(entry) = entry_of(&mut self.entries, self.key, round, value)
             && entry.round == round
         {
             entry.sessions -= 1;
@@ -236,7 +243,7 @@ impl Tally {
 
     fn known(&mut self, value: Value) -> Option<Entry> {
         let round = self.round;
-        let entry = entry_of(&mut self.entries, round, value).copied();
+        let entry = entry_of(&mut self.entries, self.key, round, value).copied();
         entry.filter(|entry| entry.round == round)
     }
 }
@@ -245,16 +252,17 @@ fn noted_in(round: u32, number: u32) -> u64 {
     (u64::from(round) << 32) | u64::from(number)
 }
 
-/// By Fibonacci's way: a product of which the higher bits depend on all of the number's.
-fn hash(number: u64) -> usize {
-    (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize
+/// The halves of a product on which all bits of the value have an influence.
+fn hash(value: Value, [low, high]: Key) -> usize {
+    let product = u128::from(value as u64 ^ low) * u128::from((value >> 64) as u64 ^ high);
+    (product as u64 ^ (product >> 64) as u64) as usize
 }
 
 /// The entry of the value, or the free one where it belongs.
 #[inline]
-fn entry_of(entries: &mut [Entry], round: u32, value: Value) -> Option<&mut Entry> {
+fn entry_of(entries: &mut [Entry], key: Key, round: u32, value: Value) -> Option<&mut Entry> {
     let mask = entries.len().checked_sub(1)?;
-    let mut at = hash(value as u64 ^ (value >> 64) as u64) & mask;
+    let mut at = hash(value, key) & mask;
     loop {
         let entry = entries.get(at)?;
         if entry.round != round || entry.value == value {

@@ -86,12 +86,13 @@ pub fn too_many(
         None if is_queue_full(not_waited(excess, waited)) => {
             Text::literal(c"Try again in a moment, or ask for session_limit.max_waiters or the limit to be raised.")
         }
-        None if excess.own > 0 => Text::literal(match excess.limit.unit {
-            Unit::Session => c"Close one of these sessions, or ask for the limit to be raised.",
-            Unit::Role | Unit::Address { .. } => {
-                c"Close all sessions from one of these addresses, or ask for the limit to be raised."
-            }
-        }),
+        None if excess.own > 0 && excess.limit.unit == Unit::Session => {
+            Text::literal(c"Close one of these sessions, or ask for the limit to be raised.")
+        }
+        // If other roles count, too, an address may be theirs.
+        None if excess.own > 0 && matches!(excess.limit.scope.who, Who::Role(_)) => {
+            Text::literal(c"Close all sessions from one of these addresses, or ask for the limit to be raised.")
+        }
         None => Text::literal(c"Try again later, or ask for the limit to be raised."),
     };
     let code = PgSqlErrorCode::ERRCODE_TOO_MANY_CONNECTIONS;

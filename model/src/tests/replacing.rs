@@ -781,6 +781,73 @@ fn the_address_that_came_first_makes_room_as_a_whole() {
 }
 
 #[test]
+fn a_second_login_from_the_new_address_waits_until_the_first_is_in() {
+    let mut table = table();
+    put_at_two_places(&mut table);
+    let two = places(2, oldest, of_role(ALICE));
+    assert_eq!(replaced(&mut table, &on_the_train(two)), [100, 102, 103]);
+    let second = || login(6, from(TRAIN, of(ALICE, LATE + 1)), [two]);
+    // It has waited long enough, and waits on; it ends nobody else.
+    let mut follows = patient(second());
+    follows.rules.tried = Duration::from_secs(100);
+    assert!(waits(&mut table, &follows));
+    assert_eq!(victims(&table, 6), [] as [u32; 0]);
+    // Where it may not wait it is refused, and ends nobody either.
+    table.dequeue(6);
+    assert!(matches!(
+        verdict(&mut table, &second()),
+        Verdict::Refused(_)
+    ));
+    assert_eq!(victims(&table, 6), [] as [u32; 0]);
+    // The victims are gone: there is room for both.
+    for slot in [0, 2, 3] {
+        leave(&table, slot, ALICE);
+    }
+    assert!(table.complete(5));
+    assert!(is_admitted(&mut table, &follows));
+    // The first gives up: now the second is to see for itself.
+    let mut table = self::table();
+    put_at_two_places(&mut table);
+    assert_eq!(replaced(&mut table, &on_the_train(two)), [100, 102, 103]);
+    assert!(waits(&mut table, &follows));
+    table.roll_back(5);
+    assert_eq!(replaced(&mut table, &follows), [100, 102, 103]);
+}
+
+#[test]
+fn whoever_was_told_to_end_does_not_come_back_while_there_are_too_many() {
+    let mut table = table();
+    for (slot, address) in ["10.0.0.1", "10.0.0.2", "10.0.0.3"].iter().enumerate() {
+        put(&mut table, slot, from(address, of(ALICE, slot as u64)));
+    }
+    let limit = places(2, at_most, of_role(ALICE));
+    let again = login(5, from("10.0.0.1", of(ALICE, LATE)), [limit]);
+    assert!(is_admitted(&mut table, &again), "it is counted already");
+    leave(&table, 5, ALICE);
+    let reason = EndReason::Swept {
+        source: limit.source,
+        unit: limit.unit,
+        in_use: 3,
+        max: 2,
+    };
+    table.tell_to_end(0, reason);
+    assert!(!is_admitted(&mut table, &again));
+    assert!(is_admitted(
+        &mut table,
+        &login(5, from("10.0.0.2", of(ALICE, LATE)), [limit])
+    ));
+    leave(&table, 5, ALICE);
+    // Of two sessions from there one is to stay.
+    put(&mut table, 3, from("10.0.0.1", of(ALICE, 3)));
+    assert!(is_admitted(&mut table, &again));
+    leave(&table, 5, ALICE);
+    leave(&table, 3, ALICE);
+    // Another one has left: there is room.
+    leave(&table, 2, ALICE);
+    assert!(is_admitted(&mut table, &again));
+}
+
+#[test]
 fn an_address_from_which_one_may_not_end_stays() {
     let not = |change: &dyn Fn(&mut Session)| {
         let mut table = table();
