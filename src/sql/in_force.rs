@@ -66,7 +66,10 @@ pub fn questions(viewer: &Viewer, settings: &Settings) -> Vec<Question> {
 fn of_databases(labels: &Labels, databases: &[Database], all: &mut Vec<Question>) {
     let cluster_limits = settings::defaults().cluster_limits;
     let no_database = std::iter::once((0, Label::default()));
-    let labelled = databases.iter().map(|database| {
+    let open = databases
+        .iter()
+        .filter(|database| database.allows_connections);
+    let labelled = open.map(|database| {
         let label = labels.label(Object::Database(database.oid), &mut Vec::new());
         (database.oid, label)
     });

@@ -181,7 +181,7 @@ const WRONG: [(&str, &str, &str); 22] = [
     (
         "set_limit(1, role => 'app', per => 'X')",
         "22023",
-        r#"Field "limits[0].per": unknown value "X", "#,
+        r#"Field "limits[0].per": unknown value "X"; use "#,
     ),
     (
         "set_limit(1, role => 'app', network => 'X')",
@@ -221,7 +221,7 @@ const WRONG: [(&str, &str, &str); 22] = [
     (
         "clear_limit(role => 'app', per => 'X')",
         "22023",
-        r#"Field "limits[0].per": unknown value "X", "#,
+        r#"Field "limits[0].per": unknown value "X"; use "#,
     ),
     (
         "clear_limit(role => 'app', network => 'X')",

@@ -38,7 +38,16 @@ fn from_a_dry_run_to_the_sweep(server: &Server) {
     assert_eq!(found[2][0], ["alice", "2"]);
 
     let found = step(3, &mut superuser);
-    let limit = ["label on role alice", "role", "alice", "2", "1", "f", "log"];
+    let limit = [
+        "label on role alice",
+        "role",
+        "alice",
+        "2",
+        "1",
+        "f",
+        "log",
+        "sessions",
+    ];
     assert_eq!(found[3], [limit.map(String::from).to_vec()]);
     assert!(
         found[4].is_empty() && found[5].is_empty(),
@@ -54,6 +63,9 @@ fn from_a_dry_run_to_the_sweep(server: &Server) {
         found[5][0][1..4],
         ["would_refuse", "alice", "127.0.0.1"].map(String::from)
     );
+    let peak = ["label on role alice", "role", "sessions", "alice", "1", "3"];
+    assert_eq!(found[6][0][..6], peak.map(String::from));
+    assert_eq!(found[6][0][7], "1", "would be refused");
 
     step(4, &mut superuser);
     wait_until(&mut superuser, "SHOW session_limit.enforcement", "on");
