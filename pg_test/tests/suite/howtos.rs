@@ -595,7 +595,12 @@ fn pgbouncer_limits(server: &Server) {
 }
 
 fn locked_out(server: &Server) {
-    let mut howto = HowTo::start(server, "locked_out", &[], &["CREATE ROLE alice LOGIN"]);
+    let before = [
+        "CREATE ROLE alice LOGIN",
+        "CREATE ROLE team",
+        "CREATE DATABASE app",
+    ];
+    let mut howto = HowTo::start(server, "locked_out", &[], &before);
     let nobody = r#"{"max": 0, "per": "cluster"}"#;
     howto
         .cluster
@@ -612,6 +617,9 @@ fn locked_out(server: &Server) {
     );
     howto.run(socket);
     admitted(&alice).end();
+    for (source, remedy) in remedies(&howto.page.section(socket)) {
+        lifts(&howto.cluster, &source, &remedy);
+    }
 
     // Nobody gets in, not even a superuser.
     let lock = [
@@ -643,6 +651,10 @@ fn locked_out(server: &Server) {
     admitted(&superuser).end();
     admitted(&alice).end();
 
+    // What ALTER SYSTEM says would come after postgresql.conf.
+    howto
+        .cluster
+        .sql(&["ALTER SYSTEM RESET session_limit.cluster_limits"]);
     let table = howto.page.section("If the server does not start");
     for (line, shown) in [
         (
@@ -663,6 +675,47 @@ fn locked_out(server: &Server) {
         assert!(table.text.contains(&shown), "{shown}");
     }
     howto.finish();
+}
+
+/// The rows of its table: where a limit is set, and the statement that lifts it.
+fn remedies(section: &Page) -> Vec<(String, String)> {
+    let rows = section
+        .text
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `"));
+    let cells = |row: &str| {
+        let (source, rest) = row.split_once('`')?;
+        let statement = rest.split('`').nth(1)?;
+        Some((source.to_string(), statement.to_string()))
+    };
+    rows.map(|row| cells(row).expect(row)).collect()
+}
+
+/// That a limit of 0 which is set there keeps alice out of app until the remedy.
+fn lifts(cluster: &Cluster, source: &str, remedy: &str) {
+    let set = match source {
+        "session_limit.max_sessions_per_role" => {
+            "ALTER SYSTEM SET session_limit.max_sessions_per_role = 0".to_string()
+        }
+        "session_limit.cluster_limits" => {
+            r#"ALTER SYSTEM SET session_limit.cluster_limits = '{"max": 0, "per": "cluster"}'"#
+                .to_string()
+        }
+        "CONNECTION LIMIT of role alice" => "ALTER ROLE alice CONNECTION LIMIT 0".to_string(),
+        "CONNECTION LIMIT of database app" => "ALTER DATABASE app CONNECTION LIMIT 0".to_string(),
+        "label on role alice" => set_label("ROLE alice", r#"{"max": 0}"#),
+        "label on role team" => set_label("ROLE team", r#"{"max": 0, "per": "group"}"#),
+        "label on database app" => set_label("DATABASE app", r#"{"max": 0}"#),
+        _ => panic!("an unknown place: {source}"),
+    };
+    let alice = cluster.login_of("alice").to("app");
+    cluster.sql(&["GRANT team TO alice", &set]);
+    cluster.reload();
+    let refusal = refused(&alice);
+    assert!(refusal.detail().contains(source), "{source}: {refusal:?}");
+    cluster.sql(&[remedy]);
+    cluster.reload();
+    admitted(&alice).end();
 }
 
 fn several_sessions(server: &Server) {
