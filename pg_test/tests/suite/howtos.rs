@@ -233,6 +233,18 @@ fn licences_per_group(server: &Server) {
     howto.run("More seats");
     _seats.push(admitted(&carol));
     assert_eq!(sqlstate_of(&carol), "53300");
+
+    _seats.drain(..).for_each(Session::end);
+    let person = "A seat is a person";
+    let statements = howto.section(person).statements();
+    run(&howto.cluster, "postgres", &statements[..1]);
+    _seats.extend([(); 3].map(|()| admitted(&alice)));
+    _seats.push(admitted(&bob));
+    howto.shows(person, &refused(&carol));
+    run(&howto.cluster, "postgres", &statements[1..]);
+    _seats.push(admitted(&carol));
+    assert_eq!(sqlstate_of(&alice), "53300", "each has three sessions");
+
     howto.run("Take it back");
     _seats.push(admitted(&alice));
     howto.finish();
@@ -245,7 +257,7 @@ fn limits_per_address(server: &Server) {
         "CREATE ROLE kiosk LOGIN",
         "CREATE DATABASE app",
     ];
-    let mut howto = HowTo::start(server, "limits_per_address", &[], &before);
+    let mut howto = HowTo::start(server, "limits_per_address", &[ANY_AGE], &before);
     let from = |howto: &HowTo, role, address| howto.cluster.login_from(role, address);
     howto.run("Every address");
     let mut _sessions: Vec<Session> = ["alice", "bob", "alice"]
@@ -270,20 +282,32 @@ fn limits_per_address(server: &Server) {
     assert_eq!(sqlstate_of(&full), "53300");
     _sessions.push(admitted(&from(&howto, "alice", "127.0.5.1").to("app")));
 
+    howto.run("One desk");
     let seen = howto.run("See it").remove(0);
-    let of = |subject: &str| seen.iter().find(|row| row[1] == subject).expect(subject);
-    assert_eq!(of("127.0.0.2")[2..], ["3", "3"].map(String::from));
-    assert_eq!(of("127.0.2.1")[2..], ["4", "50"].map(String::from));
-    assert_eq!(
-        of("kiosk from 127.0.0.3")[2..],
-        ["1", "1"].map(String::from)
-    );
+    let of = |subject: &str| {
+        let row = seen.iter().find(|row| row[1] == subject);
+        row.expect(subject)[2..].join(" ")
+    };
+    assert_eq!(of("127.0.0.2"), "3 3 sessions");
+    assert_eq!(of("127.0.2.1"), "4 50 sessions");
+    assert_eq!(of("kiosk from 127.0.0.3"), "1 1 sessions");
+    assert_eq!(of("alice"), "5 1 addresses");
 
     howto.run("Take it back");
     for (role, address) in [("bob", "127.0.0.2"), ("kiosk", "127.0.0.3")] {
         _sessions.push(admitted(&from(&howto, role, address)));
     }
     _sessions.push(admitted(&full));
+
+    howto.run("One desk");
+    let mut first = _sessions.remove(0);
+    let desk = from(&howto, "alice", "127.0.0.9");
+    let _windows = [admitted(&desk), admitted(&desk)];
+    told(&mut first);
+    let refusing = howto.page.section("One desk").statements()[0]
+        .replace(r#", "on_excess": "replace_oldest""#, "");
+    howto.cluster.sql(&[&refusing]);
+    howto.shows("One desk", &refused(&full));
     howto.finish();
 }
 

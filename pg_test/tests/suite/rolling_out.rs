@@ -38,7 +38,16 @@ fn from_a_dry_run_to_the_sweep(server: &Server) {
     assert_eq!(found[2][0], ["alice", "2"]);
 
     let found = step(3, &mut superuser);
-    let limit = ["label on role alice", "role", "alice", "2", "1", "f", "log"];
+    let limit = [
+        "label on role alice",
+        "role",
+        "alice",
+        "2",
+        "1",
+        "f",
+        "log",
+        "sessions",
+    ];
     assert_eq!(found[3], [limit.map(String::from).to_vec()]);
     assert!(
         found[4].is_empty() && found[5].is_empty(),
