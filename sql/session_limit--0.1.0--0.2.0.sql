@@ -373,6 +373,8 @@ COMMENT ON COLUMN session_limit.status.stats_lost IS
 
 GRANT SELECT ON session_limit.waiters, session_limit.limit_stats, session_limit.status TO PUBLIC;
 
+COMMENT ON FUNCTION session_limit.reset_stats() IS 'discards all of session_limit.stats and limit_stats, and ends status.stats_lost; for superusers, unless it is granted to others';
+
 DROP FUNCTION session_limit.current_usage_0_1();
 DROP FUNCTION session_limit.defined_limits_0_1();
 DROP FUNCTION session_limit.current_stats_0_1();

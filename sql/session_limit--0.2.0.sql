@@ -190,7 +190,7 @@ COMMENT ON FUNCTION session_limit.current_status() IS 'the state of the library,
 CREATE FUNCTION session_limit.reset_stats() RETURNS void
 LANGUAGE C VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'reset_stats_wrapper';
-COMMENT ON FUNCTION session_limit.reset_stats() IS 'discards all of session_limit.stats; for superusers, unless it is granted to others';
+COMMENT ON FUNCTION session_limit.reset_stats() IS 'discards all of session_limit.stats and limit_stats, and ends status.stats_lost; for superusers, unless it is granted to others';
 
 CREATE FUNCTION session_limit.edited_label(role name, database name, a_limit text, keep boolean) RETURNS text
 LANGUAGE C VOLATILE PARALLEL UNSAFE

@@ -57,7 +57,7 @@ pub fn no_such_limit() -> ! {
     let code = PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT;
     Report::new(code, c"the label has no such limit")
         .hint(
-            c"A limit is found by \"per\", \"database\" and \"network\". See session_limit.limits.",
+            c"A limit is found by \"per\", \"database\", \"network\" and \"count\". See session_limit.limits.",
         )
         .error()
 }

@@ -389,6 +389,10 @@ fn what_is_wrong_is_refused(server: &Server) {
             assert!(error.detail().starts_with("Field \""), "{call}: {error:?}");
             assert!(error.hint().starts_with("Example: "), "{error:?}");
         }
+        if *words == "the label has no such limit" {
+            let key = r#""per", "database", "network" and "count""#;
+            assert!(error.hint().contains(key), "{error:?}");
+        }
     }
     let labels = "SELECT string_agg(label, ' ' ORDER BY label) FROM pg_shseclabel";
     assert_eq!(superuser.value(labels), r#"{"max": 7} {"max_wait": 7}"#);

@@ -233,6 +233,18 @@ fn licences_per_group(server: &Server) {
     howto.run("More seats");
     _seats.push(admitted(&carol));
     assert_eq!(sqlstate_of(&carol), "53300");
+
+    _seats.drain(..).for_each(Session::end);
+    let person = "A seat is a person";
+    let statements = howto.section(person).statements();
+    run(&howto.cluster, "postgres", &statements[..1]);
+    _seats.extend([(); 3].map(|()| admitted(&alice)));
+    _seats.push(admitted(&bob));
+    howto.shows(person, &refused(&carol));
+    run(&howto.cluster, "postgres", &statements[1..]);
+    _seats.push(admitted(&carol));
+    assert_eq!(sqlstate_of(&alice), "53300", "each has three sessions");
+
     howto.run("Take it back");
     _seats.push(admitted(&alice));
     howto.finish();
@@ -245,7 +257,7 @@ fn limits_per_address(server: &Server) {
         "CREATE ROLE kiosk LOGIN",
         "CREATE DATABASE app",
     ];
-    let mut howto = HowTo::start(server, "limits_per_address", &[], &before);
+    let mut howto = HowTo::start(server, "limits_per_address", &[ANY_AGE], &before);
     let from = |howto: &HowTo, role, address| howto.cluster.login_from(role, address);
     howto.run("Every address");
     let mut _sessions: Vec<Session> = ["alice", "bob", "alice"]
@@ -270,20 +282,32 @@ fn limits_per_address(server: &Server) {
     assert_eq!(sqlstate_of(&full), "53300");
     _sessions.push(admitted(&from(&howto, "alice", "127.0.5.1").to("app")));
 
+    howto.run("One desk");
     let seen = howto.run("See it").remove(0);
-    let of = |subject: &str| seen.iter().find(|row| row[1] == subject).expect(subject);
-    assert_eq!(of("127.0.0.2")[2..], ["3", "3"].map(String::from));
-    assert_eq!(of("127.0.2.1")[2..], ["4", "50"].map(String::from));
-    assert_eq!(
-        of("kiosk from 127.0.0.3")[2..],
-        ["1", "1"].map(String::from)
-    );
+    let of = |subject: &str| {
+        let row = seen.iter().find(|row| row[1] == subject);
+        row.expect(subject)[2..].join(" ")
+    };
+    assert_eq!(of("127.0.0.2"), "3 3 sessions");
+    assert_eq!(of("127.0.2.1"), "4 50 sessions");
+    assert_eq!(of("kiosk from 127.0.0.3"), "1 1 sessions");
+    assert_eq!(of("alice"), "5 1 addresses");
 
     howto.run("Take it back");
     for (role, address) in [("bob", "127.0.0.2"), ("kiosk", "127.0.0.3")] {
         _sessions.push(admitted(&from(&howto, role, address)));
     }
     _sessions.push(admitted(&full));
+
+    howto.run("One desk");
+    let mut first = _sessions.remove(0);
+    let desk = from(&howto, "alice", "127.0.0.9");
+    let _windows = [admitted(&desk), admitted(&desk)];
+    told(&mut first);
+    let refusing = howto.page.section("One desk").statements()[0]
+        .replace(r#", "on_excess": "replace_oldest""#, "");
+    howto.cluster.sql(&[&refusing]);
+    howto.shows("One desk", &refused(&full));
     howto.finish();
 }
 
@@ -595,7 +619,12 @@ fn pgbouncer_limits(server: &Server) {
 }
 
 fn locked_out(server: &Server) {
-    let mut howto = HowTo::start(server, "locked_out", &[], &["CREATE ROLE alice LOGIN"]);
+    let before = [
+        "CREATE ROLE alice LOGIN",
+        "CREATE ROLE team",
+        "CREATE DATABASE app",
+    ];
+    let mut howto = HowTo::start(server, "locked_out", &[], &before);
     let nobody = r#"{"max": 0, "per": "cluster"}"#;
     howto
         .cluster
@@ -612,6 +641,9 @@ fn locked_out(server: &Server) {
     );
     howto.run(socket);
     admitted(&alice).end();
+    for (source, remedy) in remedies(&howto.page.section(socket)) {
+        lifts(&howto.cluster, &source, &remedy);
+    }
 
     // Nobody gets in, not even a superuser.
     let lock = [
@@ -643,6 +675,10 @@ fn locked_out(server: &Server) {
     admitted(&superuser).end();
     admitted(&alice).end();
 
+    // What ALTER SYSTEM says would come after postgresql.conf.
+    howto
+        .cluster
+        .sql(&["ALTER SYSTEM RESET session_limit.cluster_limits"]);
     let table = howto.page.section("If the server does not start");
     for (line, shown) in [
         (
@@ -663,6 +699,47 @@ fn locked_out(server: &Server) {
         assert!(table.text.contains(&shown), "{shown}");
     }
     howto.finish();
+}
+
+/// The rows of its table: where a limit is set, and the statement that lifts it.
+fn remedies(section: &Page) -> Vec<(String, String)> {
+    let rows = section
+        .text
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `"));
+    let cells = |row: &str| {
+        let (source, rest) = row.split_once('`')?;
+        let statement = rest.split('`').nth(1)?;
+        Some((source.to_string(), statement.to_string()))
+    };
+    rows.map(|row| cells(row).expect(row)).collect()
+}
+
+/// That a limit of 0 which is set there keeps alice out of app until the remedy.
+fn lifts(cluster: &Cluster, source: &str, remedy: &str) {
+    let set = match source {
+        "session_limit.max_sessions_per_role" => {
+            "ALTER SYSTEM SET session_limit.max_sessions_per_role = 0".to_string()
+        }
+        "session_limit.cluster_limits" => {
+            r#"ALTER SYSTEM SET session_limit.cluster_limits = '{"max": 0, "per": "cluster"}'"#
+                .to_string()
+        }
+        "CONNECTION LIMIT of role alice" => "ALTER ROLE alice CONNECTION LIMIT 0".to_string(),
+        "CONNECTION LIMIT of database app" => "ALTER DATABASE app CONNECTION LIMIT 0".to_string(),
+        "label on role alice" => set_label("ROLE alice", r#"{"max": 0}"#),
+        "label on role team" => set_label("ROLE team", r#"{"max": 0, "per": "group"}"#),
+        "label on database app" => set_label("DATABASE app", r#"{"max": 0}"#),
+        _ => panic!("an unknown place: {source}"),
+    };
+    let alice = cluster.login_of("alice").to("app");
+    cluster.sql(&["GRANT team TO alice", &set]);
+    cluster.reload();
+    let refusal = refused(&alice);
+    assert!(refusal.detail().contains(source), "{source}: {refusal:?}");
+    cluster.sql(&[remedy]);
+    cluster.reload();
+    admitted(&alice).end();
 }
 
 fn several_sessions(server: &Server) {

@@ -9,6 +9,7 @@ use std::fs;
 
 tests![
     preloading_adds_to_the_list,
+    settings_are_removed,
     labels_are_removed_also_without_the_library
 ];
 
@@ -45,6 +46,8 @@ fn preloading_adds_to_the_list(server: &Server) {
             "\"$libdir/plpgsql\" , plpgsql",
             "\"$libdir/plpgsql\", plpgsql, session_limit",
         ),
+        ("session_limit, plpgsql", "plpgsql, session_limit"),
+        ("session_limit", "session_limit"),
     ] {
         let mut cluster = Cluster::plain(server, &[("shared_preload_libraries", before)]);
         gexec(&mut cluster.superuser(), &query).expect("it is set");
@@ -55,6 +58,19 @@ fn preloading_adds_to_the_list(server: &Server) {
         assert_eq!(list, after);
         assert_eq!(superuser.value("SHOW session_limit.enforcement"), "on");
     }
+}
+
+fn settings_are_removed(server: &Server) {
+    let cluster = Cluster::start(server, &[]);
+    cluster.set(&[
+        ("session_limit.max_sessions_per_role", "7"),
+        ("session_limit.cluster_limits", ""),
+    ]);
+    let query = fences("Remove all settings").remove(0);
+    gexec(&mut cluster.superuser(), &query).expect("they are removed");
+    let file = cluster.dir.join("data/postgresql.auto.conf");
+    let left = fs::read_to_string(file).expect("the file");
+    assert!(!left.contains("session_limit."), "{left}");
 }
 
 fn labels_are_removed_also_without_the_library(server: &Server) {

@@ -58,12 +58,15 @@ impl Page {
         found
     }
 
-    /// The statements of its SQL: each ends with a line, unless that is in a function's body.
+    /// The statements of its SQL: each ends with a line, unless that is in a function's body. Without the commands of psql.
     pub fn statements(&self) -> Vec<String> {
         let mut statements = Vec::new();
         for fence in self.fences("sql") {
             let mut statement = String::new();
-            for line in fence.lines().filter(|line| !line.starts_with("--")) {
+            for line in fence
+                .lines()
+                .filter(|line| !line.starts_with("--") && !line.starts_with('\\'))
+            {
                 statement.push_str(line);
                 statement.push('\n');
                 if line.ends_with(';') && statement.matches("$$").count().is_multiple_of(2) {

@@ -1,5 +1,6 @@
 //! docs/reference/ says of the code what is true, and all of it: settings, views, functions, labels, events, errors.
 
+use crate::page::Page;
 use crate::scene::{admitted, refused, set_label, wait_until};
 use crate::schema::{event_of, lines, schema};
 use pg_test::cluster::Cluster;
@@ -14,6 +15,7 @@ tests![
     settings,
     views_and_functions,
     label_fields,
+    label_statements,
     events,
     each_event_fits_the_schema,
     errors,
@@ -203,6 +205,31 @@ fn label_fields(_server: &Server) {
     let mut there: BTreeSet<String> = fields.into_iter().flatten().collect();
     assert!(there.remove("unknown"));
     assert_eq!(section("labels.md", "Fields").names("field"), there);
+}
+
+/// As they stand there, one after the other.
+fn label_statements(server: &Server) {
+    let cluster = Cluster::start(server, &[]);
+    cluster.sql(&[
+        "CREATE ROLE alice LOGIN",
+        "CREATE ROLE team NOLOGIN",
+        "CREATE DATABASE app",
+        "CREATE EXTENSION session_limit",
+    ]);
+    let mut superuser = cluster.superuser();
+    let statements = Page::read("reference/labels.md").statements();
+    assert!(statements.len() >= 12, "{statements:?}");
+    for statement in &statements {
+        let outcome = superuser.try_query(statement);
+        outcome.unwrap_or_else(|error| panic!("{statement}: {error:?}"));
+    }
+    let label =
+        "SELECT label FROM pg_seclabels WHERE provider = 'session_limit' AND objname = 'team'";
+    let label = superuser.value(label);
+    assert!(
+        label.contains("\"per\""),
+        "the last ones took effect: {label}"
+    );
 }
 
 fn properties(line: &Value) -> impl Iterator<Item = &String> {

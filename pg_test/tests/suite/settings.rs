@@ -1,13 +1,14 @@
 //! Settings take effect on reload; a bad value changes nothing.
 
 use crate::scene::refused;
-use pg_test::cluster::Cluster;
+use pg_test::cluster::{Cluster, Stop};
 use pg_test::server::Server;
 
 tests![
     enforcement,
     limits_follow_a_reload,
     a_bad_value_is_refused_by_name,
+    a_misspelt_name_is_said,
     the_hint_is_the_administrators
 ];
 
@@ -71,6 +72,34 @@ fn limits_follow_a_reload(server: &Server) {
     pg_test::wait_for("room", || alice.login().ok());
     cluster.set(&[("session_limit.max_sessions_per_role", "-1")]);
     let _many: Vec<_> = (0..5).map(|_| alice.login().expect("no limit")).collect();
+}
+
+/// At a start the server drops it, and starts.
+fn a_misspelt_name_is_said(server: &Server) {
+    let mut cluster = Cluster::start(server, &[]);
+    let misspelt = "session_limit.max_session_per_role";
+    let outcome = cluster
+        .superuser()
+        .try_query(&format!("ALTER SYSTEM SET {misspelt} = 1"));
+    let error = outcome.expect_err("no such setting");
+    let said = format!("invalid configuration parameter name \"{misspelt}\"");
+    assert_eq!(error.message(), said);
+
+    cluster.append("postgresql.conf", &format!("{misspelt} = 1\n"));
+    cluster.reload();
+    pg_test::wait_for("the log to say so", || {
+        cluster
+            .log()
+            .contains(&format!("LOG:  {said}"))
+            .then_some(())
+    });
+    cluster.stop(Stop::Fast);
+    cluster.start_again();
+    let log = cluster.log();
+    assert!(
+        log.contains(&format!("WARNING:  {said}, removing it")),
+        "{log}"
+    );
 }
 
 fn a_bad_value_is_refused_by_name(server: &Server) {
