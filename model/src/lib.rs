@@ -10,9 +10,9 @@
 //!   [`encoding`], and [`precedence`] says which limits apply to a login.
 //! - [`session`], [`members`] and [`table`] say who is in and whom a limit counts, [`queue`] who waits, and [`atomics`]
 //!   what of both needs no lock. [`own_table`] is a table in a process's own memory.
-//! - [`count`] counts, fast, and [`tally`] different roles and addresses. [`decide`] turns an [`attempt`] to log in into a [`verdict`]; [`order`] says which waiters
-//!   go before it, and [`replace`] whose session ends for it. [`sweep`] says whose session ends because a limit was
-//!   lowered.
+//! - [`count`] counts, fast, and [`tally`] different roles and addresses. [`decide`] turns an [`attempt`] to log in into
+//!   a [`verdict`]; [`order`] says which waiters go before it, and [`replace`] whose session ends for it. [`sweep`] says
+//!   whose session ends because a limit was lowered.
 //! - [`event`], [`ring`], [`throttle`], [`counters`] and [`limit_counters`] keep what was decided. [`label_changes`]
 //!   spares most logins the look for labels.
 

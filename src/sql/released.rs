@@ -95,7 +95,7 @@ fn current_stats() -> TableIterator<
 }
 
 /// Of 0.1.0: without `longest_wait_us`, `rolname`, `datname`, `client_addr`, `network` and `count`, and without the counts that the
-/// caller may not know: its view would say that nothing is free there.
+/// caller may not know: its view would say that nothing is free there. With the rows of limits in force that nobody is under.
 #[pg_extern(sql = false)]
 fn current_usage() -> TableIterator<
     'static,
