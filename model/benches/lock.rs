@@ -116,9 +116,17 @@ fn kinds() -> Vec<(&'static str, Vec<Covered>)> {
         scope(Who::Anyone, database, None),
     ];
     let mixed = mixed.map(|scope| (scope, Unit::Session));
+    // None of these has anything in common with another.
+    let mixed_different = [
+        (scope(own, None, None), place),
+        (scope(Who::MembersOf(LARGE_GROUP), None, None), Unit::Role),
+        (scope(everyone, database, None), Unit::Role),
+        (scope(everyone, None, None), Unit::Role),
+    ];
     alone
         .into_iter()
         .chain(different)
+        .chain([("mixed roles and addresses", mixed_different.to_vec())])
         .chain([("mixed", mixed.to_vec())])
         .collect()
 }
