@@ -15,6 +15,7 @@ tests![
     whoever_changes_desks_takes_the_place_along,
     a_place_is_replaced_as_a_whole_or_not,
     a_place_with_a_session_that_stays,
+    all_windows_at_a_new_desk_get_in,
     whoever_waits_needs_a_place,
     members_join_and_leave,
     a_dry_run,
@@ -307,6 +308,33 @@ fn a_place_with_a_session_that_stays(server: &Server) {
     assert_eq!(message(&there), TOO_MANY_DESKS);
     go_on(process(&stopped));
     wait_for("room", || there.login().ok()).end();
+}
+
+/// The first of them ends the sessions at the old desk; the others wait for that, and end nobody.
+fn all_windows_at_a_new_desk_get_in(server: &Server) {
+    let oldest = ("session_limit.on_excess", "replace_oldest");
+    let cluster = start(server, &[ANY_AGE, oldest]);
+    cluster.sql(&[&one_desk()]);
+    let (here, there) = (
+        cluster.login_from("alice", HERE),
+        cluster.login_from("alice", THERE),
+    );
+    for _ in 0..5 {
+        let old = [admitted(&here), admitted(&here), admitted(&here)];
+        let windows: Vec<_> = there
+            .storm(4)
+            .into_iter()
+            .collect::<Result<_, _>>()
+            .expect("in");
+        for mut session in old {
+            wait_for("the end", || session.try_query("SELECT 1").err());
+        }
+        assert_eq!(windows.len(), 4);
+        windows
+            .into_iter()
+            .for_each(|mut window| assert!(window.is_alive()));
+        cluster.wait_until_gone("alice");
+    }
 }
 
 /// Sends a login that must wait, and returns when it does.
