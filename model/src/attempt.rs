@@ -1,7 +1,7 @@
 //! The input of a decision: a login, the limits that it must meet, and the rules.
 
 use crate::account::Account;
-use crate::count::{SessionCounter, View};
+use crate::count::{Different, SessionCounter, View};
 use crate::limit::{Condition, Limit, Unit};
 use crate::members::{Members, Missing, SessionFilter};
 use crate::queue::Waiter;
@@ -185,12 +185,11 @@ fn look(
     condition: Condition,
     session: &Session,
 ) -> Result<(bool, u32), Missing> {
-    let filter = login.counted(condition)?;
     if condition.unit == Unit::Session {
-        let in_use = counter.count_cached(table, filter);
+        let in_use = counter.count_cached(table, login.counted(condition)?);
         return Ok((in_use < condition.max, in_use.saturating_add(1)));
     }
-    let stand = counter.different(table, filter, condition.unit, View::Now, &[], Some(session))?;
+    let stand = different(table, counter, login, condition, session, &[])?;
     Ok((stand.has_room(condition.max), stand.with))
 }
 
@@ -211,17 +210,21 @@ pub fn is_free(
         let ahead = ahead(table, counter, login, condition)?;
         return Ok((room > ahead, ahead));
     }
-    let filter = login.counted(condition)?;
-    let first = &counter.first;
-    let stand = counter.different(
-        table,
-        filter,
-        condition.unit,
-        View::Now,
-        first,
-        Some(session),
-    )?;
+    let stand = different(table, counter, login, condition, session, &counter.first)?;
     Ok((stand.has_room(condition.max), stand.ahead))
+}
+
+/// How a limit that counts different roles or addresses stands for the session when these waiters have gone in.
+fn different(
+    table: &Table,
+    counter: &SessionCounter,
+    login: &Attempt,
+    condition: Condition,
+    session: &Session,
+    first: &[usize],
+) -> Result<Different, Missing> {
+    let (filter, unit) = (login.counted(condition)?, condition.unit);
+    counter.different(table, filter, unit, View::Now, first, Some(session))
 }
 
 /// How many more sessions, or units of them, a limit has room for, including room that is reserved for waiters.

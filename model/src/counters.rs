@@ -199,7 +199,7 @@ impl Statistics {
             pairs: [Pair::default(); ROOM],
             counters: [Counters::default(); ROOM],
             others: Counters::default(),
-            limits: LimitStatistics::new(),
+            limits: LimitStatistics::default(),
         }
     }
 

@@ -53,10 +53,7 @@ fn decide(
         return Err(Missing::Patience);
     }
     let mut not_waited = None;
-    let mut follows = match exceeded {
-        Some((limit, _)) => follows_a_successor(table, counter, login, limit)?,
-        None => false,
-    };
+    let mut follows = follows_a_successor(table, counter, login, exceeded)?;
     if exceeded.is_some_and(|(limit, _)| login.has_time(limit) || follows) {
         not_waited = why_not_wait(table, login);
         if not_waited.is_none() && !enqueue(table, login) {
@@ -66,10 +63,7 @@ fn decide(
             // A session that left before it saw this login in the queue did not wake it: count again.
             counter.refresh(table);
             exceeded = find_exceeded(table, counter, login)?;
-            follows = match exceeded {
-                Some((limit, _)) => follows_a_successor(table, counter, login, limit)?,
-                None => false,
-            };
+            follows = follows_a_successor(table, counter, login, exceeded)?;
             if exceeded.is_some_and(|(limit, _)| login.lets_wait(limit) || follows) {
                 return Ok(Verdict::Waiting);
             }
@@ -109,18 +103,19 @@ fn decide(
     Ok(verdict)
 }
 
-/// Whether the limit counts different addresses, and all sessions from that of the login are logins of its role that wait for
+/// Whether the limit that is full, if one is, counts different addresses, and all sessions from that of the login are logins of its role that wait for
 /// their victims to go. When these have gone there is room for this login, too; so it waits for that, however long it has
 /// waited, and replaces nobody. That takes as long as a login waits for its victims, which is bounded.
 fn follows_a_successor(
     table: &Table,
     counter: &SessionCounter,
     login: &Attempt,
-    limit: &Limit,
+    exceeded: Option<FullLimit>,
 ) -> Result<bool, Missing> {
-    if limit.unit == Unit::Session || limit.max == 0 {
+    let counts_addresses = |(limit, _): &FullLimit| limit.unit != Unit::Session && limit.max > 0;
+    let Some((limit, _)) = exceeded.filter(counts_addresses) else {
         return Ok(false);
-    }
+    };
     let value = limit.unit.value(&login.session);
     let filter = login.counted(limit.condition())?;
     let mut some = false;

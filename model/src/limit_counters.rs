@@ -180,8 +180,8 @@ pub struct LimitStatistics {
     changes: u64,
 }
 
-impl LimitStatistics {
-    pub fn new() -> LimitStatistics {
+impl Default for LimitStatistics {
+    fn default() -> LimitStatistics {
         let unused = Row {
             counted: Counted::UnreadableLabel(Object::Role(0)),
             counters: LimitCounters::default(),
@@ -195,7 +195,9 @@ impl LimitStatistics {
             changes: 0,
         }
     }
+}
 
+impl LimitStatistics {
     pub fn reset(&mut self) {
         (self.used, self.others) = (0, LimitCounters::default());
     }
@@ -321,12 +323,6 @@ impl LimitStatistics {
     }
 }
 
-impl Default for LimitStatistics {
-    fn default() -> LimitStatistics {
-        LimitStatistics::new()
-    }
-}
-
 #[cfg(test)]
 pub mod tests {
     use super::*;
@@ -345,7 +341,7 @@ pub mod tests {
 
     #[test]
     fn each_event_counts_for_its_limit() {
-        let mut statistics = Box::new(LimitStatistics::new());
+        let mut statistics = Box::new(LimitStatistics::default());
         let unreadable = Counted::UnreadableLabel(Object::Role(1));
         let all = [
             (of(1), Happened::Admitted(2)),
@@ -390,7 +386,7 @@ pub mod tests {
 
     #[test]
     fn a_limit_is_the_same_with_another_number_and_another_one_in_another_scope() {
-        let mut statistics = Box::new(LimitStatistics::new());
+        let mut statistics = Box::new(LimitStatistics::default());
         let raised = Counted::Limit(at_most(9, of_role(1)));
         let mut tried_out = at_most(3, of_role(1));
         tried_out.enforced = false;
@@ -411,7 +407,7 @@ pub mod tests {
 
     #[test]
     fn the_limit_that_nothing_happened_under_for_the_longest_makes_room() {
-        let mut statistics = Box::new(LimitStatistics::new());
+        let mut statistics = Box::new(LimitStatistics::default());
         assert!(!statistics.is_crowded());
         for role in 1..=ROOM as u32 {
             statistics.count(of(role), Happened::Admitted(role), role.into());
@@ -434,7 +430,7 @@ pub mod tests {
 
     #[test]
     fn limits_set_in_one_place_hide_no_others() {
-        let mut statistics = Box::new(LimitStatistics::new());
+        let mut statistics = Box::new(LimitStatistics::default());
         let on_app = |role| {
             let source = Source::Label(Object::Database(5));
             let limit = Limit {
@@ -465,7 +461,7 @@ pub mod tests {
 
     #[test]
     fn rows_about_dropped_roles_and_databases_make_room() {
-        let mut statistics = Box::new(LimitStatistics::new());
+        let mut statistics = Box::new(LimitStatistics::default());
         let on_group = Limit {
             source: Source::Label(Object::Role(7)),
             ..at_most(3, of_role(1))
@@ -491,12 +487,12 @@ pub mod tests {
 
     #[test]
     fn what_is_saved_comes_back_in_the_same_order() {
-        let mut statistics = Box::new(LimitStatistics::new());
+        let mut statistics = Box::new(LimitStatistics::default());
         for role in 1..=ROOM as u32 + 1 {
             statistics.count(of(role), Happened::Admitted(role), 1);
         }
         statistics.count(of(2), Happened::Swept, 2);
-        let mut restored = Box::new(LimitStatistics::new());
+        let mut restored = Box::new(LimitStatistics::default());
         restored.count(of(9999), Happened::Swept, 2);
         restored.restore(statistics.to_save());
         assert_eq!(restored.to_save(), statistics.to_save());

@@ -167,7 +167,7 @@ fn candidates(
     if counter.covered(table, own).next().is_none() {
         return Ok(());
     }
-    // Until all of an address are found, the arrival is in the place of the rank.
+    // None has a rank until all from its address are known.
     for slot in counter.covered(table, all) {
         // Those that have been chosen for another limit are as good as gone.
         if slot != login.slot && table.shared.successor(slot) != Some(login.slot) {
