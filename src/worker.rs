@@ -15,7 +15,8 @@ use crate::record::{self, events};
 use crate::settings::{self, Enforcement, Settings, SweepSetting};
 use crate::{error, login, lookup, shmem, slot};
 use model::counters::Statistics;
-use model::limit::{Limit, Object, Per, Scope, Source, Unit};
+use model::limit::{Limit, Object, Scope, Source, Unit};
+use model::per::Per;
 use model::session::{Claim, Session};
 use model::sweep::{Exceeded, Sweep, ends_if_dropped};
 use pgrx::bgworkers::{

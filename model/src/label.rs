@@ -3,8 +3,9 @@
 use crate::encoding;
 use crate::json_error;
 use crate::label_target::LabelTarget;
-use crate::limit::{Count, Names, Object, OnExcess, Per, Source};
+use crate::limit::{Count, Names, Object, OnExcess, Source};
 use crate::network::Network;
+use crate::per::Per;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, IgnoredAny, Visitor};
 use std::collections::BTreeMap;

@@ -1,6 +1,7 @@
 //! What a label can be set on, and which `per` its limits can have there.
 
-use crate::limit::{Count, Per};
+use crate::limit::Count;
+use crate::per::Per;
 
 /// What a label is set on. The setting `session_limit.cluster_limits` holds the same JSON, so it is one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 //! OIDs.
 //!
 //! Read in this order:
-//! - [`limit`] and [`network`] are the words. [`label`] and [`label_target`] are how users write limits, in whatever
+//! - [`limit`], [`per`] and [`network`] are the words. [`label`] and [`label_target`] are how users write limits, in whatever
 //!   [`encoding`], and [`precedence`] says which limits apply to a login.
 //! - [`session`], [`members`] and [`table`] say who is in and whom a limit counts, [`queue`] who waits, and [`atomics`]
 //!   what of both needs no lock. [`own_table`] is a table in a process's own memory.
@@ -45,6 +45,7 @@ pub mod members;
 pub mod network;
 pub mod order;
 pub mod own_table;
+pub mod per;
 pub mod precedence;
 pub mod queue;
 pub mod replace;

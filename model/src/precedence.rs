@@ -9,8 +9,9 @@
 
 use crate::label::{Label, LabelLimit, LimitEnforcement};
 use crate::label_target::LabelTarget;
-use crate::limit::{Count, Limit, Object, OnExcess, Per, Scope, Source, Unit, Who};
+use crate::limit::{Count, Limit, Object, OnExcess, Scope, Source, Unit, Who};
 use crate::network::Network;
+use crate::per::Per;
 use std::net::IpAddr;
 use std::time::Duration;
 

@@ -7,9 +7,10 @@ use crate::decide::{
     tests::{WAIT, decided},
 };
 use crate::limit::tests::{at_most, in_database, of_role};
-use crate::limit::{Limit, OnExcess, Per, Scope, Unit, Who};
+use crate::limit::{Limit, OnExcess, Scope, Unit, Who};
 use crate::members::{Members, Missing, SessionFilter};
 use crate::own_table::OwnTable;
+use crate::per::Per;
 use crate::replace::idle_victim_woke;
 use crate::session::{Claim, EndReason, Session};
 use crate::table::Table;
