@@ -78,7 +78,8 @@ pub struct Different {
     pub ahead: u32,
     /// How many there will be with the login, too.
     pub with: u32,
-    /// Whether the login's is there already, but all of its sessions were told to end.
+    /// Whether the login's is there already, but each of its sessions may go: it was told to end, is a victim, or waits for
+    /// its victims.
     leaves: bool,
 }
 
@@ -93,7 +94,7 @@ impl Different {
         if self.adds() {
             number < max
         } else {
-            // Sessions that were told to end because there are too many make room for nobody, until there are not.
+            // Another session makes it stay. So there must be room for it as if nobody had gone.
             max > 0 && (!self.leaves || number <= max)
         }
     }
@@ -261,9 +262,13 @@ impl<'a> SessionCounter<'a> {
         self.tally.set(tally);
         let stays = |slot: usize| {
             let mark = table.columns.marks.get(slot);
-            mark.is_some_and(|mark| mark & TOLD == 0) && value(&slot) == own
+            let successor = table.shared.successor(slot);
+            mark.is_some_and(|mark| mark & (TOLD | PENDING) == 0)
+                && successor.is_none_or(|login| view == View::Without(login))
+                && view != View::Without(slot)
+                && value(&slot) == own
         };
-        let is_known = own.is_some() && with == then && self.marks & TOLD != 0;
+        let is_known = own.is_some() && with == then && self.marks & (TOLD | PENDING) != 0;
         Ok(Different {
             in_use,
             ahead: then.saturating_sub(in_use),

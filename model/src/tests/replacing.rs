@@ -816,6 +816,24 @@ fn a_second_login_from_the_new_address_waits_until_the_first_is_in() {
 }
 
 #[test]
+fn nobody_holds_on_to_an_address_that_is_being_left() {
+    // Found by a property test. Alice leaves her desk for home, where bob comes from, who leaves it for a socket.
+    let mut table = table();
+    let two = places(2, oldest, in_database(APP));
+    put(&mut table, 1, from(DESK, of(ALICE, 1)));
+    put(&mut table, 2, from(HOME, of(BOB, 2)));
+    let bob = login(3, of(BOB, LATE), [two]);
+    assert_eq!(replaced(&mut table, &bob), [102]);
+    let alice = login(4, from(HOME, of(ALICE, LATE + 1)), [two]);
+    assert_eq!(replaced(&mut table, &alice), [101]);
+    let carol = login(5, from(DESK, of(CAROL, LATE + 2)), [two]);
+    assert!(
+        !is_admitted(&mut table, &carol),
+        "a third place if both complete"
+    );
+}
+
+#[test]
 fn whoever_was_told_to_end_does_not_come_back_while_there_are_too_many() {
     let mut table = table();
     for (slot, address) in ["10.0.0.1", "10.0.0.2", "10.0.0.3"].iter().enumerate() {
