@@ -93,7 +93,13 @@ CREATE FUNCTION session_limit.current_stats(
     OUT decisions bigint,
     OUT decision_us bigint,
     OUT stats_reset timestamptz,
-    OUT abandoned bigint
+    OUT abandoned bigint,
+    OUT seats_taken bigint,
+    OUT seats_waited bigint,
+    OUT seats_refused bigint,
+    OUT seats_replaced bigint,
+    OUT seats_expired bigint,
+    OUT seats_evicted bigint
 ) RETURNS SETOF record
 LANGUAGE C VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'current_stats_0_2_wrapper';
@@ -128,6 +134,62 @@ CREATE FUNCTION session_limit.current_limit_stats(
 LANGUAGE C VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'current_limit_stats_wrapper';
 COMMENT ON FUNCTION session_limit.current_limit_stats() IS 'what the limits that the caller may know of did to logins; use the view session_limit.limit_stats';
+
+CREATE FUNCTION session_limit.take_seat(
+    key text,
+    max integer DEFAULT 1,
+    ttl interval DEFAULT NULL,
+    max_wait interval DEFAULT NULL,
+    on_excess text DEFAULT 'refuse'
+) RETURNS uuid
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'take_seat_wrapper';
+COMMENT ON FUNCTION session_limit.take_seat(text, integer, interval, interval, text) IS
+    'takes one of at most max seats of the key in this database, and returns its name: until the session ends, or with a ttl until it is not renewed in time; an error if none is free';
+
+CREATE FUNCTION session_limit.try_take_seat(
+    key text,
+    max integer DEFAULT 1,
+    ttl interval DEFAULT NULL,
+    max_wait interval DEFAULT NULL,
+    on_excess text DEFAULT 'refuse'
+) RETURNS uuid
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'try_take_seat_wrapper';
+COMMENT ON FUNCTION session_limit.try_take_seat(text, integer, interval, interval, text) IS
+    'as session_limit.take_seat, but returns null if no seat of the key is free';
+
+CREATE FUNCTION session_limit.renew_seat(seat uuid, ttl interval DEFAULT NULL) RETURNS boolean
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'renew_seat_wrapper';
+COMMENT ON FUNCTION session_limit.renew_seat(uuid, interval) IS
+    'lets a seat with a ttl last for that long, or as long as last time, from now on; returns whether the seat is held still';
+
+CREATE FUNCTION session_limit.release_seat(seat uuid) RETURNS boolean
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'release_seat_wrapper';
+COMMENT ON FUNCTION session_limit.release_seat(uuid) IS 'gives a seat back; returns whether it was held still';
+
+CREATE FUNCTION session_limit.evict_seats(key text) RETURNS integer
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'evict_seats_wrapper';
+COMMENT ON FUNCTION session_limit.evict_seats(text) IS
+    'ends all seats of the key in this database, whoever holds them; returns how many';
+
+CREATE FUNCTION session_limit.current_seats(
+    OUT key text,
+    OUT usesysid oid,
+    OUT datid oid,
+    OUT pid integer,
+    OUT client_addr inet,
+    OUT taken_at timestamptz,
+    OUT expires_at timestamptz,
+    OUT max integer,
+    OUT seat uuid
+) RETURNS SETOF record
+LANGUAGE C VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'current_seats_wrapper';
+COMMENT ON FUNCTION session_limit.current_seats() IS 'seats that are held and that the caller may see; use the view session_limit.seats';
 
 CREATE FUNCTION session_limit.current_status(
     OUT library_version text,
@@ -267,7 +329,13 @@ SELECT
     s.stats_reset,
     s.abandoned,
     s.usesysid,
-    nullif(s.datid, 0::oid) AS datid
+    nullif(s.datid, 0::oid) AS datid,
+    s.seats_taken,
+    s.seats_waited,
+    s.seats_refused,
+    s.seats_replaced,
+    s.seats_expired,
+    s.seats_evicted
 FROM session_limit.current_stats() s
 LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.usesysid
 LEFT JOIN pg_catalog.pg_database d ON d.oid = s.datid;
@@ -371,7 +439,32 @@ COMMENT ON COLUMN session_limit.status.waiting IS 'logins that wait for room; nu
 COMMENT ON COLUMN session_limit.status.stats_lost IS
     'whether statistics from before session_limit.stats.stats_reset were lost, by a crash, an immediate shutdown or an unreadable file; false again after reset_stats()';
 
-GRANT SELECT ON session_limit.waiters, session_limit.limit_stats, session_limit.status TO PUBLIC;
+CREATE VIEW session_limit.seats AS
+SELECT s.key, r.rolname AS usename, d.datname, s.pid, s.client_addr, s.taken_at, s.expires_at, s.max, s.seat
+FROM session_limit.current_seats() s
+LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.usesysid
+LEFT JOIN pg_catalog.pg_database d ON d.oid = s.datid;
+COMMENT ON VIEW session_limit.seats IS 'the seats that are held, one row each';
+COMMENT ON COLUMN session_limit.seats.key IS 'what the seat is one of; a text of another encoding has escapes';
+COMMENT ON COLUMN session_limit.seats.usename IS 'role whose privileges the call had that took it; null if it was dropped since';
+COMMENT ON COLUMN session_limit.seats.datname IS 'database in which the key is counted; null if it was dropped since';
+COMMENT ON COLUMN session_limit.seats.pid IS 'process ID of the backend that took it, which may be gone if the seat has a ttl';
+COMMENT ON COLUMN session_limit.seats.client_addr IS 'address of the client that took it, such as a pooler; null over a Unix-domain socket';
+COMMENT ON COLUMN session_limit.seats.taken_at IS 'when it was taken';
+COMMENT ON COLUMN session_limit.seats.expires_at IS 'when it ends unless it is renewed; null: when its session ends';
+COMMENT ON COLUMN session_limit.seats.max IS 'how many seats of the key the call allowed';
+COMMENT ON COLUMN session_limit.seats.seat IS 'its name, for the session that took it; else null';
+
+GRANT SELECT ON session_limit.waiters, session_limit.limit_stats, session_limit.status, session_limit.seats TO PUBLIC;
+
+-- Whoever takes seats takes them from others.
+REVOKE EXECUTE ON FUNCTION
+    session_limit.take_seat(text, integer, interval, interval, text),
+    session_limit.try_take_seat(text, integer, interval, interval, text),
+    session_limit.renew_seat(uuid, interval),
+    session_limit.release_seat(uuid),
+    session_limit.evict_seats(text)
+FROM PUBLIC;
 
 COMMENT ON FUNCTION session_limit.reset_stats() IS 'discards all of session_limit.stats and limit_stats, and ends status.stats_lost; for superusers, unless it is granted to others';
 
@@ -400,6 +493,12 @@ COMMENT ON COLUMN session_limit.stats.others IS 'whether the row is about all ro
 COMMENT ON COLUMN session_limit.stats.abandoned IS 'logins whose client closed the connection while they waited';
 COMMENT ON COLUMN session_limit.stats.usesysid IS 'OID of the role; with datid and others, the key of the row';
 COMMENT ON COLUMN session_limit.stats.datid IS 'OID of the database; null for WAL senders without one';
+COMMENT ON COLUMN session_limit.stats.seats_taken IS 'seats that were taken';
+COMMENT ON COLUMN session_limit.stats.seats_waited IS 'calls for a seat that waited, whether they got one then or were refused';
+COMMENT ON COLUMN session_limit.stats.seats_refused IS 'calls for a seat that were refused because as many as they allow are held';
+COMMENT ON COLUMN session_limit.stats.seats_replaced IS 'seats that ended for newer ones';
+COMMENT ON COLUMN session_limit.stats.seats_expired IS 'seats that ended because they were not renewed in time';
+COMMENT ON COLUMN session_limit.stats.seats_evicted IS 'seats that an administrator ended, or that were of a dropped database';
 COMMENT ON COLUMN session_limit.stats.decisions IS 'logins that were decided: admitted, refused and abandoned';
 COMMENT ON COLUMN session_limit.events.event IS
-    'admitted, waited, refused, replaced, would_refuse, would_replace, abandoned, swept, reclaimed or concurrent_addresses';
+    'admitted, waited, refused, replaced, would_refuse, would_replace, abandoned, swept, reclaimed or concurrent_addresses; of seats seat_taken, seat_waited, seat_refused, seat_replaced, seat_expired or seat_evicted';

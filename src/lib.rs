@@ -6,7 +6,7 @@
 //! - `pg`: what is borrowed from the server. It knows no limits.
 //! - `error`: what users are told. `settings`: what they set.
 //! - `shmem`: the tables and their locks. `mailbox`: what the worker is told. `stats_file`: what outlives a restart.
-//! - `slot`: this backend's place in the table. `lookup`: which limits apply. `record`: what is kept of a decision.
+//! - `slot`: this backend's place in the table. `seat`: the seats that it takes. `lookup`: which limits apply. `record`: what is kept of a decision.
 //!   `end_detail`: what a session that is told to end tells its client.
 //! - `login`, `worker`, `sql`: the three ways in: a login, the clock, a user's statement.
 //!
@@ -31,6 +31,7 @@ mod stats_file;
 mod end_detail;
 mod lookup;
 mod record;
+mod seat;
 mod slot;
 
 mod login;

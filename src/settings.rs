@@ -1,4 +1,4 @@
-//! The settings. Defined by the postmaster; every one but `max_events` can be changed by reload.
+//! The settings. Defined by the postmaster; every one but `max_events` and `max_seats` can be changed by reload.
 
 use crate::error;
 use crate::pg::{backend, memory};
@@ -85,6 +85,7 @@ static REFUSAL_HINT: GucSetting<Option<CString>> = GucSetting::<Option<CString>>
 static LOG_EVENTS: GucSetting<Option<CString>> =
     GucSetting::<Option<CString>>::new(Some(c"excess"));
 static MAX_EVENTS: GucSetting<i32> = GucSetting::<i32>::new(1000);
+static MAX_SEATS: GucSetting<i32> = GucSetting::<i32>::new(1000);
 
 /// The values of the settings at one moment.
 #[derive(Clone, Copy)]
@@ -241,6 +242,16 @@ pub fn max_events() -> usize {
     MAX_EVENTS.get() as usize
 }
 
+/// How many seats can be held at once. No process changes it.
+pub fn max_seats() -> usize {
+    MAX_SEATS.get() as usize
+}
+
+/// How long whoever finds no room waits, unless something else is said.
+pub fn max_wait() -> Duration {
+    milliseconds(&MAX_WAIT_MS)
+}
+
 /// Defines the settings, and reserves their prefix, so that a misspelt name is an error and not a
 /// placeholder.
 pub fn define() {
@@ -249,6 +260,7 @@ pub fn define() {
     define_replacing();
     define_sweep();
     define_events();
+    define_seats();
     // SAFETY: called by the postmaster while it preloads, as the function asks; the name is static.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"session_limit".as_ptr()) };
 }
@@ -433,6 +445,19 @@ fn define_events() {
         c"Sets how many events the view session_limit.events shows, the latest.",
         c"0 keeps none.",
         &MAX_EVENTS,
+        0,
+        1_000_000,
+        GucContext::Postmaster,
+        GucFlags::default(),
+    );
+}
+
+fn define_seats() {
+    GucRegistry::define_int_guc(
+        c"session_limit.max_seats",
+        c"Sets the maximum number of seats that are held at once.",
+        c"0 switches seats off.",
+        &MAX_SEATS,
         0,
         1_000_000,
         GucContext::Postmaster,

@@ -1,4 +1,4 @@
-//! The tables in shared memory: the sessions, the event log and the statistics.
+//! The tables in shared memory: the sessions, the event log, the statistics and the seats.
 //!
 //! Lock protocol. Each has an LWLock, and nobody holds two. Under any of them nothing raises, logs, allocates, looks
 //! up a name or signals; what is wanted is copied out.
@@ -7,6 +7,7 @@
 //!   release takes no lock, because it comes after the process has left the process array, when none can be taken.
 //! - One guards the events, and what was suppressed of the log: always held exclusively.
 //! - One guards the statistics: whoever changes them holds it exclusively, a reader shared.
+//! - One guards the seats, in the same way: no login takes it.
 //!
 //! The startup hook runs in the postmaster, also anew after a crash, on a fresh segment. So does the exit callback,
 //! when there is no other process. The rest runs in backends and in the worker, which inherit `MEMORY`.
@@ -17,6 +18,7 @@ use crate::pg::compat;
 use crate::pg::ffi;
 use crate::pg::lwlock::Locked;
 use crate::pg::memory;
+use crate::pg::shared_map::SharedMap;
 use crate::{error, settings, stats_file};
 use model::account::Account;
 use model::atomics::{Shared, arrive};
@@ -26,6 +28,7 @@ use model::label_changes::LabelChanges;
 use model::limit::Condition;
 use model::own_table::OwnTable;
 use model::ring::Ring;
+use model::seats::{Backend, Deadline, Deadlines, Id, Key, Known, Place, Seats};
 use model::table::{Columns, Slot, TILE, Table};
 use model::throttle::{Entry, Throttle};
 use pgrx::pg_sys;
@@ -37,7 +40,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 const LOCK_NAME: &CStr = c"session_limit";
 const EVENT_LOCK_NAME: &CStr = c"session_limit_events";
 const STATS_LOCK_NAME: &CStr = c"session_limit_stats";
+const SEATS_LOCK_NAME: &CStr = c"session_limit_seats";
 const WAIT_EVENT: &CStr = c"SessionLimit";
+const SEAT_WAIT_EVENT: &CStr = c"SessionLimitSeat";
 
 /// How many limits the queue can store, for each possible backend. A login with more of them than are left does not
 /// wait.
@@ -56,6 +61,8 @@ pub struct EventLog {
     pub throttle: Throttle<'static>,
 }
 
+pub type SeatTable = Seats<'static, SharedMap<Key>, SharedMap<Id>>;
+
 pub struct Memory {
     /// The latest arrival.
     arrivals: &'static AtomicU64,
@@ -65,8 +72,11 @@ pub struct Memory {
     statistics: Locked<&'static mut Statistics>,
     pub mailbox: &'static Mailbox,
     label_changes: &'static LabelChanges,
+    pub seats: Locked<SeatTable>,
     /// Of a process that waits for room.
     pub wait_event: u32,
+    /// Of a process that waits for a seat.
+    pub seat_wait_event: u32,
 }
 
 static MEMORY: Local<Cell<Option<&'static Memory>>> = Local::new(Cell::new(None));
@@ -125,9 +135,10 @@ unsafe extern "C-unwind" fn session_limit_shmem_request() {
             array_size::<Statistics>(1),
             array_size::<Mailbox>(1),
             array_size::<LabelChanges>(1),
+            seats_size(settings::max_seats(), slots),
         ];
         pg_sys::RequestAddinShmemSpace(bytes.iter().sum());
-        for lock in [LOCK_NAME, EVENT_LOCK_NAME, STATS_LOCK_NAME] {
+        for lock in [LOCK_NAME, EVENT_LOCK_NAME, STATS_LOCK_NAME, SEATS_LOCK_NAME] {
             pg_sys::RequestNamedLWLockTranche(lock.as_ptr(), 1);
         }
     }
@@ -195,8 +206,41 @@ unsafe fn lay_out() -> Option<Memory> {
             statistics: Locked::new(STATS_LOCK_NAME, statistics),
             mailbox: mailbox.first()?,
             label_changes: labels.first()?,
+            seats: Locked::new(SEATS_LOCK_NAME, seats(settings::max_seats(), slots)),
             wait_event: compat::new_wait_event(WAIT_EVENT),
+            seat_wait_event: compat::new_wait_event(SEAT_WAIT_EVENT),
         })
+    }
+}
+
+/// What the seats take, in bytes.
+fn seats_size(seats: usize, slots: usize) -> usize {
+    let sizes = [
+        array_size::<Place>(seats),
+        array_size::<Known>(seats),
+        array_size::<Deadline>(seats),
+        array_size::<u32>(seats),
+        array_size::<Backend>(slots),
+        SharedMap::<Key>::size(seats),
+        SharedMap::<Id>::size(seats),
+    ];
+    sizes.iter().sum()
+}
+
+/// # Safety
+/// Only in the shmem_startup_hook, once.
+unsafe fn seats(seats: usize, slots: usize) -> SeatTable {
+    // SAFETY: as the caller says.
+    unsafe {
+        let places = array(c"session_limit seats", seats, || Place::FREE);
+        let known = array(c"session_limit keys", seats, || Known::FREE);
+        let backends = array(c"session_limit seat backends", slots, || Backend::NONE);
+        let heap = array(c"session_limit deadlines", seats, || Deadline::NONE);
+        let of_seats = array(c"session_limit seat deadlines", seats, || 0);
+        let keys = SharedMap::new(c"session_limit keys by text", seats);
+        let ids = SharedMap::new(c"session_limit seats by name", seats);
+        let deadlines = Deadlines::new(heap, of_seats);
+        Seats::new(places, known, backends, deadlines, (keys, ids))
     }
 }
 

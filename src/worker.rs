@@ -3,7 +3,7 @@
 //! It sweeps: it finds the sessions over a limit that was lowered, or set, after they came. It says who can make anyone a
 //! member of a labelled group: no hook is told of a GRANT. It frees slots whose process is gone; it should never find one.
 //! It logs how many lines were suppressed, where no later line does. It makes room in the statistics where roles and
-//! databases were dropped.
+//! databases were dropped, and ends seats of dropped databases, and those whose time is over before anyone calls.
 //!
 //! It connects to no database, so that every database can be dropped. If the catalogs cannot be read, it says so once in
 //! a while and goes on.
@@ -13,7 +13,7 @@ use crate::pg::catalog::{Database, Role};
 use crate::pg::{backend, compat};
 use crate::record::{self, events};
 use crate::settings::{self, Enforcement, Settings, SweepSetting};
-use crate::{error, login, lookup, shmem, slot};
+use crate::{error, login, lookup, seat, shmem, slot};
 use model::counters::Statistics;
 use model::limit::{Limit, Object, Scope, Source, Unit};
 use model::per::Per;
@@ -84,6 +84,7 @@ pub extern "C-unwind" fn session_limit_worker_main(_arg: pg_sys::Datum) {
             suspects = reclaim(&suspects);
             shmem::label_changes().look_again();
             forget_dropped();
+            end_seats();
         }
         events::flush_suppressed(false);
         let left = RECLAIM_EVERY
@@ -258,6 +259,25 @@ fn forget_dropped() {
         let dropped: Vec<Object> = dropped.into_iter().collect();
         if !dropped.is_empty() {
             shmem::change_statistics(|statistics| statistics.forget(&dropped));
+        }
+    });
+}
+
+/// Ends the seats whose time is over, in case that nobody has called since; and those of databases that were dropped, to
+/// which nobody can return.
+fn end_seats() {
+    read_catalogs(|| {
+        seat::expire();
+        // Before the catalog, as above.
+        let mut dropped = seat::all();
+        if dropped.is_empty() {
+            return;
+        }
+        let databases = Database::all().into_iter();
+        let databases: BTreeSet<u32> = databases.map(|database| database.oid).collect();
+        dropped.retain(|(key, _)| !databases.contains(&key.database()));
+        for (key, _) in dropped {
+            seat::evict(&key);
         }
     });
 }

@@ -15,7 +15,7 @@ pub const MAX_BYTES: usize = 2_000_000;
 
 /// What the bytes begin with. Raise the number when a counter comes, goes or changes its meaning.
 const MAGIC: &[u8] = b"session_limit statistics ";
-const VERSION: &[u8] = b"4\n";
+const VERSION: &[u8] = b"5\n";
 
 /// With so many pairs it is time to look for dropped ones: a quarter is left for those that come before that is done.
 const CROWDED: usize = ROOM - ROOM / 4;
@@ -95,6 +95,43 @@ pub struct Counters {
     pub decision_us: u64,
     /// Logins whose client closed the connection while they waited.
     pub abandoned: u64,
+    /// Of seats.
+    pub seats: SeatCounters,
+}
+
+/// What is counted of the seats of each pair.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SeatCounters {
+    pub taken: u64,
+    /// Calls for a seat that waited, whether they got one or not.
+    pub waited: u64,
+    pub refused: u64,
+    /// Seats that ended for newer ones.
+    pub replaced: u64,
+    /// Seats that ended because they were not renewed in time.
+    pub expired: u64,
+    /// Seats that an administrator ended.
+    pub evicted: u64,
+}
+
+impl SeatCounters {
+    /// Counts what `other` has counted, too.
+    pub fn add(&mut self, other: &SeatCounters) {
+        let SeatCounters {
+            taken,
+            waited,
+            refused,
+            replaced,
+            expired,
+            evicted,
+        } = *other;
+        add(&mut self.taken, taken);
+        add(&mut self.waited, waited);
+        add(&mut self.refused, refused);
+        add(&mut self.replaced, replaced);
+        add(&mut self.expired, expired);
+        add(&mut self.evicted, evicted);
+    }
 }
 
 impl Counters {
@@ -144,6 +181,7 @@ impl Counters {
             decisions,
             decision_us,
             abandoned,
+            seats,
         } = *other;
         add(&mut self.admitted, admitted);
         add(&mut self.waited, waited);
@@ -161,6 +199,7 @@ impl Counters {
         add(&mut self.decisions, decisions);
         add(&mut self.decision_us, decision_us);
         add(&mut self.abandoned, abandoned);
+        self.seats.add(&seats);
     }
 }
 
@@ -218,6 +257,11 @@ impl Statistics {
     /// Counts a login for its pair.
     pub fn count(&mut self, pair: Pair, login: &CountedLogin) {
         self.counters_of(pair).count(login);
+    }
+
+    /// Counts what has become of the pair's seats.
+    pub fn count_seats(&mut self, pair: Pair, more: &SeatCounters) {
+        self.counters_of(pair).seats.add(more);
     }
 
     /// The pair's counters; those of the others if the pair has none and there is no room left.

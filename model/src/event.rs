@@ -26,10 +26,22 @@ pub enum EventKind {
     ConcurrentAddresses,
     /// A waiting login's client closed the connection.
     Abandoned,
+    /// A seat was taken at once.
+    SeatTaken,
+    /// A seat was taken after its caller had waited.
+    SeatWaited,
+    /// A call for a seat was refused.
+    SeatRefused,
+    /// A seat ended for a newer one.
+    SeatReplaced,
+    /// A seat ended that was not renewed in time.
+    SeatExpired,
+    /// An administrator ended a seat.
+    SeatEvicted,
 }
 
 impl EventKind {
-    pub const ALL: [EventKind; 10] = [
+    pub const ALL: [EventKind; 16] = [
         EventKind::Admitted,
         EventKind::Waited,
         EventKind::Refused,
@@ -40,6 +52,12 @@ impl EventKind {
         EventKind::Reclaimed,
         EventKind::ConcurrentAddresses,
         EventKind::Abandoned,
+        EventKind::SeatTaken,
+        EventKind::SeatWaited,
+        EventKind::SeatRefused,
+        EventKind::SeatReplaced,
+        EventKind::SeatExpired,
+        EventKind::SeatEvicted,
     ];
 
     fn bit(self) -> u16 {
@@ -59,12 +77,22 @@ impl EventKind {
             EventKind::Reclaimed => "reclaimed",
             EventKind::ConcurrentAddresses => "concurrent_addresses",
             EventKind::Abandoned => "abandoned",
+            EventKind::SeatTaken => "seat_taken",
+            EventKind::SeatWaited => "seat_waited",
+            EventKind::SeatRefused => "seat_refused",
+            EventKind::SeatReplaced => "seat_replaced",
+            EventKind::SeatExpired => "seat_expired",
+            EventKind::SeatEvicted => "seat_evicted",
         }
     }
 
     /// Whether it happens without any limit being exceeded.
     pub fn is_usual(self) -> bool {
-        matches!(self, EventKind::Admitted | EventKind::ConcurrentAddresses)
+        use EventKind::{Admitted, ConcurrentAddresses, SeatExpired, SeatTaken};
+        matches!(
+            self,
+            Admitted | ConcurrentAddresses | SeatTaken | SeatExpired
+        )
     }
 }
 
@@ -194,7 +222,8 @@ mod tests {
         };
         assert_eq!(words("none"), "");
         assert_eq!(words("refused, Swept"), "refused swept");
-        let excess = "waited refused replaced would_refuse would_replace swept reclaimed abandoned";
+        let excess = "waited refused replaced would_refuse would_replace swept reclaimed abandoned \
+                      seat_waited seat_refused seat_replaced seat_evicted";
         assert_eq!(words("EXCESS"), excess);
         let audited = excess.replace("abandoned", "concurrent_addresses abandoned");
         assert_eq!(words("concurrent_addresses,excess"), audited);

@@ -50,6 +50,7 @@ pub mod precedence;
 pub mod queue;
 pub mod replace;
 pub mod ring;
+pub mod seats;
 pub mod session;
 pub mod sweep;
 mod sync;

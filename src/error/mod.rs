@@ -3,9 +3,11 @@
 mod label;
 mod refusal;
 mod report;
+mod seat;
 
 pub use label::*;
 pub use refusal::*;
+pub use seat::*;
 
 use pgrx::{PgLogLevel, PgSqlErrorCode};
 use report::Report;

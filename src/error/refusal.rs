@@ -309,7 +309,7 @@ fn units(unit: Unit, number: u32) -> String {
     format!("{number} {}", if number == 1 { one } else { several })
 }
 
-fn are(number: u32) -> &'static str {
+pub(super) fn are(number: u32) -> &'static str {
     if number == 1 { "is" } else { "are" }
 }
 
@@ -317,7 +317,7 @@ fn place(address: Option<IpAddr>) -> String {
     address.map_or("a local socket".to_string(), |address| address.to_string())
 }
 
-fn describe(session: &ShownSession) -> String {
+pub(super) fn describe(session: &ShownSession) -> String {
     let from = place(session.address);
     // SAFETY: returns a string in a static buffer, copied before the next call.
     let started = unsafe { CStr::from_ptr(pg_sys::timestamptz_to_str(session.started)) };

@@ -46,6 +46,41 @@ pub fn is_superuser() -> bool {
     unsafe { pg_sys::superuser() }
 }
 
+/// The role whose privileges this statement has.
+pub fn user() -> u32 {
+    // SAFETY: reads a variable of this process.
+    unsafe { pg_sys::GetUserId() }.into()
+}
+
+/// The database of this process; 0 if it has none.
+pub fn own_database() -> u32 {
+    // SAFETY: reads a variable of this process.
+    unsafe { pg_sys::MyDatabaseId }.into()
+}
+
+/// The bytes of a UUID that nobody can guess (RFC 9562, version 4). None if the server has no random numbers.
+pub fn random_uuid() -> Option<[u8; 16]> {
+    let mut bytes = [0u8; 16];
+    // SAFETY: writes so many bytes to a local variable.
+    if !unsafe { pg_sys::pg_strong_random(bytes.as_mut_ptr().cast(), bytes.len()) } {
+        return None;
+    }
+    let [_, _, _, _, _, _, version, _, variant, ..] = &mut bytes;
+    *version = *version & 0x0f | 0x40;
+    *variant = *variant & 0x3f | 0x80;
+    Some(bytes)
+}
+
+/// A text of any database, for this one: if it is none in this one's encoding, with escapes.
+pub fn in_own_encoding(text: &[u8]) -> Vec<u8> {
+    // SAFETY: reads the bytes of the text, and variables of this process. It raises nothing when told so.
+    let is_valid = unsafe { pg_sys::pg_verifymbstr(text.as_ptr().cast(), text.len() as i32, true) };
+    match is_valid {
+        true => text.to_vec(),
+        false => text.escape_ascii().collect(),
+    }
+}
+
 /// Microseconds since 2000-01-01, as in a `timestamptz`: the wall clock, for what is shown. It can be set.
 pub fn now() -> i64 {
     // SAFETY: only reads the clock.

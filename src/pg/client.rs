@@ -56,6 +56,20 @@ pub fn own_database() -> &'static CStr {
     }
 }
 
+/// The address and the socket of this process's client; no socket if it has no client.
+pub fn own_connection() -> (Option<IpAddr>, Option<pg_sys::pgsocket>) {
+    // SAFETY: the server's Port lives as long as the process; a worker has none.
+    unsafe {
+        match be::MyProcPort.is_null() {
+            true => (None, None),
+            false => (
+                address(&(*be::MyProcPort).raddr),
+                Some((*be::MyProcPort).sock),
+            ),
+        }
+    }
+}
+
 /// As `catalog::name_of`, for a login: the row of its own role is cached by name, not by OID.
 pub fn name_of(object: Object) -> Vec<u8> {
     let own = Role::by_name(own_role()).filter(|role| object == Object::Role(role.oid));

@@ -157,6 +157,24 @@ pub unsafe fn new_wait_event(_name: &CStr) -> u32 {
     return unsafe { pg_sys::WaitEventExtensionNew(_name.as_ptr()) };
 }
 
+/// A hash table in shared memory, with room for so many entries.
+///
+/// # Safety
+/// Only in the shmem_startup_hook, once for each name, with memory that was reserved.
+pub unsafe fn shared_hash(
+    name: &CStr,
+    room: i64,
+    about: &mut pg_sys::HASHCTL,
+    flags: i32,
+) -> *mut pg_sys::HTAB {
+    #[cfg(feature = "pg19")]
+    // SAFETY: as the caller says.
+    return unsafe { pg_sys::ShmemInitHash(name.as_ptr(), room, about, flags) };
+    #[cfg(not(feature = "pg19"))]
+    // SAFETY: as the caller says.
+    return unsafe { pg_sys::ShmemInitHash(name.as_ptr(), room, room, about, flags) };
+}
+
 /// The timeouts that end a login while it is in the hook: `STATEMENT_TIMEOUT`, which stands for
 /// `authentication_timeout` until authentication is done, and `TRANSACTION_TIMEOUT`
 /// (`src/include/utils/timeout.h`).

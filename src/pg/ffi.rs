@@ -6,8 +6,8 @@
 //! exits, there is none.
 
 use pgrx::pg_sys::{
-    BlockNumber, CatCList, Datum, ForkNumber, HeapTuple, LWLock, LWLockMode, Oid, Relation,
-    ScanKey, Size, Snapshot, SysScanDesc, TimestampTz, TupleDesc, XactCallback,
+    BlockNumber, CatCList, Datum, ForkNumber, HASHACTION, HTAB, HeapTuple, LWLock, LWLockMode, Oid,
+    Relation, ScanKey, Size, Snapshot, SysScanDesc, TimestampTz, TupleDesc, XactCallback,
     ffi::pg_guard_ffi_boundary, pg_on_exit_callback,
 };
 use std::ffi::{c_char, c_int, c_void};
@@ -25,11 +25,13 @@ macro_rules! declared {
     };
 }
 
-// They raise nothing: a process here holds one lock at most, and registers three callbacks.
+// They raise nothing: a process here holds one lock at most, registers four callbacks, and makes no entry in a hash table
+// that has no room.
 declared! {
     pub fn GetCurrentTimestamp() -> i64;
     pub fn LWLockAcquire(lock: *mut LWLock, mode: LWLockMode::Type) -> bool;
     pub fn LWLockRelease(lock: *mut LWLock);
+    pub fn hash_search(table: *mut HTAB, key: *const c_void, action: HASHACTION::Type, found: *mut bool) -> *mut c_void;
     pub fn before_shmem_exit(callback: pg_on_exit_callback, argument: Datum);
     pub fn on_proc_exit(callback: pg_on_exit_callback, argument: Datum);
 }

@@ -12,3 +12,4 @@ pub mod lwlock;
 pub mod memberships;
 pub mod memory;
 pub mod scan;
+pub mod shared_map;

@@ -1,24 +1,21 @@
 //! The event log: each decision becomes a line of JSON in the server log, and a record for the view.
-//!
-//! JSON is Unicode. Names are bytes, usually UTF-8, and the log and each database may have another encoding. So the
-//! JSON here is ASCII, which is right in all of them.
 
 use crate::pg::backend::{now, tick};
 use crate::pg::{catalog, client};
 use crate::record::decision::{Decision, Outcome};
+use crate::record::json::{Bytes, json};
 use crate::settings;
 use crate::shmem;
 use model::event::{EventKind, FixedText, Record};
 use model::limit::{Limit, Names, Object, Unit};
+use model::seats::{Holder, Key};
 use model::session::Session;
 use model::throttle::{LineKey, Suppressed};
 use model::verdict::{Admission, Ended, Excess, NotWaited};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSqlErrorCode};
-use serde::{Serialize, Serializer};
-use serde_json::ser::{CompactFormatter, Formatter};
+use serde::Serialize;
 use std::ffi::CStr;
-use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -60,6 +57,30 @@ enum Detail {
     Reclaimed {
         role_oid: u32,
     },
+    Seat(Seat),
+}
+
+/// A seat, or a call for one.
+#[derive(Serialize)]
+pub struct Seat {
+    key: Bytes,
+    max: u32,
+    /// How many seats of the key are held, for a call that is refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    in_use: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waited_ms: Option<u128>,
+}
+
+impl Seat {
+    pub fn new(key: &Key, max: u32, in_use: Option<u32>, waited: Option<Duration>) -> Seat {
+        Seat {
+            key: Bytes(key.text().to_vec()),
+            max,
+            in_use,
+            waited_ms: waited.map(|waited| waited.as_millis()),
+        }
+    }
 }
 
 /// The limit that decided.
@@ -237,6 +258,23 @@ pub fn role_dropped(role_oid: u32, in_use: u32, ended: Option<(u32, &Session)>) 
     });
 }
 
+/// What has become of a seat of this holder.
+pub fn seat(kind: EventKind, key: &Key, holder: &Holder, seat: Seat) {
+    if kind.is_usual() && !settings::log_events().has(kind) {
+        return;
+    }
+    let name = |object| Some(Bytes(catalog::name_of(object)));
+    tell(&Event {
+        kind,
+        role_oid: holder.role,
+        role: name(Object::Role(holder.role)),
+        database: name(Object::Database(key.database())),
+        client_addr: holder.address,
+        pid: Some(holder.pid),
+        detail: Detail::Seat(seat),
+    });
+}
+
 /// Catalogs could not be read, and whoever found that goes on without the limits in them. Once in a while is enough.
 pub fn cannot_read_limits(why: &str) {
     if shmem::memory().mailbox.may_complain() {
@@ -347,43 +385,5 @@ fn log(line: &impl Serialize) {
         let code = PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION;
         ErrorReport::new(code, format!("session_limit: {json}"), "")
             .report(PgLogLevel::LOG_SERVER_ONLY);
-    }
-}
-
-/// In ASCII. Nothing that is serialised here can fail.
-fn json(value: &impl Serialize) -> Option<String> {
-    let mut json = Vec::new();
-    let mut serializer = serde_json::Serializer::with_formatter(&mut json, Ascii(CompactFormatter));
-    value.serialize(&mut serializer).ok()?;
-    String::from_utf8(json).ok()
-}
-
-/// Text in an unknown encoding. Bytes that are not UTF-8 become replacement characters.
-struct Bytes(Vec<u8>);
-
-impl Serialize for Bytes {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&String::from_utf8_lossy(&self.0))
-    }
-}
-
-struct Ascii(CompactFormatter);
-
-impl Formatter for Ascii {
-    fn write_string_fragment<W: ?Sized + io::Write>(
-        &mut self,
-        writer: &mut W,
-        fragment: &str,
-    ) -> io::Result<()> {
-        let is_other = |char: char| !matches!(char, ' '..='~');
-        for text in fragment.split_inclusive(is_other) {
-            let plain = text.trim_end_matches(is_other);
-            writer.write_all(plain.as_bytes())?;
-            let other = text.strip_prefix(plain).unwrap_or_default();
-            for unit in other.encode_utf16() {
-                write!(writer, "\\u{unit:04x}")?;
-            }
-        }
-        Ok(())
     }
 }

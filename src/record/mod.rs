@@ -2,6 +2,8 @@
 
 pub mod decision;
 pub mod events;
+mod json;
+pub mod seats;
 mod stats;
 
 use crate::pg::backend;

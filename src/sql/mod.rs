@@ -7,6 +7,7 @@ pub mod label_provider;
 mod limit_stats;
 mod limits;
 mod released;
+mod seats;
 mod standings;
 mod stats;
 mod status;

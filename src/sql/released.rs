@@ -63,7 +63,7 @@ fn defined_limits() -> TableIterator<
     )
 }
 
-/// Of 0.1.0: without `abandoned`.
+/// Of 0.1.0: without `abandoned` and what is counted of seats.
 #[pg_extern(sql = false)]
 fn current_stats() -> TableIterator<
     'static,
@@ -88,7 +88,7 @@ fn current_stats() -> TableIterator<
 > {
     let rows = current_stats_0_2();
     TableIterator::new(
-        rows.map(|(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, _)| {
+        rows.map(|(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, ..)| {
             (a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p)
         }),
     )

@@ -35,6 +35,12 @@ pub fn current_stats_0_2() -> TableIterator<
         name!(decision_us, i64),
         name!(stats_reset, Option<TimestampWithTimeZone>),
         name!(abandoned, i64),
+        name!(seats_taken, i64),
+        name!(seats_waited, i64),
+        name!(seats_refused, i64),
+        name!(seats_replaced, i64),
+        name!(seats_expired, i64),
+        name!(seats_evicted, i64),
     ),
 > {
     let statistics = shmem::statistics();
@@ -58,6 +64,7 @@ pub fn current_stats_0_2() -> TableIterator<
             decisions,
             decision_us,
             abandoned,
+            seats,
         } = *counters;
         (
             pair.map(|pair| pair.role.into()),
@@ -77,6 +84,12 @@ pub fn current_stats_0_2() -> TableIterator<
             number(decision_us),
             time(statistics.since()),
             number(abandoned),
+            number(seats.taken),
+            number(seats.waited),
+            number(seats.refused),
+            number(seats.replaced),
+            number(seats.expired),
+            number(seats.evicted),
         )
     });
     in_memory(rows)

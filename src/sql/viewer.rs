@@ -44,7 +44,12 @@ impl Viewer {
     }
 
     pub fn may_see(&self, role: u32) -> bool {
+        self.sees_all || self.may_act_as(role)
+    }
+
+    /// Whether the viewer has the privileges of the role.
+    pub fn may_act_as(&self, role: u32) -> bool {
         // SAFETY: in a transaction, in a backend with a database.
-        self.sees_all || unsafe { pg_sys::has_privs_of_role(self.role, role.into()) }
+        unsafe { pg_sys::has_privs_of_role(self.role, role.into()) }
     }
 }

@@ -1,0 +1,543 @@
+//! Any sequence of steps, compared with a plain list of who holds what and who waits; and the cases that have a name.
+
+use super::*;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use std::collections::HashMap;
+
+const PLACES: usize = 6;
+const BACKENDS: usize = 5;
+const LONG: u64 = 1_000_000;
+
+impl<K: Copy + Eq + std::hash::Hash> Map<K> for HashMap<K, u32> {
+    fn get(&self, key: &K) -> Option<u32> {
+        HashMap::get(self, key).copied()
+    }
+
+    fn insert(&mut self, key: &K, number: u32) -> bool {
+        assert!(self.len() < PLACES, "never more than there are places");
+        HashMap::insert(self, *key, number).is_none()
+    }
+
+    fn remove(&mut self, key: &K) {
+        assert!(HashMap::remove(self, key).is_some(), "it was there");
+    }
+}
+
+type Maps = (HashMap<Key, u32>, HashMap<Id, u32>);
+
+struct Memory {
+    places: [Place; PLACES],
+    known: [Known; PLACES],
+    backends: [Backend; BACKENDS],
+    heap: [Deadline; PLACES],
+    of_seats: [u32; PLACES],
+}
+
+impl Memory {
+    fn new() -> Memory {
+        Memory {
+            places: [Place::FREE; PLACES],
+            known: [Known::FREE; PLACES],
+            backends: [Backend::NONE; BACKENDS],
+            heap: [Deadline::NONE; PLACES],
+            of_seats: [0; PLACES],
+        }
+    }
+
+    fn seats(&mut self) -> Seats<'_, HashMap<Key, u32>, HashMap<Id, u32>> {
+        let deadlines = Deadlines::new(&mut self.heap, &mut self.of_seats);
+        let maps = Maps::default();
+        Seats::new(
+            &mut self.places,
+            &mut self.known,
+            &mut self.backends,
+            deadlines,
+            maps,
+        )
+    }
+}
+
+fn key(number: u8) -> Key {
+    Key::new(1, &[number]).expect("short")
+}
+
+fn at(tick: u64) -> Now {
+    Now {
+        tick,
+        time: tick as i64,
+    }
+}
+
+fn id(number: u8) -> Id {
+    [number; 16]
+}
+
+/// A request of the backend with this number, whose role has the same number, for a seat of the key 1.
+fn request(slot: u32, name: u8, max: u32) -> Request {
+    Request {
+        key: key(1),
+        id: id(name),
+        holder: Holder {
+            role: slot,
+            pid: 100 + slot,
+            slot,
+            session: u64::from(slot),
+            address: None,
+        },
+        max,
+        ttl_us: None,
+        on_excess: OnExcess::Refuse,
+    }
+}
+
+fn naming(slot: u32, name: u8) -> Naming {
+    Naming {
+        id: id(name),
+        database: 1,
+        role: slot,
+    }
+}
+
+#[test]
+fn a_key_is_a_text_in_a_database() {
+    let one = Key::new(7, b"bob").expect("short");
+    assert_eq!((one.database(), one.text()), (7, b"bob".as_slice()));
+    assert_ne!(Key::new(8, b"bob"), Some(one));
+    assert_ne!(Key::new(7, b"bob\0"), Some(one));
+    assert_eq!(Key::new(7, b""), None);
+    assert_eq!(Key::new(7, &[b'x'; MAX_KEY + 1]), None);
+    let long = Key::new(7, &[b'x'; MAX_KEY]).expect("just so");
+    assert_eq!(long.text().len(), MAX_KEY);
+}
+
+#[test]
+fn who_waits_gets_the_seat_in_the_order_of_arrival() {
+    let mut memory = Memory::new();
+    let mut seats = memory.seats();
+    let mut found = Found::with_room(BACKENDS);
+    let mut take = |seats: &mut Seats<_, _>, request: &Request, may_wait| {
+        found.clear();
+        let taking = seats.take(at(10), request, may_wait, &mut found);
+        (taking.expect("no crowd"), found.wake.clone())
+    };
+    let [first, second, third] = [1, 2, 3].map(|slot| request(slot, slot as u8, 1));
+    assert_eq!(take(&mut seats, &first, true).0, Taking::Taken);
+    assert_eq!(take(&mut seats, &second, true).0, Taking::Waiting(None));
+    assert_eq!(take(&mut seats, &third, true).0, Taking::Waiting(None));
+    let mut found = Found::with_room(BACKENDS);
+    let released = seats.release(at(11), naming(1, 1), &mut found);
+    assert_eq!(released, Ok(Finding::Done));
+    // The one that has the seat, and the one that is first now.
+    assert_eq!(found.wake, [3, 2]);
+    assert_eq!(take(&mut seats, &first, false).0, Taking::Refused(1));
+    assert_eq!(take(&mut seats, &second, true).0, Taking::Taken);
+    assert_eq!(take(&mut seats, &third, true).0, Taking::Waiting(None));
+}
+
+#[test]
+fn the_first_that_waits_wakes_when_a_lease_ends() {
+    let mut memory = Memory::new();
+    let mut seats = memory.seats();
+    let mut found = Found::with_room(BACKENDS);
+    let lease = |slot, max, ttl_us| Request {
+        ttl_us: Some(ttl_us),
+        ..request(slot, slot as u8, max)
+    };
+    let mut take = |tick, request: &Request| {
+        found.clear();
+        let taking = seats.take(at(tick), request, true, &mut found);
+        (taking.expect("no crowd"), found.wake.clone())
+    };
+    assert_eq!(take(0, &request(0, 0, 1)).0, Taking::Taken);
+    assert_eq!(take(0, &request(1, 1, 1)).0, Taking::Waiting(None));
+    assert_eq!(take(0, &request(2, 2, 1)).0, Taking::Waiting(None));
+    // A lease comes that ends before they would look.
+    assert_eq!(take(1, &lease(3, 2, 100)), (Taking::Taken, vec![1]));
+    assert_eq!(take(1, &request(1, 1, 1)).0, Taking::Waiting(Some(101)));
+    assert_eq!(take(1, &request(2, 2, 1)).0, Taking::Waiting(None));
+    assert_eq!(take(100, &request(4, 4, 2)).0, Taking::Waiting(None));
+    assert_eq!(take(101, &request(1, 1, 1)).0, Taking::Waiting(None));
+    // The place of the lease was for the last, whose max is larger.
+    assert_eq!(take(101, &request(4, 4, 2)).0, Taking::Taken);
+}
+
+#[test]
+fn a_lease_that_ends_sooner_wakes_the_first_that_waits() {
+    let mut memory = Memory::new();
+    let mut seats = memory.seats();
+    let mut found = Found::with_room(BACKENDS);
+    let lease = Request {
+        ttl_us: Some(LONG),
+        ..request(1, 1, 1)
+    };
+    let mut take = |seats: &mut Seats<_, _>, request| seats.take(at(0), request, true, &mut found);
+    assert_eq!(take(&mut seats, &lease), Ok(Taking::Taken));
+    let waits = Ok(Taking::Waiting(Some(LONG)));
+    assert_eq!(take(&mut seats, &request(2, 2, 1)), waits);
+    let mut found = Found::with_room(BACKENDS);
+    let renewed = seats.renew(at(5), naming(1, 1), Some(10), &mut found);
+    assert_eq!(
+        (renewed, found.wake.as_slice()),
+        (Ok(Finding::Done), [2].as_slice())
+    );
+    found.clear();
+    let renewed = seats.renew(at(14), naming(1, 1), None, &mut found);
+    assert_eq!(
+        (renewed, found.wake.as_slice()),
+        (Ok(Finding::Done), [].as_slice())
+    );
+    assert_eq!(
+        seats.renew(at(24), naming(1, 1), None, &mut found),
+        Ok(Finding::Gone)
+    );
+    assert_eq!(found.wake, [2]);
+}
+
+#[test]
+fn only_seats_of_the_own_role_are_replaced_and_all_or_none() {
+    let mut memory = Memory::new();
+    let mut seats = memory.seats();
+    let mut found = Found::with_room(BACKENDS);
+    for (slot, name) in [(1, 1), (2, 2), (1, 3)] {
+        let taking = seats.take(at(0), &request(slot, name, 3), false, &mut found);
+        assert_eq!(taking, Ok(Taking::Taken));
+    }
+    let replacing = |max| Request {
+        on_excess: OnExcess::ReplaceOldest,
+        ..request(1, 9, max)
+    };
+    let taking = seats.take(at(1), &replacing(1), false, &mut found);
+    assert_eq!(taking, Ok(Taking::Refused(3)));
+    assert_eq!((found.ended.len(), found.oldest.len()), (0, 3));
+    let taking = seats.take(at(1), &replacing(2), false, &mut found);
+    assert_eq!(taking, Ok(Taking::Replaced(2)));
+    let ended: Vec<Id> = found.ended.iter().map(|ended| ended.seat.id).collect();
+    assert_eq!(ended, [id(1), id(3)]);
+}
+
+#[test]
+fn an_eviction_spares_who_comes_after_it() {
+    let mut memory = Memory::new();
+    let mut seats = memory.seats();
+    let mut found = Found::with_room(BACKENDS);
+    let _ = seats.take(at(0), &request(1, 1, 1), false, &mut found);
+    let _ = seats.take(at(0), &request(2, 2, 1), true, &mut found);
+    let taken = seats.taken();
+    assert_eq!(seats.evict(at(1), &key(1), taken, &mut found), Ok(1));
+    assert_eq!(seats.evict(at(1), &key(1), taken, &mut found), Ok(0));
+    let taking = seats.take(at(1), &request(2, 2, 1), true, &mut found);
+    assert_eq!(taking, Ok(Taking::Taken));
+}
+
+/// A step of the property test. Names, slots and times are taken modulo what there is.
+#[derive(Clone, Debug)]
+enum Step {
+    Take {
+        slot: u32,
+        key: u8,
+        max: u32,
+        ttl: Option<u64>,
+        replaces: bool,
+        waits: bool,
+    },
+    /// A waiter looks again.
+    Look {
+        slot: u32,
+        waits: bool,
+    },
+    GiveUp {
+        slot: u32,
+    },
+    Renew {
+        name: usize,
+        role: u32,
+        ttl: Option<u64>,
+    },
+    Release {
+        name: usize,
+        role: u32,
+    },
+    Evict {
+        key: u8,
+    },
+    Leave {
+        slot: u32,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let slot = 0..BACKENDS as u32;
+    let ttl = || proptest::option::of(1..40u64);
+    prop_oneof![
+        6 => (slot.clone(), 0..3u8, 0..4u32, ttl(), any::<bool>(), any::<bool>()).prop_map(
+            |(slot, key, max, ttl, replaces, waits)| Step::Take { slot, key, max, ttl, replaces, waits }
+        ),
+        3 => (slot.clone(), any::<bool>()).prop_map(|(slot, waits)| Step::Look { slot, waits }),
+        1 => slot.clone().prop_map(|slot| Step::GiveUp { slot }),
+        2 => (0..50usize, 0..3u32, ttl()).prop_map(|(name, role, ttl)| Step::Renew { name, role, ttl }),
+        3 => (0..50usize, 0..3u32).prop_map(|(name, role)| Step::Release { name, role }),
+        1 => (0..3u8).prop_map(|key| Step::Evict { key }),
+        1 => slot.prop_map(|slot| Step::Leave { slot }),
+    ]
+}
+
+/// The same, said plainly.
+#[derive(Default)]
+struct Plain {
+    /// In the order of taking.
+    held: Vec<(Request, Option<u64>)>,
+    /// In the order of arrival.
+    waiting: Vec<Request>,
+}
+
+impl Plain {
+    fn number(&self, key: &Key) -> u32 {
+        self.held.iter().filter(|(it, _)| it.key == *key).count() as u32
+    }
+
+    fn hold(&mut self, now: u64, request: Request) {
+        self.held
+            .push((request, request.ttl_us.map(|ttl| now + ttl)));
+    }
+
+    fn end(&mut self, now: u64, id: Id) {
+        self.held.retain(|(it, _)| it.id != id);
+        self.grant(now);
+    }
+
+    fn grant(&mut self, now: u64) {
+        let fits = |waiter: &Request| self.number(&waiter.key) < waiter.max;
+        while let Some(place) = self.waiting.iter().position(fits) {
+            let request = self.waiting.remove(place);
+            self.hold(now, request);
+            return self.grant(now);
+        }
+    }
+
+    fn expire(&mut self, now: u64) {
+        loop {
+            let due = self
+                .held
+                .iter()
+                .filter_map(|(it, ends)| Some(((*ends)?, it.id)));
+            let Some((_, id)) = due.filter(|(ends, _)| *ends <= now).min_by_key(|it| it.0) else {
+                return;
+            };
+            self.end(now, id);
+        }
+    }
+
+    fn take(&mut self, now: u64, request: Request, waits: bool) -> Taking {
+        if self.held.iter().any(|(it, _)| it.id == request.id) {
+            return Taking::Taken;
+        }
+        let number = self.number(&request.key);
+        if number < request.max {
+            if self.held.len() == PLACES {
+                return Taking::Full;
+            }
+            self.hold(now, request);
+            return Taking::Taken;
+        }
+        if request.max > 0 && waits {
+            if !self.waiting.iter().any(|it| it.id == request.id) {
+                self.waiting.push(request);
+            }
+            return Taking::Waiting(None);
+        }
+        self.waiting.retain(|it| it.id != request.id);
+        let own = self.held.iter().map(|(it, _)| it);
+        let own = own.filter(|it| it.key == request.key && it.holder.role == request.holder.role);
+        let needed = (number + 1).saturating_sub(request.max) as usize;
+        let ids: Vec<Id> = own.take(needed).map(|it| it.id).collect();
+        let replaces = request.on_excess == OnExcess::ReplaceOldest && request.max > 0;
+        if !replaces || ids.len() < needed {
+            return Taking::Refused(number);
+        }
+        self.held.retain(|(it, _)| !ids.contains(&it.id));
+        self.hold(now, request);
+        self.grant(now);
+        Taking::Replaced(needed as u32)
+    }
+
+    /// The seat as a caller names it.
+    fn find(&self, naming: Naming) -> Result<usize, Finding> {
+        let place = self.held.iter().position(|(it, _)| it.id == naming.id);
+        let place = place
+            .filter(|_| naming.database == 1)
+            .ok_or(Finding::Gone)?;
+        match self.held[place].0.holder.role {
+            role if role == naming.role => Ok(place),
+            role => Err(Finding::OfRole(role)),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_steps_are_as_the_plain_list_says(steps in vec((step(), 0..15u64), 0..120)) {
+        let mut memory = Memory::new();
+        let mut seats = memory.seats();
+        let mut plain = Plain::default();
+        let mut found = Found::with_room(BACKENDS);
+        // What each backend waits for, and everything that was ever asked for.
+        let mut waits_for: [Option<Request>; BACKENDS] = [None; BACKENDS];
+        let mut names: Vec<Request> = Vec::new();
+        // When each waiter looks again by itself.
+        let mut alarms = [None; BACKENDS];
+        let mut now = 0;
+        for (step, later) in steps {
+            now += later;
+            // Who sleeps until then, or was woken, looks before anything else happens.
+            for slot in 0..BACKENDS {
+                let due = alarms[slot].is_some_and(|alarm| alarm <= now);
+                if let Some(request) = waits_for[slot].filter(|_| due) {
+                    found.clear();
+                    let taking = seats.take(at(now), &request, true, &mut found).expect("no crowd");
+                    plain.expire(now);
+                    let same = plain.take(now, request, true);
+                    alarms[slot] = None;
+                    match taking {
+                        Taking::Waiting(alarm) => alarms[slot] = alarm,
+                        _ => waits_for[slot] = None,
+                    }
+                    prop_assert_eq!(kind(taking), kind(same));
+                    for slot in &found.wake {
+                        alarms[*slot as usize] = Some(now);
+                    }
+                }
+            }
+            // Only those who never look may have missed an end: here somebody always looks in time.
+            let first_lease = |key: Key| plain.held.iter().filter(|(it, _)| it.key == key).filter_map(|(_, ends)| *ends).min();
+            for waiter in &plain.waiting {
+                if let Some(ends) = first_lease(waiter.key).filter(|ends| *ends > now) {
+                    let of_key = |slot: &usize| waits_for[*slot].is_some_and(|it| it.key == waiter.key);
+                    let first = (0..BACKENDS).filter(of_key).filter_map(|slot| alarms[slot]).min();
+                    prop_assert!(first.is_some_and(|first| first <= ends), "nobody looks at {} {:?}", ends, alarms);
+                }
+            }
+            plain.expire(now);
+            found.clear();
+            seats.expire(at(now), &mut found).expect("no crowd");
+            for slot in &found.wake {
+                alarms[*slot as usize] = Some(now);
+            }
+            found.clear();
+            match step {
+                Step::Take { slot, key: name, max, ttl, replaces, waits } => {
+                    if waits_for[slot as usize].is_some() {
+                        continue;
+                    }
+                    let request = Request {
+                        key: key(name),
+                        ttl_us: ttl,
+                        on_excess: if replaces { OnExcess::ReplaceOldest } else { OnExcess::Refuse },
+                        holder: Holder { role: slot % 3, ..request(slot, 0, max).holder },
+                        ..request(slot, names.len() as u8, max)
+                    };
+                    names.push(request);
+                    let taking = seats.take(at(now), &request, waits, &mut found).expect("no crowd");
+                    let same = plain.take(now, request, waits);
+                    prop_assert_eq!(kind(taking), kind(same));
+                    if let Taking::Waiting(alarm) = taking {
+                        waits_for[slot as usize] = Some(request);
+                        alarms[slot as usize] = alarm;
+                    }
+                }
+                Step::Look { slot, waits } => {
+                    if let Some(request) = waits_for[slot as usize] {
+                        let taking = seats.take(at(now), &request, waits, &mut found).expect("no crowd");
+                        let same = plain.take(now, request, waits);
+                        prop_assert_eq!(kind(taking), kind(same));
+                        alarms[slot as usize] = None;
+                        match taking {
+                            Taking::Waiting(alarm) => alarms[slot as usize] = alarm,
+                            _ => waits_for[slot as usize] = None,
+                        }
+                    }
+                }
+                Step::GiveUp { slot } => {
+                    if let Some(request) = waits_for[slot as usize].take() {
+                        seats.give_up(at(now), &request, &mut found);
+                        plain.waiting.retain(|it| it.id != request.id);
+                        plain.end(now, request.id);
+                    }
+                }
+                Step::Renew { name, role, ttl } => {
+                    let Some(request) = names.get(name % names.len().max(1)) else { continue };
+                    let naming = Naming { id: request.id, database: 1, role };
+                    let renewed = seats.renew(at(now), naming, ttl, &mut found).expect("no crowd");
+                    let same = match plain.find(naming) {
+                        Err(why) => why,
+                        Ok(place) => match (&mut plain.held[place], ttl) {
+                            ((_, None), Some(_)) => Finding::NoLease,
+                            ((_, None), None) => Finding::Done,
+                            ((request, ends), ttl) => {
+                                request.ttl_us = ttl.or(request.ttl_us);
+                                *ends = request.ttl_us.map(|ttl| now + ttl);
+                                Finding::Done
+                            }
+                        },
+                    };
+                    prop_assert_eq!(renewed, same);
+                }
+                Step::Release { name, role } => {
+                    let Some(request) = names.get(name % names.len().max(1)) else { continue };
+                    let naming = Naming { id: request.id, database: 1, role };
+                    let released = seats.release(at(now), naming, &mut found).expect("no crowd");
+                    let same = plain.find(naming).map_or_else(|why| why, |_| Finding::Done);
+                    prop_assert_eq!(released, same);
+                    if same == Finding::Done {
+                        plain.end(now, request.id);
+                    }
+                }
+                Step::Evict { key: name } => {
+                    let evicted = seats.evict(at(now), &key(name), seats.taken(), &mut found);
+                    let of_key = |it: &&(Request, _)| it.0.key == key(name);
+                    let ids: Vec<Id> = plain.held.iter().filter(of_key).map(|(it, _)| it.id).collect();
+                    prop_assert_eq!(evicted, Ok(ids.len() as u32));
+                    ids.into_iter().for_each(|id| plain.end(now, id));
+                }
+                Step::Leave { slot } => {
+                    prop_assert!(seats.leave(at(now), slot, &mut found));
+                    waits_for[slot as usize] = None;
+                    plain.waiting.retain(|it| it.holder.slot != slot);
+                    let own = |it: &&(Request, Option<u64>)| it.0.holder.slot == slot && it.1.is_none();
+                    let ids: Vec<Id> = plain.held.iter().filter(own).map(|(it, _)| it.id).collect();
+                    ids.into_iter().for_each(|id| plain.end(now, id));
+                }
+            }
+            for slot in &found.wake {
+                alarms[*slot as usize] = Some(now);
+            }
+            prop_assert!(found.wake.len() < found.wake.capacity());
+            // Whoever has got a seat is awake.
+            for slot in 0..BACKENDS {
+                let has = |request: &Request| plain.held.iter().any(|(it, _)| it.id == request.id);
+                if waits_for[slot].as_ref().is_some_and(has) {
+                    prop_assert_eq!(alarms[slot], Some(now), "{} sleeps on", slot);
+                }
+            }
+            let mut held: Vec<(Id, Key, i64)> = seats.held().map(|(key, held)| {
+                (held.id, *key, held.lease.map_or(-1, |lease| lease.ends as i64))
+            }).collect();
+            let mut same: Vec<(Id, Key, i64)> = plain.held.iter().map(|(it, ends)| {
+                (it.id, it.key, ends.map_or(-1, |ends| ends as i64))
+            }).collect();
+            held.sort_by_key(|it| it.0);
+            same.sort_by_key(|it| it.0);
+            prop_assert_eq!(held, same);
+        }
+    }
+}
+
+/// Without when a waiter looks again.
+fn kind(taking: Taking) -> Taking {
+    match taking {
+        Taking::Waiting(_) => Taking::Waiting(None),
+        other => other,
+    }
+}
