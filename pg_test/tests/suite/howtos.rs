@@ -15,6 +15,7 @@ use std::process::{Child, Command, Stdio};
 tests![
     every_page_is_tested,
     one_session_per_user,
+    one_login_per_application_user,
     licences_per_group,
     limits_per_address,
     auditing,
@@ -95,7 +96,7 @@ impl HowTo {
 
     /// Whether a refusal is the one that the section shows.
     fn shows(&self, heading: &str, refusal: &Refusal) {
-        let line = format!("FATAL:  {}", refusal.message());
+        let line = format!("{}:  {}", refusal.fields[&'V'], refusal.message());
         let text = self.page.section(heading).text;
         assert!(text.contains(&line), "\"{heading}\" does not show {line}");
         let shown = format!("`{}`", refusal.sqlstate());
@@ -197,6 +198,90 @@ fn one_session_per_user(server: &Server) {
     let _third = admitted(&login(&howto, "bob"));
     assert!(second.is_alive());
     let _another = admitted(&login(&howto, "alice"));
+    howto.finish();
+}
+
+/// Through a pool of one session, which two clients of the application share.
+fn one_login_per_application_user(server: &Server) {
+    if available(packages::pgbouncer).is_none() {
+        return;
+    }
+    let page = "one_login_per_application_user";
+    let before = ["CREATE ROLE app LOGIN", "CREATE ROLE support LOGIN"];
+    let mut howto = HowTo::start(server, page, &[], &before);
+    let mut statement = |heading: &str| howto.section(heading).statements().remove(0);
+    let login = statement("At login");
+    let replacing = statement("Or the newer login wins");
+    let (request, logout) = (statement("On each request"), statement("At logout"));
+    let alone = statement("Without a pooler");
+    // The page has an example of a UUID.
+    let of = |statement: &str, seat: &str| {
+        let example = statement.split('\'').nth(1).expect("a UUID");
+        statement.replace(example, seat)
+    };
+    let app = howto.cluster.login_of("app");
+    let denied = admitted(&app).try_query(&login).expect_err("no EXECUTE");
+    assert_eq!(denied.sqlstate(), "42501");
+    howto.run("Prepare it");
+    let mode = configured(&howto.page, "Prepare it", "pool_mode");
+    let pooler = Pooler::start(&howto.cluster, "app", &mode, 1);
+    let [mut first, mut second] = [(); 2].map(|()| admitted(&pooler.target));
+
+    let older = first.value(&login);
+    let refusal = second.try_query(&login).expect_err("a second login");
+    howto.shows("At login", &refusal);
+    let (start, end) = ("The limit is 1 seat; 1 is in use: pid ", " ms for a seat.");
+    let detail = refusal.detail();
+    assert!(
+        detail.starts_with(start) && detail.ends_with(end),
+        "{detail}"
+    );
+    let newer = second.value(&replacing);
+    assert_eq!(first.value(&of(&request, &older)), "f", "was replaced");
+    assert_eq!(first.value(&of(&request, &newer)), "t", "by any connection");
+    second.query("BEGIN");
+    let other = second.value(&login.replace("'42'", "'43'"));
+    second.query("ROLLBACK");
+    assert_eq!(first.value(&of(&request, &other)), "t", "was rolled back");
+    assert_eq!(first.value(&of(&logout, &newer)), "t");
+    assert_eq!(first.value(&of(&logout, &newer)), "f");
+
+    let seat = first.value(&login);
+    let help = howto.section("Help a user").statements();
+    let mut support = admitted(&howto.cluster.login_of("support"));
+    let seen = support.query(&help[0]).remove(0);
+    assert_eq!([&seen[0], &seen[1], &seen[4]], ["42", "app", "1"]);
+    assert_eq!(support.value(&help[1]), "1");
+    assert_eq!(second.value(&of(&request, &seat)), "f", "was evicted");
+
+    let rows = howto.run("What to watch");
+    assert_eq!(rows[0], [["1", "1000"]]);
+    assert_eq!(rows[1], [["app", "postgres", "4", "1", "1", "1", "0", "1"]]);
+    let events: Vec<&str> = rows[2].iter().map(|row| row[1].as_str()).collect();
+    assert_eq!(events, ["seat_refused", "seat_replaced", "seat_evicted"]);
+
+    let [mut holder, mut direct] = [(); 2].map(|()| admitted(&app));
+    holder.query(&alone);
+    holder.query("DISCARD ALL");
+    let refusal = direct.try_query(&alone).expect_err("a second program");
+    assert_eq!(refusal.sqlstate(), "53300");
+    holder.end();
+    direct.query(&alone);
+
+    let restart = howto.section("After a restart").statements();
+    let started = direct.value(&restart[0]);
+    howto.cluster.stop(Stop::Fast);
+    howto.cluster.start_again();
+    let mut app = admitted(&app);
+    assert_eq!(app.value(&of(&request, &other)), "f", "is gone");
+    assert_ne!(app.value(&restart[0]), started);
+    assert_eq!(app.value(&restart[1]).len(), other.len(), "a UUID");
+    assert_eq!(app.value(&restart[1]), "", "NULL");
+    assert_eq!(app.value("SHOW session_limit.max_seats"), "5000");
+
+    howto.run("Take it back");
+    let denied = app.try_query(&login).expect_err("no EXECUTE");
+    assert_eq!(denied.sqlstate(), "42501");
     howto.finish();
 }
 

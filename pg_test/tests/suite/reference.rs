@@ -334,6 +334,22 @@ fn each_event_fits_the_schema(server: &Server) {
     cluster.set(&[("session_limit.sweep", "terminate")]);
     has("swept", &[("action", "terminate"), ("max", "")]);
     has("swept", &[("action", "terminate"), ("role_oid", "")]);
+    // Seats: one is taken, refuses another, is replaced, evicted; one is waited for until it has expired.
+    for call in [
+        "take_seat('42', ttl => '1 h')",
+        "try_take_seat('42', max_wait => '10 ms')",
+        "take_seat('42', on_excess => 'replace_oldest')",
+        "evict_seats('42')",
+    ] {
+        superuser.query(&format!("SELECT session_limit.{call}"));
+    }
+    wait_for("a call to wait", || {
+        superuser.query("SELECT session_limit.take_seat('43', ttl => '100 ms')");
+        let next = "session_limit.take_seat('43', max_wait => '1 h')";
+        superuser.query(&format!("SELECT session_limit.release_seat({next})"));
+        let waited = crate::events::logged_as(&cluster, "seat_waited");
+        (!waited.is_empty()).then_some(())
+    });
     // A limit without a subject, under which one can wait.
     let settings = [
         ("session_limit.max_waiters", "1"),
