@@ -47,7 +47,7 @@ fn session() -> u64 {
     if SESSION.get() == 0 {
         // SAFETY: the callback is a function of this library, which is never unloaded.
         unsafe { ffi::before_shmem_exit(Some(session_limit_leave_seats), pg_sys::Datum::null()) };
-        SESSION.set(memory().seats.exclusively(SeatTable::new_session));
+        SESSION.set(memory().seats.exclusively(|seats| seats.new_session()));
     }
     SESSION.get()
 }

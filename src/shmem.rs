@@ -72,7 +72,7 @@ pub struct Memory {
     statistics: Locked<&'static mut Statistics>,
     pub mailbox: &'static Mailbox,
     label_changes: &'static LabelChanges,
-    pub seats: Locked<SeatTable>,
+    pub seats: Locked<&'static mut SeatTable>,
     /// Of a process that waits for room.
     pub wait_event: u32,
     /// Of a process that waits for a seat.
@@ -221,6 +221,7 @@ fn seats_size(seats: usize, slots: usize) -> usize {
         array_size::<Deadline>(seats),
         array_size::<u32>(seats),
         array_size::<Backend>(slots),
+        array_size::<SeatTable>(1),
         SharedMap::<Key>::size(seats),
         SharedMap::<Id>::size(seats),
     ];
@@ -229,7 +230,7 @@ fn seats_size(seats: usize, slots: usize) -> usize {
 
 /// # Safety
 /// Only in the shmem_startup_hook, once.
-unsafe fn seats(seats: usize, slots: usize) -> SeatTable {
+unsafe fn seats(seats: usize, slots: usize) -> &'static mut SeatTable {
     // SAFETY: as the caller says.
     unsafe {
         let places = array(c"session_limit seats", seats, || Place::FREE);
@@ -240,7 +241,9 @@ unsafe fn seats(seats: usize, slots: usize) -> SeatTable {
         let keys = SharedMap::new(c"session_limit keys by text", seats);
         let ids = SharedMap::new(c"session_limit seats by name", seats);
         let deadlines = Deadlines::new(heap, of_seats);
-        Seats::new(places, known, backends, deadlines, (keys, ids))
+        let table = Seats::new(places, known, backends, deadlines, (keys, ids));
+        // It has numbers of its own, which all processes share.
+        place(c"session_limit seat table", table)
     }
 }
 
@@ -269,6 +272,20 @@ unsafe fn array<T>(name: &CStr, length: usize, element: fn() -> T) -> &'static m
             array.add(index).write(element());
         }
         std::slice::from_raw_parts_mut(array, length)
+    }
+}
+
+/// # Safety
+/// Only in the shmem_startup_hook, once for each name. What the value refers to is in shared memory, or was there before the
+/// first process was forked.
+unsafe fn place<T>(name: &CStr, value: T) -> &'static mut T {
+    let mut found = false;
+    // SAFETY: the caller is the startup hook. The memory is aligned to a cache line, large enough, and only ours.
+    unsafe {
+        let place = ffi::ShmemInitStruct(name.as_ptr(), array_size::<T>(1), &mut found);
+        let place = place.cast::<T>();
+        place.write(value);
+        &mut *place
     }
 }
 

@@ -303,6 +303,11 @@ impl Session {
         }
     }
 
+    /// Sends SQL, and waits for nothing.
+    pub fn send(&mut self, sql: &str) {
+        self.connection.send_query(sql);
+    }
+
     pub fn query(&mut self, sql: &str) -> Vec<Vec<String>> {
         self.try_query(sql)
             .unwrap_or_else(|error| panic!("{sql}: {error:?}"))

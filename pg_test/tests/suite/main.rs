@@ -51,6 +51,7 @@ mod rolling_out;
 mod round_trips;
 mod scene;
 mod schema;
+mod seats;
 mod settings;
 mod stats;
 mod storm;
@@ -94,6 +95,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("replication", replication::TESTS),
     ("rolling_out", rolling_out::TESTS),
     ("round_trips", round_trips::TESTS),
+    ("seats", seats::TESTS),
     ("settings", settings::TESTS),
     ("stats", stats::TESTS),
     ("storm", storm::TESTS),
