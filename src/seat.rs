@@ -7,7 +7,7 @@ use crate::pg::backend::{self, Local, max_backends};
 use crate::pg::{client, compat, ffi};
 use crate::record;
 use crate::shmem::{SeatTable, memory};
-use model::seats::{Again, Finding, Found, Held, Holder, Key, Naming, Now, Request, Taking};
+use model::seats::{Again, Answer, Found, Held, Holder, Key, Named, Now, Request, Taking};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::cell::Cell;
@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// This session's number; 0 if it has never asked for a seat.
 static SESSION: Local<Cell<u64>> = Local::new(Cell::new(0));
+/// What giving up its seats needs when it ends: then there may be no memory.
+static AT_EXIT: Local<Cell<Option<Found>>> = Local::new(Cell::new(None));
 
 /// How a call for a seat ended.
 pub enum Outcome {
@@ -45,6 +47,7 @@ pub fn holder(role: u32) -> Holder {
 /// The number of this session; what it holds is given up when it ends.
 fn session() -> u64 {
     if SESSION.get() == 0 {
+        AT_EXIT.set(Some(Found::with_room(max_backends())));
         // SAFETY: the callback is a function of this library, which is never unloaded.
         unsafe { ffi::before_shmem_exit(Some(session_limit_leave_seats), pg_sys::Datum::null()) };
         SESSION.set(memory().seats.exclusively(|seats| seats.new_session()));
@@ -110,11 +113,11 @@ impl Drop for Call<'_> {
 }
 
 /// Prolongs a lease. `ttl_us` None: by as much as before.
-pub fn renew(seat: Naming, ttl_us: Option<u64>) -> Finding {
+pub fn renew(seat: Named, ttl_us: Option<u64>) -> Answer {
     step(|seats, now, found| seats.renew(now, seat, ttl_us, found)).0
 }
 
-pub fn release(seat: Naming) -> Finding {
+pub fn release(seat: Named) -> Answer {
     step(|seats, now, found| seats.release(now, seat, found)).0
 }
 
@@ -137,15 +140,25 @@ pub fn expire() {
 
 /// Every seat that is held, with its key.
 pub fn all() -> Vec<(Key, Held)> {
-    let room = crate::settings::max_seats();
-    crate::pg::memory::require(room.saturating_mul(size_of::<(Key, Held)>()));
-    let mut all = Vec::with_capacity(room);
-    let tick = backend::tick();
-    memory().seats.shared(|seats| {
-        let held = seats.held().filter(|(_, seat)| seat.is_held_at(tick));
-        all.extend(held.map(|(key, seat)| (*key, *seat)));
-    });
-    all
+    let seats = &memory().seats;
+    let mut all = Vec::new();
+    loop {
+        let room = seats.shared(|seats| seats.number());
+        crate::pg::memory::require(room.saturating_mul(size_of::<(Key, Held)>()));
+        all.reserve_exact(room);
+        let tick = backend::tick();
+        let fits = seats.shared(|seats| {
+            let fits = seats.number() <= room;
+            if fits {
+                let held = seats.held().filter(|(_, seat)| seat.is_held_at(tick));
+                all.extend(held.map(|(key, seat)| (*key, *seat)));
+            }
+            fits
+        });
+        if fits {
+            return all;
+        }
+    }
 }
 
 /// Takes one step under the lock, and sees to what it has found.
@@ -213,7 +226,9 @@ fn sleep(at_most: Duration) {
 #[pg_guard]
 unsafe extern "C-unwind" fn session_limit_leave_seats(_code: i32, _arg: pg_sys::Datum) {
     let slot = compat::my_slot() as u32;
-    let mut found = Found::with_room(max_backends());
+    let Some(mut found) = AT_EXIT.take() else {
+        return;
+    };
     loop {
         let now = now();
         let done = memory()

@@ -28,7 +28,7 @@ use model::label_changes::LabelChanges;
 use model::limit::Condition;
 use model::own_table::OwnTable;
 use model::ring::Ring;
-use model::seats::{Backend, Deadline, Deadlines, Id, Key, Known, Place, Seats};
+use model::seats::{Backend, Deadline, Deadlines, Id, Key, KeyInUse, Place, Seats};
 use model::table::{Columns, Slot, TILE, Table};
 use model::throttle::{Entry, Throttle};
 use pgrx::pg_sys;
@@ -217,7 +217,7 @@ unsafe fn lay_out() -> Option<Memory> {
 fn seats_size(seats: usize, slots: usize) -> usize {
     let sizes = [
         array_size::<Place>(seats),
-        array_size::<Known>(seats),
+        array_size::<KeyInUse>(seats),
         array_size::<Deadline>(seats),
         array_size::<u32>(seats),
         array_size::<Backend>(slots),
@@ -234,7 +234,7 @@ unsafe fn seats(seats: usize, slots: usize) -> &'static mut SeatTable {
     // SAFETY: as the caller says.
     unsafe {
         let places = array(c"session_limit seats", seats, || Place::FREE);
-        let known = array(c"session_limit keys", seats, || Known::FREE);
+        let known = array(c"session_limit keys", seats, || KeyInUse::FREE);
         let backends = array(c"session_limit seat backends", slots, || Backend::NONE);
         let heap = array(c"session_limit deadlines", seats, || Deadline::NONE);
         let of_seats = array(c"session_limit seat deadlines", seats, || 0);

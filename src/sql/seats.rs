@@ -7,7 +7,7 @@ use crate::settings;
 use crate::shmem;
 use crate::sql::in_memory;
 use crate::sql::viewer::{SqlText, Viewer};
-use model::seats::{Finding, Key, Naming, OnExcess, Request};
+use model::seats::{Answer, Key, Named, Request};
 use pgrx::datum::{Interval, TimestampWithTimeZone, Uuid};
 use pgrx::prelude::*;
 use pgrx::{Inet, pg_sys};
@@ -74,9 +74,9 @@ fn request(
     memory::require(0);
     let key = own_key(key);
     let max = max.unwrap_or_else(|| error::must_not_be_null("max"));
-    let on_excess = match on_excess.unwrap_or_else(|| error::must_not_be_null("on_excess")) {
-        b"refuse" => OnExcess::Refuse,
-        b"replace_oldest" => OnExcess::ReplaceOldest,
+    let replaces = match on_excess.unwrap_or_else(|| error::must_not_be_null("on_excess")) {
+        b"refuse" => false,
+        b"replace_oldest" => true,
         other => error::bad_on_excess(other),
     };
     let request = Request {
@@ -85,7 +85,7 @@ fn request(
         holder: seat::holder(backend::user()),
         max: u32::try_from(max).unwrap_or_else(|_| error::bad_max()),
         ttl_us: ttl.map(lease),
-        on_excess,
+        replaces,
     };
     let max_wait = max_wait.map(|max_wait| {
         let wait = duration(max_wait).filter(|wait| *wait <= MAX_WAIT);
@@ -116,25 +116,25 @@ fn evict_seats(key: Option<&[u8]>) -> i32 {
 }
 
 /// Acts upon a seat of this database if its role, or a role of which the caller has the privileges, holds it.
-fn with_seat(seat: Option<Uuid>, act: impl Fn(Naming) -> Finding) -> bool {
+fn with_seat(seat: Option<Uuid>, act: impl Fn(Named) -> Answer) -> bool {
     shmem::require();
     memory::require(0);
     let seat = seat.unwrap_or_else(|| error::must_not_be_null("seat"));
-    let own = Naming {
+    let own = Named {
         id: *seat.as_bytes(),
         database: backend::own_database(),
         role: backend::user(),
     };
     let mut done = act(own);
-    if let Finding::OfRole(role) = done
+    if let Answer::OfRole(role) = done
         && Viewer::current().may_act_as(role)
     {
-        done = act(Naming { role, ..own });
+        done = act(Named { role, ..own });
     }
     match done {
-        Finding::Done => true,
-        Finding::Gone | Finding::OfRole(_) => false,
-        Finding::NoLease => error::seat_without_lease(),
+        Answer::Done => true,
+        Answer::Gone | Answer::OfRole(_) => false,
+        Answer::NoLease => error::seat_without_lease(),
     }
 }
 

@@ -8,7 +8,7 @@ pub const NONE: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug)]
 pub struct List {
     pub first: u32,
-    last: u32,
+    pub last: u32,
 }
 
 /// Where something stands in a list: the numbers of its neighbours.

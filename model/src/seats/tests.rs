@@ -28,7 +28,7 @@ type Maps = (HashMap<Key, u32>, HashMap<Id, u32>);
 
 struct Memory {
     places: [Place; PLACES],
-    known: [Known; PLACES],
+    known: [KeyInUse; PLACES],
     backends: [Backend; BACKENDS],
     heap: [Deadline; PLACES],
     of_seats: [u32; PLACES],
@@ -38,7 +38,7 @@ impl Memory {
     fn new() -> Memory {
         Memory {
             places: [Place::FREE; PLACES],
-            known: [Known::FREE; PLACES],
+            known: [KeyInUse::FREE; PLACES],
             backends: [Backend::NONE; BACKENDS],
             heap: [Deadline::NONE; PLACES],
             of_seats: [0; PLACES],
@@ -87,12 +87,12 @@ fn request(slot: u32, name: u8, max: u32) -> Request {
         },
         max,
         ttl_us: None,
-        on_excess: OnExcess::Refuse,
+        replaces: false,
     }
 }
 
-fn naming(slot: u32, name: u8) -> Naming {
-    Naming {
+fn naming(slot: u32, name: u8) -> Named {
+    Named {
         id: id(name),
         database: 1,
         role: slot,
@@ -127,7 +127,7 @@ fn who_waits_gets_the_seat_in_the_order_of_arrival() {
     assert_eq!(take(&mut seats, &third, true).0, Taking::Waiting(None));
     let mut found = Found::with_room(BACKENDS);
     let released = seats.release(at(11), naming(1, 1), &mut found);
-    assert_eq!(released, Ok(Finding::Done));
+    assert_eq!(released, Ok(Answer::Done));
     // The one that has the seat, and the one that is first now.
     assert_eq!(found.wake, [3, 2]);
     assert_eq!(take(&mut seats, &first, false).0, Taking::Refused(1));
@@ -179,17 +179,17 @@ fn a_lease_that_ends_sooner_wakes_the_first_that_waits() {
     let renewed = seats.renew(at(5), naming(1, 1), Some(10), &mut found);
     assert_eq!(
         (renewed, found.wake.as_slice()),
-        (Ok(Finding::Done), [2].as_slice())
+        (Ok(Answer::Done), [2].as_slice())
     );
     found.clear();
     let renewed = seats.renew(at(14), naming(1, 1), None, &mut found);
     assert_eq!(
         (renewed, found.wake.as_slice()),
-        (Ok(Finding::Done), [].as_slice())
+        (Ok(Answer::Done), [].as_slice())
     );
     assert_eq!(
         seats.renew(at(24), naming(1, 1), None, &mut found),
-        Ok(Finding::Gone)
+        Ok(Answer::Gone)
     );
     assert_eq!(found.wake, [2]);
 }
@@ -204,7 +204,7 @@ fn only_seats_of_the_own_role_are_replaced_and_all_or_none() {
         assert_eq!(taking, Ok(Taking::Taken));
     }
     let replacing = |max| Request {
-        on_excess: OnExcess::ReplaceOldest,
+        replaces: true,
         ..request(1, 9, max)
     };
     let taking = seats.take(at(1), &replacing(1), false, &mut found);
@@ -214,6 +214,30 @@ fn only_seats_of_the_own_role_are_replaced_and_all_or_none() {
     assert_eq!(taking, Ok(Taking::Replaced(2)));
     let ended: Vec<Id> = found.ended.iter().map(|ended| ended.seat.id).collect();
     assert_eq!(ended, [id(1), id(3)]);
+}
+
+#[test]
+fn who_has_not_learnt_of_its_seat_leaves_none() {
+    let mut memory = Memory::new();
+    let mut seats = memory.seats();
+    let mut found = Found::with_room(BACKENDS);
+    let lease = Request {
+        ttl_us: Some(LONG),
+        ..request(2, 2, 1)
+    };
+    let _ = seats.take(at(0), &request(1, 1, 1), false, &mut found);
+    let _ = seats.take(at(0), &lease, true, &mut found);
+    let _ = seats.release(at(1), naming(1, 1), &mut found);
+    assert_eq!(seats.number(), 1, "the lease");
+    assert!(seats.leave(at(2), 2, &mut found));
+    assert_eq!(seats.number(), 0);
+    // Of one that has learnt of it the lease stays.
+    assert_eq!(
+        seats.take(at(3), &lease, true, &mut found),
+        Ok(Taking::Taken)
+    );
+    assert!(seats.leave(at(4), 2, &mut found));
+    assert_eq!(seats.number(), 1);
 }
 
 #[test]
@@ -351,7 +375,7 @@ impl Plain {
         let own = own.filter(|it| it.key == request.key && it.holder.role == request.holder.role);
         let needed = (number + 1).saturating_sub(request.max) as usize;
         let ids: Vec<Id> = own.take(needed).map(|it| it.id).collect();
-        let replaces = request.on_excess == OnExcess::ReplaceOldest && request.max > 0;
+        let replaces = request.replaces && request.max > 0;
         if !replaces || ids.len() < needed {
             return Taking::Refused(number);
         }
@@ -362,20 +386,18 @@ impl Plain {
     }
 
     /// The seat as a caller names it.
-    fn find(&self, naming: Naming) -> Result<usize, Finding> {
+    fn find(&self, naming: Named) -> Result<usize, Answer> {
         let place = self.held.iter().position(|(it, _)| it.id == naming.id);
-        let place = place
-            .filter(|_| naming.database == 1)
-            .ok_or(Finding::Gone)?;
+        let place = place.filter(|_| naming.database == 1).ok_or(Answer::Gone)?;
         match self.held[place].0.holder.role {
             role if role == naming.role => Ok(place),
-            role => Err(Finding::OfRole(role)),
+            role => Err(Answer::OfRole(role)),
         }
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
 
     #[test]
     fn any_steps_are_as_the_plain_list_says(steps in vec((step(), 0..15u64), 0..120)) {
@@ -434,7 +456,7 @@ proptest! {
                     let request = Request {
                         key: key(name),
                         ttl_us: ttl,
-                        on_excess: if replaces { OnExcess::ReplaceOldest } else { OnExcess::Refuse },
+                        replaces,
                         holder: Holder { role: slot % 3, ..request(slot, 0, max).holder },
                         ..request(slot, names.len() as u8, max)
                     };
@@ -468,17 +490,17 @@ proptest! {
                 }
                 Step::Renew { name, role, ttl } => {
                     let Some(request) = names.get(name % names.len().max(1)) else { continue };
-                    let naming = Naming { id: request.id, database: 1, role };
+                    let naming = Named { id: request.id, database: 1, role };
                     let renewed = seats.renew(at(now), naming, ttl, &mut found).expect("no crowd");
                     let same = match plain.find(naming) {
                         Err(why) => why,
                         Ok(place) => match (&mut plain.held[place], ttl) {
-                            ((_, None), Some(_)) => Finding::NoLease,
-                            ((_, None), None) => Finding::Done,
+                            ((_, None), Some(_)) => Answer::NoLease,
+                            ((_, None), None) => Answer::Done,
                             ((request, ends), ttl) => {
                                 request.ttl_us = ttl.or(request.ttl_us);
                                 *ends = request.ttl_us.map(|ttl| now + ttl);
-                                Finding::Done
+                                Answer::Done
                             }
                         },
                     };
@@ -486,11 +508,11 @@ proptest! {
                 }
                 Step::Release { name, role } => {
                     let Some(request) = names.get(name % names.len().max(1)) else { continue };
-                    let naming = Naming { id: request.id, database: 1, role };
+                    let naming = Named { id: request.id, database: 1, role };
                     let released = seats.release(at(now), naming, &mut found).expect("no crowd");
-                    let same = plain.find(naming).map_or_else(|why| why, |_| Finding::Done);
+                    let same = plain.find(naming).map_or_else(|why| why, |_| Answer::Done);
                     prop_assert_eq!(released, same);
-                    if same == Finding::Done {
+                    if same == Answer::Done {
                         plain.end(now, request.id);
                     }
                 }
@@ -503,8 +525,11 @@ proptest! {
                 }
                 Step::Leave { slot } => {
                     prop_assert!(seats.leave(at(now), slot, &mut found));
-                    waits_for[slot as usize] = None;
-                    plain.waiting.retain(|it| it.holder.slot != slot);
+                    // What it was given and has not seen goes with it.
+                    if let Some(request) = waits_for[slot as usize].take() {
+                        plain.waiting.retain(|it| it.id != request.id);
+                        plain.end(now, request.id);
+                    }
                     let own = |it: &&(Request, Option<u64>)| it.0.holder.slot == slot && it.1.is_none();
                     let ids: Vec<Id> = plain.held.iter().filter(own).map(|(it, _)| it.id).collect();
                     ids.into_iter().for_each(|id| plain.end(now, id));
@@ -514,6 +539,7 @@ proptest! {
                 alarms[*slot as usize] = Some(now);
             }
             prop_assert!(found.wake.len() < found.wake.capacity());
+            prop_assert_eq!(seats.number(), plain.held.len());
             // Whoever has got a seat is awake.
             for slot in 0..BACKENDS {
                 let has = |request: &Request| plain.held.iter().any(|(it, _)| it.id == request.id);

@@ -64,14 +64,6 @@ pub struct Now {
     pub time: i64,
 }
 
-/// What happens when no seat is free, once the caller has waited.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnExcess {
-    Refuse,
-    /// The oldest seats of the caller's own role end.
-    ReplaceOldest,
-}
-
 /// A call that asks for a seat.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
@@ -83,7 +75,8 @@ pub struct Request {
     pub max: u32,
     /// A lease for so many microseconds; None: it ends with the session.
     pub ttl_us: Option<u64>,
-    pub on_excess: OnExcess,
+    /// Whether the oldest seats of its own role end for it, if it has waited in vain.
+    pub replaces: bool,
 }
 
 /// The lease of a seat.

@@ -16,7 +16,7 @@ tests![
     settings_without_memory,
 ];
 
-const STATEMENTS: [&str; 13] = [
+const STATEMENTS: [&str; 16] = [
     "SELECT count(*) FROM session_limit.sessions",
     "SELECT count(*) FROM session_limit.usage",
     "SELECT count(*) FROM session_limit.limits",
@@ -26,6 +26,9 @@ const STATEMENTS: [&str; 13] = [
     "SELECT count(*) FROM session_limit.status",
     "SELECT count(*) FROM session_limit.waiters",
     "SELECT count(*) FROM session_limit.explain_login('alice', 'postgres', '10.0.0.1')",
+    "SELECT count(*) FROM session_limit.seats",
+    "SELECT session_limit.release_seat(session_limit.take_seat('bob', 1000))",
+    "SELECT session_limit.evict_seats('carol')",
     "SELECT session_limit.set_limit(5, role => 'alice', database => 'postgres')",
     r#"SECURITY LABEL FOR session_limit ON ROLE alice IS '{"max": 3}'"#,
     "ALTER ROLE alice CONNECTION LIMIT 7",
