@@ -7,6 +7,9 @@ use super::{
     Seats, Why,
 };
 
+/// So many seats of a key are looked through.
+const FEW: u32 = if cfg!(test) { 2 } else { 64 };
+
 impl<Keys: Map<Key>, Ids: Map<Id>> Seats<'_, Keys, Ids> {
     pub(super) fn place(&self, number: u32) -> Option<&Place> {
         self.places.get(number as usize)
@@ -24,11 +27,11 @@ impl<Keys: Map<Key>, Ids: Map<Id>> Seats<'_, Keys, Ids> {
         self.known(key).map_or(0, |known| known.held)
     }
 
-    pub(super) fn find(&self, seat: Named) -> Result<u32, Answer> {
+    pub(super) fn find(&self, now: Now, seat: Named) -> Result<u32, Answer> {
         let number = self.ids.get(&seat.id).ok_or(Answer::Gone)?;
         let place = self.place(number).ok_or(Answer::Gone)?;
         let known = self.known(place.key).ok_or(Answer::Gone)?;
-        if known.key.database() != seat.database {
+        if known.key.database() != seat.database || !place.held.is_held_at(now.tick) {
             return Err(Answer::Gone);
         }
         match place.held.holder.role {
@@ -60,8 +63,8 @@ impl<Keys: Map<Key>, Ids: Map<Id>> Seats<'_, Keys, Ids> {
         found.oldest.extend(oldest.take(SHOWN));
     }
 
-    /// Holds a seat for the request. Returns the number of its key; None if no place is free.
-    pub(super) fn add(&mut self, now: Now, request: &Request) -> Option<u32> {
+    /// Holds a seat for the request, with a lease or without. Returns the number of its key; None if no place is free.
+    pub(super) fn add(&mut self, now: Now, request: &Request, ttl_us: Option<u64>) -> Option<u32> {
         let number = self.free_places.last;
         self.place(number)?;
         let key = self.know(&request.key)?;
@@ -70,11 +73,7 @@ impl<Keys: Map<Key>, Ids: Map<Id>> Seats<'_, Keys, Ids> {
             return None;
         }
         self.free_places.remove(self.places, of_key, number);
-        let ends = |ttl_us: u64| now.tick.saturating_add(ttl_us);
-        let lease = request.ttl_us.map(|ttl_us| Lease {
-            ttl_us,
-            ends: ends(ttl_us),
-        });
+        let lease = ttl_us.map(|ttl_us| Lease::from(now, ttl_us));
         if let Some(place) = self.places.get_mut(number as usize) {
             place.held = Held {
                 id: request.id,
@@ -86,7 +85,6 @@ impl<Keys: Map<Key>, Ids: Map<Id>> Seats<'_, Keys, Ids> {
             (place.key, place.order) = (key, self.taken);
         }
         self.taken += 1;
-        self.number += 1;
         self.used = self.used.max(number + 1);
         if let Some(known) = self.known.get_mut(key as usize) {
             known.held += 1;
@@ -154,7 +152,6 @@ impl<Keys: Map<Key>, Ids: Map<Id>> Seats<'_, Keys, Ids> {
         let known = self.known.get_mut(place.key as usize)?;
         known.held -= 1;
         known.seats.remove(self.places, of_key, number);
-        self.number -= 1;
         self.places.get_mut(number as usize)?.key = NONE;
         self.free_places.push(self.places, of_key, number);
         Some(place.key)
@@ -174,8 +171,7 @@ impl<Keys: Map<Key>, Ids: Map<Id>> Seats<'_, Keys, Ids> {
             return ttl_us.map_or(Answer::Done, |_| Answer::NoLease);
         };
         let before = lease.ends;
-        lease.ttl_us = ttl_us.unwrap_or(lease.ttl_us);
-        lease.ends = now.tick.saturating_add(lease.ttl_us);
+        *lease = Lease::from(now, ttl_us.unwrap_or(lease.ttl_us));
         let (ends, key) = (lease.ends, place.key);
         self.deadlines.change(number, ends);
         if ends < before {
@@ -187,12 +183,33 @@ impl<Keys: Map<Key>, Ids: Map<Id>> Seats<'_, Keys, Ids> {
     /// Gives seats of the key to those who wait and fit now, in the order of their arrival.
     pub(super) fn grant(&mut self, now: Now, key: u32, found: &mut Found) {
         while let Some(request) = self.first_that_fits(key) {
-            if self.add(now, &request).is_none() {
+            if self.add(now, &request, None).is_none() {
                 return;
             }
             self.stop_waiting(request.holder.slot, found);
             found.wake(request.holder.slot);
-            self.alarm_of_lease(key, &request, found);
+        }
+    }
+
+    /// The caller has learnt of a seat that it was given while it waited.
+    pub(super) fn begin_lease(
+        &mut self,
+        now: Now,
+        number: u32,
+        request: &Request,
+        found: &mut Found,
+    ) {
+        let Some(lease) = request.ttl_us.map(|ttl_us| Lease::from(now, ttl_us)) else {
+            return;
+        };
+        if let Some(backend) = self.backends.get_mut(request.holder.slot as usize) {
+            backend.seats.remove(self.places, of_session, number);
+        }
+        if let Some(place) = self.places.get_mut(number as usize) {
+            place.held.lease = Some(lease);
+            let key = place.key;
+            self.deadlines.add(number, lease.ends);
+            self.alarm(key, found);
         }
     }
 
@@ -219,14 +236,18 @@ impl<Keys: Map<Key>, Ids: Map<Id>> Seats<'_, Keys, Ids> {
         if self.of_key(key).filter(own).take(too_many as usize).count() < too_many as usize {
             return false;
         }
-        for _ in 0..too_many {
-            let first = self.of_key(key).find(own).map(|(number, _)| number);
-            if let Some(number) = first {
+        let mut number = self.known(key).map_or(NONE, |known| known.seats.first);
+        let mut left = too_many;
+        while let Some(place) = self.place(number).copied().filter(|_| left > 0) {
+            if place.held.holder.role == role {
+                // Of very many, not all are shown.
                 found.end(self.ended(number, Why::Replaced));
                 self.remove(number);
+                left -= 1;
             }
+            number = place.of_key.behind;
         }
-        self.add(now, request);
+        self.add(now, request, request.ttl_us);
         self.alarm_of_lease(key, request, found);
         // After several have ended for one there can be room for others.
         self.grant(now, key, found);
@@ -242,11 +263,17 @@ impl<Keys: Map<Key>, Ids: Map<Id>> Seats<'_, Keys, Ids> {
             (backend.request, backend.key) = (Some(*request), key);
             known.waiters.push(self.backends, of_backend, slot);
         }
-        let first = self
-            .deadlines
-            .first()
-            .filter(|_| known.waiters.first == slot);
-        first.map(|(tick, _)| tick)
+        let is_first = known.waiters.first == slot;
+        is_first.then(|| self.first_end(key)).flatten()
+    }
+
+    /// The tick at which the first lease of the key ends; if the key has many seats, of all keys.
+    fn first_end(&self, key: u32) -> Option<u64> {
+        if self.held_of(key) > FEW {
+            return self.deadlines.first().map(|(tick, _)| tick);
+        }
+        let leases = self.of_key(key).filter_map(|(_, place)| place.held.lease);
+        leases.map(|lease| lease.ends).min()
     }
 
     /// If it waited and was the first, the next one looks when leases end from now on.

@@ -4,8 +4,9 @@
 //! - A key is known while at least one of its seats is held. Nobody waits for a key that is not known.
 //! - Nobody who waits would fit: whoever ends a seat gives it, in the same step, to the first waiter that fits then. So a
 //!   call that finds room passes nobody over, and a waiter finds its seat taken for it when it wakes.
-//! - No lease that has ended by the step's moment is held.
-//! - The first of those who wait for a key wakes when the first lease ends: nobody else need look then.
+//! - A seat that a waiter is given belongs to its session until the waiter has learnt of it. Only then a lease begins.
+//! - A lease that has ended is in nobody's way: whoever asks for a seat, and who waits for it, ends those that are due. The
+//!   first of those who wait for a key wakes when a lease of the key ends: nobody else need look then.
 
 mod deadlines;
 mod holding;
@@ -42,8 +43,6 @@ pub struct Seats<'a, Keys, Ids> {
     ids: Ids,
     free_places: List,
     free_known: List,
-    /// How many seats are held.
-    number: u32,
     /// Every place behind so many was never taken.
     used: u32,
     /// How many seats were ever taken.
@@ -75,7 +74,6 @@ impl<'a, Keys: Map<Key>, Ids: Map<Id>> Seats<'a, Keys, Ids> {
             ids: maps.1,
             free_places,
             free_known,
-            number: 0,
             used: 0,
             taken: 0,
             sessions: 0,
@@ -88,20 +86,19 @@ impl<'a, Keys: Map<Key>, Ids: Map<Id>> Seats<'a, Keys, Ids> {
         self.sessions
     }
 
-    /// How many seats are held.
-    pub fn number(&self) -> usize {
-        self.number as usize
+    /// Every place behind so many was never taken.
+    pub fn used(&self) -> usize {
+        self.used as usize
     }
 
-    /// Every seat that is held, with its key.
-    pub fn held(&self) -> impl Iterator<Item = (&Key, &Held)> {
-        self.places
-            .iter()
-            .take(self.used as usize)
-            .filter_map(|place| {
-                let known = self.known.get(place.key as usize)?;
-                Some((&known.key, &place.held))
-            })
+    /// Of the places from this number on, those of seats that are held now, with their keys.
+    pub fn held(&self, from: usize, tick: u64) -> impl Iterator<Item = (&Key, &Held)> {
+        let used = self.places.iter().take(self.used as usize).skip(from);
+        used.filter_map(move |place| {
+            let known = self.known.get(place.key as usize)?;
+            let held = place.held.is_held_at(tick);
+            held.then_some((&known.key, &place.held))
+        })
     }
 
     /// Takes a seat for the caller; or, if `may_wait`, queues it. A caller that waits takes the same step again when it is
@@ -114,15 +111,16 @@ impl<'a, Keys: Map<Key>, Ids: Map<Id>> Seats<'a, Keys, Ids> {
         found: &mut Found,
     ) -> Result<Taking, Again> {
         self.expire(now, found)?;
-        if self.ids.get(&request.id).is_some() {
+        if let Some(number) = self.ids.get(&request.id) {
             self.settle(request.holder.slot, found);
+            self.begin_lease(now, number, request, found);
             return Ok(Taking::Taken);
         }
         let key = self.keys.get(&request.key);
         let number = key.map_or(0, |key| self.held_of(key));
         if number < request.max {
             self.settle(request.holder.slot, found);
-            return Ok(match self.add(now, request) {
+            return Ok(match self.add(now, request, request.ttl_us) {
                 Some(key) => {
                     self.alarm_of_lease(key, request, found);
                     Taking::Taken
@@ -130,15 +128,16 @@ impl<'a, Keys: Map<Key>, Ids: Map<Id>> Seats<'a, Keys, Ids> {
                 None => Taking::Full,
             });
         }
-        let Some(key) = key.filter(|_| request.max > 0) else {
+        let Some(key) = key else {
             return Ok(Taking::Refused(number));
         };
-        if may_wait {
+        if may_wait && request.max > 0 {
             return Ok(Taking::Waiting(self.wait(key, request)));
         }
         self.settle(request.holder.slot, found);
-        let too_many = number + 1 - request.max;
-        if request.replaces && self.replace(now, key, request, too_many, found) {
+        let too_many = number - request.max + 1;
+        let replaces = request.replaces && request.max > 0;
+        if replaces && self.replace(now, key, request, too_many, found) {
             return Ok(Taking::Replaced(too_many));
         }
         self.show(key, found);
@@ -153,32 +152,29 @@ impl<'a, Keys: Map<Key>, Ids: Map<Id>> Seats<'a, Keys, Ids> {
         }
     }
 
-    /// Prolongs a lease for `ttl_us`, or for as long as before; and says whether the seat is held still. `role` may do so,
-    /// and whoever has the name of the seat.
+    /// Prolongs a lease for `ttl_us`, or for as long as before; and says whether the seat is held still.
     pub fn renew(
         &mut self,
         now: Now,
         seat: Named,
         ttl_us: Option<u64>,
         found: &mut Found,
-    ) -> Result<Answer, Again> {
-        self.expire(now, found)?;
-        Ok(match self.find(seat) {
+    ) -> Answer {
+        match self.find(now, seat) {
             Ok(number) => self.prolong(now, number, ttl_us, found),
             Err(why) => why,
-        })
+        }
     }
 
-    /// Ends a seat: that of `role`, in this database, with this name.
-    pub fn release(&mut self, now: Now, seat: Named, found: &mut Found) -> Result<Answer, Again> {
-        self.expire(now, found)?;
-        Ok(match self.find(seat) {
+    /// Ends a seat, and says whether it was held still.
+    pub fn release(&mut self, now: Now, seat: Named, found: &mut Found) -> Answer {
+        match self.find(now, seat) {
             Ok(number) => {
                 self.end(now, number, found);
                 Answer::Done
             }
             Err(why) => why,
-        })
+        }
     }
 
     /// Ends seats of the key that were taken before [`Seats::taken`] was `taken`. Returns how many: when it returns 0, none is
@@ -191,6 +187,9 @@ impl<'a, Keys: Map<Key>, Ids: Map<Id>> Seats<'a, Keys, Ids> {
         found: &mut Found,
     ) -> Result<u32, Again> {
         self.expire(now, found)?;
+        if found.is_full() {
+            return Err(Again);
+        }
         let Some(key) = self.keys.get(key) else {
             return Ok(0);
         };

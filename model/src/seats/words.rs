@@ -11,7 +11,7 @@ pub const MAX_KEY: usize = 255;
 const OID: usize = size_of::<u32>();
 
 /// What seats are counted for: a text, in one database. As bytes, since the server's hash table compares these.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct Key([u8; OID + 1 + MAX_KEY]);
 
@@ -86,6 +86,13 @@ pub struct Lease {
     pub ttl_us: u64,
     /// The tick at which it ends.
     pub ends: u64,
+}
+
+impl Lease {
+    pub fn from(now: Now, ttl_us: u64) -> Lease {
+        let ends = now.tick.saturating_add(ttl_us);
+        Lease { ttl_us, ends }
+    }
 }
 
 /// What is known of a seat that is held.
