@@ -23,6 +23,9 @@
 //!   becomes of a login. One that fits is admitted, and nobody ends for it; one that does not is refused, and nobody
 //!   ends, or it replaces sessions of its role, and then fits. Of several at once as many get in as fit.
 //!   That is tried for some logins on each server, whatever came before: also right after a crash.
+//! - **No key has too many seats**, whenever anyone looks: all who take seats of a key allow as many. At a quiet point
+//!   leases lapse, and what room a key has can be taken, and no more. A seat without a lease that no newer one replaces is
+//!   held as long as its session lives, and no longer; when all clients are gone, so are the seats.
 //! - **The server's log** has no panic, no failed assertion, no internal error, no reclaimed slot, and no process
 //!   killed by a signal but those that the run killed.
 
@@ -32,6 +35,7 @@ mod changes;
 mod model;
 mod quiet;
 mod random;
+mod seats;
 
 use crate::bench::{Best, Figures, Table};
 use crate::client::Target;
@@ -46,6 +50,7 @@ use fastrand::Rng;
 use model::{Seen, World};
 use random::{one_in, one_of};
 use rustix::process::{Pid, Signal, kill_process};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -139,6 +144,9 @@ pub fn run(server: &Server, seed: u64, at_least: Duration) -> Outcome {
             break;
         }
     }
+    if run.books.violations() == 0 {
+        run.check_end();
+    }
     Outcome {
         seed,
         phases: run.number,
@@ -171,6 +179,9 @@ impl Outcome {
             ("changes", counts.changes),
             ("quiet points", counts.quiet_points),
             ("probes", counts.probes),
+            ("seats", counts.seats),
+            ("seats refused", counts.seats_refused),
+            ("looks at seats", counts.looks),
             ("violations", self.violations as u64),
         ];
         for (name, count) in columns {
@@ -217,6 +228,7 @@ impl Run {
         let (world, sql) = World::begin();
         let statements: Vec<&str> = sql.iter().map(String::as_str).collect();
         primary.sql(&statements);
+        seats::install(&primary, &world);
         let standby = Cluster::standby_of(&primary);
         let target = |cluster: &Cluster| (cluster.login_of("postgres"), cluster.port);
         Run {
@@ -337,10 +349,14 @@ impl Run {
                 dropped: matches!(kind, Kind::Changes),
             },
         };
+        let (acts, over) = mpsc::channel::<()>();
         thread::scope(|scope| {
+            let (acts, scene) = (acts, &scene);
+            scope.spawn(move || seats::watch(scene.targets, books, &over));
             for (index, client) in clients.iter_mut().enumerate() {
-                let scene = &scene;
+                let acts = acts.clone();
                 scope.spawn(move || {
+                    let _acts = acts;
                     for action in 0..ACTIONS {
                         let mut random = random::of(&[seed, number, 100 + index as u64, action]);
                         client.act(scene, &mut random);

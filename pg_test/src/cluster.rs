@@ -478,7 +478,8 @@ pub fn free_port(number: usize) -> u16 {
         .expect("a free port")
 }
 
-fn printed(command: &mut Command) -> String {
+/// What a client program prints, its errors first.
+pub fn printed(command: &mut Command) -> String {
     let Output { stdout, stderr, .. } = command.output().expect("run a client");
     String::from_utf8_lossy(&[stderr, stdout].concat()).into_owned()
 }

@@ -89,6 +89,15 @@ gives a client a session of its own. To use both: a pool for those many short re
 and for the pool itself, with room for its size.",
     ),
     (
+        "seats",
+        "Seats",
+        "`take_seat` and `release_seat`, beside `pg_try_advisory_lock` and `pg_advisory_unlock` of the key's `hashtext`: a statement for each call, over a Unix-domain
+socket, and all in one statement. A ratio to the lock is to that with as many held. The seats and locks that are held are another session's; those with a ttl have
+one of a day.
+
+Then logins beside clients that take and give back all the time: they take their part of the machine's cores, with seats or without.",
+    ),
+    (
         "chaos",
         "Survival",
         "Clients that log in, query, idle, vanish, wait, and are told to end, cancelled, replaced and killed with `kill -9`, under limits of every kind, on a primary

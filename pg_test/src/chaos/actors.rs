@@ -4,6 +4,7 @@ use super::books::{Books, Site};
 use super::changes::{BENCH, Change};
 use super::model::{ADDRESSES, Login, World};
 use super::random::one_in;
+use super::seats::{self, Seat};
 use crate::client::{Endpoint, Refusal, Session, Target};
 use crate::cluster::Cluster;
 use fastrand::Rng;
@@ -29,17 +30,37 @@ pub struct Held {
     pub site: Site,
     pub login: Login,
     pub session: Session,
+    /// That it took, and has not released.
+    pub seats: Vec<Seat>,
     /// How the server ended it, once the client knows.
     pub end: Option<Refusal>,
 }
 
 impl Held {
+    fn new(site: Site, login: Login, session: Session) -> Held {
+        Held {
+            site,
+            login,
+            session,
+            seats: Vec::new(),
+            end: None,
+        }
+    }
+
     /// What is wrong with the query is no matter, only whether there is a session any more.
     pub fn query(&mut self, sql: &str) {
-        let ends = |error: &Refusal| matches!(error.sqlstate(), "" | "57P01" | "57P02" | "57P03");
-        if self.end.is_none() {
-            self.end = self.session.try_query(sql).err().filter(ends);
+        self.ask(sql);
+    }
+
+    /// The answer; None if there is no session any more.
+    pub fn ask(&mut self, sql: &str) -> Option<Result<Vec<Vec<String>>, Refusal>> {
+        let ends = |error: &&Refusal| matches!(error.sqlstate(), "" | "57P01" | "57P02" | "57P03");
+        if self.end.is_some() {
+            return None;
         }
+        let answer = self.session.try_query(sql);
+        self.end = answer.as_ref().err().filter(ends).cloned();
+        self.end.is_none().then_some(answer)
     }
 }
 
@@ -75,12 +96,7 @@ impl Scene<'_> {
         match connection.outcome() {
             Ok(session) => {
                 self.books.enter(site, login, session.pid);
-                Some(Held {
-                    site,
-                    login,
-                    session,
-                    end: None,
-                })
+                Some(Held::new(site, login, session))
             }
             Err(refusal) => {
                 self.refused(login, &refusal);
@@ -183,7 +199,10 @@ impl Client {
             16 => {
                 if let Some(held) = self.take(scene.books, which) {
                     scene.books.count(|counts| counts.vanished += 1);
-                    drop(held.session);
+                    match one_in(random, 2) {
+                        true => seats::vanish(held.session, random),
+                        false => drop(held.session),
+                    }
                 }
             }
             17 | 18 => {
@@ -192,6 +211,9 @@ impl Client {
                 }
             }
             _ => thread::sleep(pause),
+        }
+        if one_in(random, 3) {
+            self.seat(scene, which, random);
         }
     }
 
@@ -221,13 +243,7 @@ impl Client {
             match connection.outcome() {
                 Ok(session) => {
                     scene.books.enter(site, login, session.pid);
-                    let held = Held {
-                        site,
-                        login,
-                        session,
-                        end: None,
-                    };
-                    self.held.push(held);
+                    self.held.push(Held::new(site, login, session));
                 }
                 Err(refusal) => scene.refused(login, &refusal),
             }
@@ -243,6 +259,13 @@ impl Client {
         let count = self.held.len();
         if let Some(held) = self.held.get_mut(which % count.max(1)) {
             held.query(sql);
+        }
+    }
+
+    fn seat(&mut self, scene: &Scene, which: usize, random: &mut Rng) {
+        let count = self.held.len();
+        if let Some(held) = self.held.get_mut(which % count.max(1)) {
+            seats::act(held, scene.books, random);
         }
     }
 
@@ -272,7 +295,7 @@ fn leave_early(scene: &Scene, target: &Target, after: Option<Duration>) {
 /// Ends sessions and logins of others, and reloads.
 pub fn disturb(clusters: &[Cluster; 2], books: &Books, random: &mut Rng) {
     for _ in 0..8 {
-        let (what, which) = (random.usize(..10), random.usize(..1 << 16));
+        let (what, which) = (random.usize(..12), random.usize(..1 << 16));
         let site = usize::from(one_in(random, 4));
         let cluster = &clusters[site];
         thread::sleep(Duration::from_millis(random.u64(10..=60)));
@@ -304,6 +327,7 @@ pub fn disturb(clusters: &[Cluster; 2], books: &Books, random: &mut Rng) {
                 books.count(|counts| counts.reloads += 1);
                 one_statement(cluster, "SELECT pg_reload_conf()");
             }
+            9 | 10 => seats::cancel(cluster, books),
             _ => {
                 for worker in cluster.processes("postgres: session_limit worker") {
                     books.count(|counts| counts.terminated += 1);

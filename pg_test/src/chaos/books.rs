@@ -28,6 +28,11 @@ pub struct Counts {
     pub changes: u64,
     pub quiet_points: u64,
     pub probes: u64,
+    /// Taken.
+    pub seats: u64,
+    pub seats_refused: u64,
+    /// At the seats, whether there are too many.
+    pub looks: u64,
 }
 
 #[derive(Default)]

@@ -78,6 +78,7 @@ impl Run {
             self.check_limits(site, worlds, &began[site], &seen[site]);
         }
         for site in [0, 1] {
+            self.check_seats(site, random);
             self.read_views(site);
             self.probe(site, random);
         }

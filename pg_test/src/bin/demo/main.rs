@@ -1,29 +1,45 @@
 //! `cargo demo`: the main job, on a PostgreSQL of its own. `cargo demo -- --keep`: the same cluster
-//! to play with.
+//! to play with. `cargo demo -- seats`: seats, through a PgBouncer.
 
+mod seats;
+
+use pg_test::client::Refusal;
 use pg_test::cluster::Cluster;
-use pg_test::{say, server, wait_for};
+use pg_test::server::{self, Server};
+use pg_test::{say, wait_for};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Stdio, exit};
 
 const LOGINS: usize = 50;
 
+const USAGE: &str = "usage:
+  cargo demo              one session for each role
+  cargo demo -- --keep    the same cluster to play with
+  cargo demo -- seats     one login for each user of an application, through a PgBouncer in transaction mode";
+
 fn main() {
-    let keep = match std::env::args().skip(1).collect::<Vec<_>>().as_slice() {
-        [] => false,
-        [option] if option == "--keep" => true,
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let server = || server::servers().remove(0);
+    match arguments.as_slice() {
+        [] => show(&limited(&server())),
+        ["--keep"] => stay(&limited(&server())),
+        ["seats"] => seats::show(&server()),
         other => {
-            eprintln!("usage: cargo demo [-- --keep], not {other:?}");
+            eprintln!("{USAGE}\nnot {other:?}");
             exit(2);
         }
-    };
-    let server = server::servers().remove(0);
+    }
+}
+
+/// A cluster with limits.
+fn limited(server: &Server) -> Cluster {
     let limit = ("session_limit.max_sessions_per_role", "1");
     say(format_args!(
         "starting a cluster with {} = {}",
         limit.0, limit.1
     ));
-    let cluster = Cluster::start(&server, &[limit]);
+    let cluster = Cluster::start(server, &[limit]);
     cluster.sql(&[
         "CREATE EXTENSION session_limit",
         "CREATE ROLE alice LOGIN",
@@ -34,11 +50,7 @@ fn main() {
         r#"SECURITY LABEL FOR session_limit ON ROLE dave IS '{"max": 10}'"#,
         r#"SECURITY LABEL FOR session_limit ON ROLE team IS '{"max": 2, "per": "group"}'"#,
     ]);
-    if keep {
-        stay(&cluster);
-    } else {
-        show(&cluster);
-    }
+    cluster
 }
 
 fn show(cluster: &Cluster) {
@@ -95,6 +107,7 @@ fn show(cluster: &Cluster) {
     );
 
     println!("\nThe same cluster to play with: cargo demo -- --keep");
+    println!("One login for each user of an application: cargo demo -- seats");
 }
 
 fn stay(cluster: &Cluster) {
@@ -142,17 +155,21 @@ fn storm(cluster: &Cluster, role: &str, expected: usize) {
         LOGINS - admitted
     );
     if let Some(refusal) = outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
-        println!(
-            "SQLSTATE {}\nFATAL:  {}\nDETAIL:  {}\nHINT:  {}",
-            refusal.sqlstate(),
-            refusal.message(),
-            refusal.detail(),
-            refusal.hint()
-        );
+        print_error("FATAL", refusal);
     }
     expect(admitted == expected);
     drop(outcomes);
     cluster.wait_until_gone(role);
+}
+
+fn print_error(severity: &str, error: &Refusal) {
+    println!(
+        "SQLSTATE {}\n{severity}:  {}\nDETAIL:  {}\nHINT:  {}",
+        error.sqlstate(),
+        error.message(),
+        error.detail(),
+        error.hint()
+    );
 }
 
 /// A psql that stays connected.
