@@ -1,7 +1,8 @@
 //! The seats that this session takes: how it waits for one, and what becomes of them when it ends.
 //!
 //! The undo comes before the do: the exit callback is registered before the first seat is taken, and a call that is
-//! cancelled gives up what it has been given meanwhile. A backend that is killed restarts the server, which forgets all.
+//! cancelled gives up what it has been given meanwhile. A seat ends after the session's last transaction has. A backend that
+//! is killed restarts the server, which forgets all.
 
 use crate::pg::backend::{self, Local, max_backends};
 use crate::pg::{client, compat, ffi};
@@ -49,7 +50,7 @@ fn session() -> u64 {
     if SESSION.get() == 0 {
         AT_EXIT.set(Some(Found::with_room(max_backends())));
         // SAFETY: the callback is a function of this library, which is never unloaded.
-        unsafe { ffi::before_shmem_exit(Some(session_limit_leave_seats), pg_sys::Datum::null()) };
+        unsafe { ffi::on_shmem_exit(Some(session_limit_leave_seats), pg_sys::Datum::null()) };
         SESSION.set(memory().seats.exclusively(|seats| seats.new_session()));
     }
     SESSION.get()
@@ -67,8 +68,9 @@ pub fn take(request: &Request, max_wait: Duration) -> Outcome {
     let mut asleep = None;
     let (taking, found) = loop {
         let left = max_wait.saturating_sub(began.elapsed());
-        let (taking, found) =
-            step(|seats, now, found| seats.take(now, request, !left.is_zero(), found));
+        // However late it runs, whoever may wait does so once.
+        let may_wait = !left.is_zero() || (asleep.is_none() && !max_wait.is_zero());
+        let (taking, found) = step(|seats, now, found| seats.take(now, request, may_wait, found));
         let Taking::Waiting(alarm) = taking else {
             break (taking, found);
         };
@@ -77,7 +79,8 @@ pub fn take(request: &Request, max_wait: Duration) -> Outcome {
         sleep(alarm.map_or(left, |alarm| Duration::from_micros(alarm).min(left)));
     };
     let waited = asleep.map(|asleep| asleep.elapsed());
-    backend::uninterrupted(|| record::seats::called(request, taking, waited));
+    record::seats::called(request, taking, waited);
+    call.ends();
     match taking {
         Taking::Refused(in_use) => Outcome::Refused {
             in_use,
@@ -85,10 +88,7 @@ pub fn take(request: &Request, max_wait: Duration) -> Outcome {
             waited,
         },
         Taking::Full | Taking::Waiting(_) => Outcome::Full,
-        Taking::Taken | Taking::Replaced(_) => {
-            call.succeeds();
-            Outcome::Taken
-        }
+        Taking::Taken | Taking::Replaced(_) => Outcome::Taken,
     }
 }
 
@@ -96,7 +96,8 @@ pub fn take(request: &Request, max_wait: Duration) -> Outcome {
 struct Call<'a>(&'a Request);
 
 impl Call<'_> {
-    fn succeeds(self) {
+    /// From now on it keeps what it has.
+    fn ends(self) {
         std::mem::forget(self);
     }
 }
@@ -114,11 +115,11 @@ impl Drop for Call<'_> {
 
 /// Prolongs a lease. `ttl_us` None: by as much as before.
 pub fn renew(seat: Named, ttl_us: Option<u64>) -> Answer {
-    step(|seats, now, found| seats.renew(now, seat, ttl_us, found)).0
+    step(|seats, now, found| Ok(seats.renew(now, seat, ttl_us, found))).0
 }
 
 pub fn release(seat: Named) -> Answer {
-    step(|seats, now, found| seats.release(now, seat, found)).0
+    step(|seats, now, found| Ok(seats.release(now, seat, found))).0
 }
 
 /// Ends the seats of the key that are held now. Returns how many.
@@ -138,47 +139,46 @@ pub fn expire() {
     step(|seats, now, found| seats.expire(now, found));
 }
 
-/// Every seat that is held, with its key.
+/// Every seat that is held, with its key. Of very many, not all at the same moment.
 pub fn all() -> Vec<(Key, Held)> {
-    let seats = &memory().seats;
-    let mut all = Vec::new();
+    let (mut all, mut batch) = (Vec::new(), Vec::with_capacity(BATCH));
+    let mut read = 0;
     loop {
-        let room = seats.shared(|seats| seats.number());
-        crate::pg::memory::require(room.saturating_mul(size_of::<(Key, Held)>()));
-        all.reserve_exact(room);
         let tick = backend::tick();
-        let fits = seats.shared(|seats| {
-            let fits = seats.number() <= room;
-            if fits {
-                let held = seats.held().filter(|(_, seat)| seat.is_held_at(tick));
-                all.extend(held.map(|(key, seat)| (*key, *seat)));
-            }
-            fits
+        let used = memory().seats.shared(|seats| {
+            let held = seats.held(read..read + BATCH, tick);
+            batch.extend(held.map(|(key, seat)| (*key, *seat)));
+            seats.used()
         });
-        if fits {
+        crate::pg::memory::extend(&mut all, batch.drain(..));
+        read += BATCH;
+        if read >= used {
             return all;
         }
     }
 }
+
+/// So many places are read in one hold of the lock: 400 kB. A server has by default as many.
+const BATCH: usize = 1000;
 
 /// Takes one step under the lock, and sees to what it has found.
 fn step<T>(
     mut step: impl FnMut(&mut SeatTable, Now, &mut Found) -> Result<T, Again>,
 ) -> (T, Found) {
     let mut found = Found::with_room(max_backends());
+    // However often the step is taken: what is in time now is in time.
+    let now = now();
     loop {
-        let now = now();
         let result = memory()
             .seats
             .exclusively(|seats| step(seats, now, &mut found));
         wake(&found);
-        if !found.ended.is_empty() {
-            backend::uninterrupted(|| record::seats::ended(&found.ended));
-        }
+        record::seats::ended(&found.ended);
         match result {
             Ok(result) => return (result, found),
             Err(Again) => found.clear(),
         }
+        pgrx::check_for_interrupts!();
     }
 }
 
@@ -222,7 +222,7 @@ fn sleep(at_most: Duration) {
     pgrx::check_for_interrupts!();
 }
 
-/// Runs in a backend that exits, while it may still take locks.
+/// Runs in a backend that exits, after its last transaction, while it may still take locks.
 #[pg_guard]
 unsafe extern "C-unwind" fn session_limit_leave_seats(_code: i32, _arg: pg_sys::Datum) {
     let slot = compat::my_slot() as u32;

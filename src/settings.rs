@@ -442,7 +442,7 @@ fn define_events() {
     }
     GucRegistry::define_int_guc(
         c"session_limit.max_events",
-        c"Sets how many events the view session_limit.events shows, the latest.",
+        c"Sets how many events the view session_limit.events shows of logins, and how many of seats: the latest.",
         c"0 keeps none.",
         &MAX_EVENTS,
         0,

@@ -5,7 +5,8 @@
 //! - One guards the slots, the successors and the order of the queue: whoever changes them holds it exclusively, a
 //!   reader shared. The claims, the successors and the queue's entries are atomic besides (see `model::atomics`): a
 //!   release takes no lock, because it comes after the process has left the process array, when none can be taken.
-//! - One guards the events, and what was suppressed of the log: always held exclusively.
+//! - One guards the events of logins, and what was suppressed of the log: always held exclusively. Another guards those
+//!   of seats: whoever asks for seats in a loop pushes no refused login out.
 //! - One guards the statistics: whoever changes them holds it exclusively, a reader shared.
 //! - One guards the seats, in the same way: no login takes it.
 //!
@@ -39,6 +40,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 const LOCK_NAME: &CStr = c"session_limit";
 const EVENT_LOCK_NAME: &CStr = c"session_limit_events";
+const SEAT_EVENT_LOCK_NAME: &CStr = c"session_limit_seat_events";
 const STATS_LOCK_NAME: &CStr = c"session_limit_stats";
 const SEATS_LOCK_NAME: &CStr = c"session_limit_seats";
 const WAIT_EVENT: &CStr = c"SessionLimit";
@@ -69,6 +71,7 @@ pub struct Memory {
     pub shared: Shared<'static>,
     pub table: Locked<Table<'static>>,
     event_log: Locked<EventLog>,
+    seat_event_log: Locked<EventLog>,
     statistics: Locked<&'static mut Statistics>,
     pub mailbox: &'static Mailbox,
     label_changes: &'static LabelChanges,
@@ -129,16 +132,21 @@ unsafe extern "C-unwind" fn session_limit_shmem_request() {
             array_size::<Slot>(slots),
             array_size::<Condition>(slots * CONDITIONS_A_SLOT),
             array_size::<Option<Account>>(slots),
-            array_size::<Record>(settings::max_events()),
-            array_size::<u64>(1),
-            array_size::<Entry>(THROTTLED_CAUSES),
+            event_log_size(settings::max_events()),
+            event_log_size(max_seat_events()),
             array_size::<Statistics>(1),
             array_size::<Mailbox>(1),
             array_size::<LabelChanges>(1),
             seats_size(settings::max_seats(), slots),
         ];
         pg_sys::RequestAddinShmemSpace(bytes.iter().sum());
-        for lock in [LOCK_NAME, EVENT_LOCK_NAME, STATS_LOCK_NAME, SEATS_LOCK_NAME] {
+        for lock in [
+            LOCK_NAME,
+            EVENT_LOCK_NAME,
+            STATS_LOCK_NAME,
+            SEATS_LOCK_NAME,
+            SEAT_EVENT_LOCK_NAME,
+        ] {
             pg_sys::RequestNamedLWLockTranche(lock.as_ptr(), 1);
         }
     }
@@ -185,30 +193,63 @@ unsafe fn lay_out() -> Option<Memory> {
         let conditions = array(c"session_limit conditions", conditions, || Condition::FREE);
         let accounts = array(c"session_limit accounts", slots, || None);
         let mailbox = array(c"session_limit worker", 1, Mailbox::new);
-        let pushed = array(c"session_limit events so far", 1, || 0);
-        let events = settings::max_events();
-        let events = array(c"session_limit events", events, || Record::EMPTY);
-        let causes = array(c"session_limit causes", THROTTLED_CAUSES, || Entry::FREE);
         let (arrivals, claims) = claims.split_first()?;
         let (waiting, queue) = queue.split_first()?;
         let shared = Shared::new(claims, queue, waiting, successors, last_active);
         let table = Table::new(shared, places, columns, conditions, accounts);
-        let event_log = EventLog {
-            ring: Ring::new(events, pushed.first_mut()?),
-            throttle: Throttle::new(causes),
-        };
+        let names = [
+            c"session_limit events so far",
+            c"session_limit events",
+            c"session_limit causes",
+        ];
+        let logins = event_log_of(names, settings::max_events())?;
+        let names = [
+            c"session_limit seat events so far",
+            c"session_limit seat events",
+            c"session_limit seat causes",
+        ];
+        let of_seats = event_log_of(names, max_seat_events())?;
         stats_file::load(statistics);
         Some(Memory {
             arrivals,
             shared,
             table: Locked::new(LOCK_NAME, table),
-            event_log: Locked::new(EVENT_LOCK_NAME, event_log),
+            event_log: Locked::new(EVENT_LOCK_NAME, logins),
+            seat_event_log: Locked::new(SEAT_EVENT_LOCK_NAME, of_seats),
             statistics: Locked::new(STATS_LOCK_NAME, statistics),
             mailbox: mailbox.first()?,
             label_changes: labels.first()?,
             seats: Locked::new(SEATS_LOCK_NAME, seats(settings::max_seats(), slots)),
             wait_event: compat::new_wait_event(WAIT_EVENT),
             seat_wait_event: compat::new_wait_event(SEAT_WAIT_EVENT),
+        })
+    }
+}
+
+/// Where there are no seats, nothing happens to them.
+fn max_seat_events() -> usize {
+    match settings::max_seats() {
+        0 => 0,
+        _ => settings::max_events(),
+    }
+}
+
+fn event_log_size(events: usize) -> usize {
+    array_size::<Record>(events) + array_size::<u64>(1) + array_size::<Entry>(THROTTLED_CAUSES)
+}
+
+/// # Safety
+/// Only in the shmem_startup_hook, once for each name.
+unsafe fn event_log_of(names: [&CStr; 3], events: usize) -> Option<EventLog> {
+    let [pushed, records, causes] = names;
+    // SAFETY: as the caller says.
+    unsafe {
+        Some(EventLog {
+            ring: Ring::new(
+                array(records, events, || Record::EMPTY),
+                array(pushed, 1, || 0).first_mut()?,
+            ),
+            throttle: Throttle::new(array(causes, THROTTLED_CAUSES, || Entry::FREE)),
         })
     }
 }
@@ -313,9 +354,19 @@ pub fn existing_label_changes() -> Option<&'static LabelChanges> {
     existing_memory().map(|memory| memory.label_changes)
 }
 
-/// Adds to the event log, or reads it, while nobody else does.
-pub fn event_log<R>(change: impl FnOnce(&mut EventLog) -> R) -> R {
-    memory().event_log.exclusively(change)
+/// What the events of a log are about.
+#[derive(Clone, Copy)]
+pub enum About {
+    Logins,
+    Seats,
+}
+
+/// Adds to an event log, or reads it, while nobody else does.
+pub fn event_log<R>(about: About, change: impl FnOnce(&mut EventLog) -> R) -> R {
+    match about {
+        About::Logins => memory().event_log.exclusively(change),
+        About::Seats => memory().seat_event_log.exclusively(change),
+    }
 }
 
 pub fn change_statistics(change: impl FnOnce(&mut Statistics)) {

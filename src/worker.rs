@@ -17,6 +17,7 @@ use crate::{error, login, lookup, seat, shmem, slot};
 use model::counters::Statistics;
 use model::limit::{Limit, Object, Scope, Source, Unit};
 use model::per::Per;
+use model::seats::Key;
 use model::session::{Claim, Session};
 use model::sweep::{Exceeded, Sweep, ends_if_dropped};
 use pgrx::bgworkers::{
@@ -269,14 +270,14 @@ fn end_seats() {
     read_catalogs(|| {
         seat::expire();
         // Before the catalog, as above.
-        let mut dropped = seat::all();
+        let mut dropped: BTreeSet<Key> = seat::all().into_iter().map(|(key, _)| key).collect();
         if dropped.is_empty() {
             return;
         }
         let databases = Database::all().into_iter();
         let databases: BTreeSet<u32> = databases.map(|database| database.oid).collect();
-        dropped.retain(|(key, _)| !databases.contains(&key.database()));
-        for (key, _) in dropped {
+        dropped.retain(|key| !databases.contains(&key.database()));
+        for key in dropped {
             seat::evict(&key);
         }
     });

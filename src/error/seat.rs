@@ -75,8 +75,8 @@ pub fn bad_max() -> ! {
 }
 
 pub fn bad_ttl(at_most: Duration) -> ! {
-    let days = days(at_most);
-    invalid(format!("ttl must be more than 0 and at most {days} days"))
+    let at_most = days(at_most);
+    invalid(format!("ttl must be more than 0 and at most {at_most}"))
 }
 
 pub fn bad_max_wait(at_most: Duration) -> ! {
@@ -114,6 +114,9 @@ fn invalid(message: String) -> ! {
     Report::new(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message).error()
 }
 
-fn days(duration: Duration) -> u64 {
-    duration.as_secs() / (24 * 60 * 60)
+fn days(duration: Duration) -> String {
+    match duration.as_secs() / (24 * 60 * 60) {
+        1 => "1 day".to_string(),
+        days => format!("{days} days"),
+    }
 }

@@ -33,6 +33,7 @@ declared! {
     pub fn LWLockRelease(lock: *mut LWLock);
     pub fn hash_search(table: *mut HTAB, key: *const c_void, action: HASHACTION::Type, found: *mut bool) -> *mut c_void;
     pub fn before_shmem_exit(callback: pg_on_exit_callback, argument: Datum);
+    pub fn on_shmem_exit(callback: pg_on_exit_callback, argument: Datum);
     pub fn on_proc_exit(callback: pg_on_exit_callback, argument: Datum);
 }
 

@@ -1,11 +1,11 @@
 //! The event log: each decision becomes a line of JSON in the server log, and a record for the view.
 
-use crate::pg::backend::{now, tick};
+use crate::pg::backend::{now, tick, user};
 use crate::pg::{catalog, client};
 use crate::record::decision::{Decision, Outcome};
 use crate::record::json::{Bytes, json};
 use crate::settings;
-use crate::shmem;
+use crate::shmem::{self, About};
 use model::event::{EventKind, FixedText, Record};
 use model::limit::{Limit, Names, Object, Unit};
 use model::seats::{Holder, Key};
@@ -70,15 +70,38 @@ pub struct Seat {
     in_use: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     waited_ms: Option<u128>,
+    /// Who has ended it, and that backend's process ID.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    by_role: Option<Bytes>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    by_pid: Option<u32>,
 }
 
 impl Seat {
-    pub fn new(key: &Key, max: u32, in_use: Option<u32>, waited: Option<Duration>) -> Seat {
+    pub fn new(key: &Key, max: u32) -> Seat {
         Seat {
             key: Bytes(key.text().to_vec()),
             max,
+            in_use: None,
+            waited_ms: None,
+            by_role: None,
+            by_pid: None,
+        }
+    }
+
+    pub fn of_call(self, in_use: Option<u32>, waited: Option<Duration>) -> Seat {
+        Seat {
             in_use,
             waited_ms: waited.map(|waited| waited.as_millis()),
+            ..self
+        }
+    }
+
+    pub fn ended_by_me(self) -> Seat {
+        Seat {
+            by_role: Some(Bytes(catalog::name_of(Object::Role(user())))),
+            by_pid: Some(std::process::id()),
+            ..self
         }
     }
 }
@@ -290,7 +313,11 @@ fn tell(event: &Event) {
     let usual = event.kind.is_usual();
     let logged = settings::log_events().has(event.kind);
     let (mut record, key) = (event.record(), event.key());
-    let (fits, suppressed) = shmem::event_log(|log| {
+    let about = match event.kind.is_of_seats() {
+        true => About::Seats,
+        false => About::Logins,
+    };
+    let (fits, suppressed) = shmem::event_log(about, |log| {
         record.time = now();
         log.ring.push(&record);
         match logged && !usual {
@@ -306,14 +333,16 @@ fn tell(event: &Event) {
 
 /// Logs how many lines were suppressed in the seconds that are over; at the end of the server, in this second, too.
 pub fn flush_suppressed(at_the_end: bool) {
-    let next = || {
-        shmem::event_log(|log| {
-            let except = (!at_the_end).then(second);
-            log.throttle.take(except)
-        })
-    };
-    while let Some(suppressed) = next() {
-        log_suppressed(&suppressed);
+    for about in [About::Logins, About::Seats] {
+        let next = || {
+            shmem::event_log(about, |log| {
+                let except = (!at_the_end).then(second);
+                log.throttle.take(except)
+            })
+        };
+        while let Some(suppressed) = next() {
+            log_suppressed(&suppressed);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What is kept of seats.
 
+use crate::pg::backend;
 use crate::record::events::{self, Seat};
 use crate::shmem;
 use model::counters::{Pair, SeatCounters};
@@ -29,7 +30,7 @@ pub fn called(request: &Request, taking: Taking, waited: Option<Duration>) {
             ..SeatCounters::default()
         },
     );
-    let seat = Seat::new(&request.key, request.max, in_use, waited);
+    let seat = Seat::new(&request.key, request.max).of_call(in_use, waited);
     events::seat(kind, &request.key, &request.holder, seat);
 }
 
@@ -47,12 +48,11 @@ pub fn ended(ended: &[Ended]) {
             ..SeatCounters::default()
         };
         count(key, &seat.holder, more);
-        events::seat(
-            kind,
-            key,
-            &seat.holder,
-            Seat::new(key, seat.max, None, None),
-        );
+        let event = match why {
+            Why::Expired => Seat::new(key, seat.max),
+            Why::Replaced | Why::Evicted => Seat::new(key, seat.max).ended_by_me(),
+        };
+        events::seat(kind, key, &seat.holder, event);
     }
 }
 
@@ -61,5 +61,7 @@ fn count(key: &Key, holder: &Holder, more: SeatCounters) {
         role: holder.role,
         database: key.database(),
     };
-    shmem::change_statistics(|statistics| statistics.count_seats(pair, &more));
+    backend::uninterrupted(|| {
+        shmem::change_statistics(|statistics| statistics.count_seats(pair, &more));
+    });
 }

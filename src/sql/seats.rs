@@ -7,7 +7,7 @@ use crate::settings;
 use crate::shmem;
 use crate::sql::in_memory;
 use crate::sql::viewer::{SqlText, Viewer};
-use model::seats::{Answer, Key, Named, Request};
+use model::seats::{Answer, Held, Key, Named, Request};
 use pgrx::datum::{Interval, TimestampWithTimeZone, Uuid};
 use pgrx::prelude::*;
 use pgrx::{Inet, pg_sys};
@@ -177,13 +177,16 @@ fn current_seats() -> TableIterator<
     ),
 > {
     shmem::require();
+    memory::require(0);
     let viewer = Viewer::current();
     let (tick, time) = (backend::tick(), backend::now());
     // A lease ends by a clock that nobody sets.
     let shown = |ends: u64| time.saturating_add(ends.wrapping_sub(tick) as i64);
     let seats = seat::all().into_iter();
     let rows = seats.filter(|(_, seat)| viewer.may_see(seat.holder.role));
-    let rows = rows.map(move |(key, seat)| {
+    // Behind a pooler several roles can have one session after the other.
+    let may_renew = |seat: &Held| seat::is_own(seat) && viewer.may_act_as(seat.holder.role);
+    let rows = rows.map(|(key, seat)| {
         let expires = seat.lease.map(|lease| shown(lease.ends));
         (
             backend::in_own_encoding(key.text()),
@@ -194,7 +197,7 @@ fn current_seats() -> TableIterator<
             TimestampWithTimeZone::try_from(seat.taken).ok(),
             expires.and_then(|expires| TimestampWithTimeZone::try_from(expires).ok()),
             seat.max as i32,
-            seat::is_own(&seat).then(|| Uuid::from_bytes(seat.id)),
+            may_renew(&seat).then(|| Uuid::from_bytes(seat.id)),
         )
     });
     in_memory(rows)

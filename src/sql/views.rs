@@ -7,7 +7,7 @@
 )]
 
 use crate::pg::memory;
-use crate::shmem;
+use crate::shmem::{self, About};
 use crate::sql::in_memory;
 use crate::sql::viewer::{SqlText, Viewer};
 use model::event::{Name, Record};
@@ -67,26 +67,31 @@ fn recent_events() -> TableIterator<
     memory::require(0);
     let viewer = Viewer::current();
     let known = |name: &Name| (!name.bytes().is_empty()).then(|| name.bytes().to_vec());
+    let row = |it: &Record| {
+        (
+            TimestampWithTimeZone::try_from(it.time).ok(),
+            it.kind.word(),
+            known(&it.role_name),
+            known(&it.database),
+            it.address.map(|address| Inet(address.to_string())),
+            (it.pid != 0).then_some(it.pid as i32),
+            it.detail.bytes().to_vec(),
+        )
+    };
     let (mut batch, mut rows) = (vec![Record::EMPTY; BATCH], Vec::new());
-    let mut left = 0..shmem::event_log(|log| log.ring.end());
-    loop {
-        let read = shmem::event_log(|log| log.ring.read(left.clone(), &mut batch));
-        let records = batch.iter().zip(read.clone()).map(|(record, _)| record);
-        let seen = records.filter(|it| viewer.may_see(it.role)).map(|it| {
-            (
-                TimestampWithTimeZone::try_from(it.time).ok(),
-                it.kind.word(),
-                known(&it.role_name),
-                known(&it.database),
-                it.address.map(|address| Inet(address.to_string())),
-                (it.pid != 0).then_some(it.pid as i32),
-                it.detail.bytes().to_vec(),
-            )
-        });
-        memory::extend(&mut rows, seen);
-        if read.is_empty() {
-            return in_memory(rows.into_iter());
+    for about in [About::Logins, About::Seats] {
+        let mut left = 0..shmem::event_log(about, |log| log.ring.end());
+        loop {
+            let read = shmem::event_log(about, |log| log.ring.read(left.clone(), &mut batch));
+            if read.is_empty() {
+                break;
+            }
+            let records = batch.iter().zip(read.clone()).map(|(record, _)| record);
+            let seen = records.filter(|it| viewer.may_see(it.role));
+            memory::extend(&mut rows, seen.map(|it| (it.time, row(it))));
+            left.start = read.end;
         }
-        left.start = read.end;
     }
+    rows.sort_by_key(|(time, _)| *time);
+    in_memory(rows.into_iter().map(|(_, row)| row))
 }

@@ -23,6 +23,7 @@ use list::{List, NONE};
 use outcome::AT_ONCE;
 pub use outcome::{Again, Answer, Found, Named, Taking};
 pub use rows::{Backend, KeyInUse, Place};
+use std::ops::Range;
 pub use words::*;
 
 /// From a key, or the name of a seat, to a number. Its room is that of the seats.
@@ -91,10 +92,11 @@ impl<'a, Keys: Map<Key>, Ids: Map<Id>> Seats<'a, Keys, Ids> {
         self.used as usize
     }
 
-    /// Of the places from this number on, those of seats that are held now, with their keys.
-    pub fn held(&self, from: usize, tick: u64) -> impl Iterator<Item = (&Key, &Held)> {
-        let used = self.places.iter().take(self.used as usize).skip(from);
-        used.filter_map(move |place| {
+    /// Of the places with these numbers, the seats that are held now, with their keys.
+    pub fn held(&self, numbers: Range<usize>, tick: u64) -> impl Iterator<Item = (&Key, &Held)> {
+        let end = numbers.end.min(self.used as usize);
+        let places = self.places.iter().take(end).skip(numbers.start);
+        places.filter_map(move |place| {
             let known = self.known.get(place.key as usize)?;
             let held = place.held.is_held_at(tick);
             held.then_some((&known.key, &place.held))

@@ -227,16 +227,16 @@ fn who_has_not_learnt_of_its_seat_leaves_none() {
     let _ = seats.take(at(0), &request(1, 1, 1), false, &mut found);
     let _ = seats.take(at(0), &lease, true, &mut found);
     let _ = seats.release(at(1), naming(1, 1), &mut found);
-    assert_eq!(seats.held(0, 1).count(), 1, "the lease");
+    assert_eq!(seats.held(0..PLACES, 1).count(), 1, "the lease");
     assert!(seats.leave(at(2), 2, &mut found));
-    assert_eq!(seats.held(0, 2).count(), 0);
+    assert_eq!(seats.held(0..PLACES, 2).count(), 0);
     // Of one that has learnt of it the lease stays.
     assert_eq!(
         seats.take(at(3), &lease, true, &mut found),
         Ok(Taking::Taken)
     );
     assert!(seats.leave(at(4), 2, &mut found));
-    assert_eq!(seats.held(0, 4).count(), 1);
+    assert_eq!(seats.held(0..PLACES, 4).count(), 1);
 }
 
 #[test]
@@ -639,7 +639,7 @@ proptest! {
                     prop_assert_eq!(alarms[slot], Some(now), "{} sleeps on", slot);
                 }
             }
-            let mut held: Vec<(Id, Key, i64)> = seats.held(0, now).map(|(key, held)| {
+            let mut held: Vec<(Id, Key, i64)> = seats.held(0..PLACES, now).map(|(key, held)| {
                 (held.id, *key, held.lease.map_or(-1, |lease| lease.ends as i64))
             }).collect();
             let mut same: Vec<(Id, Key, i64)> = plain.held.iter().map(|(it, ends)| {
