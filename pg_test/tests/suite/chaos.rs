@@ -18,5 +18,9 @@ fn what_must_hold_holds_through_everything(server: &Server) {
         counts.admitted > 500 && counts.refused > 100 && counts.replaced > 0,
         "{counts:?}"
     );
+    assert!(
+        counts.seats > 100 && counts.seats_refused > 10 && counts.looks > 100,
+        "{counts:?}"
+    );
     assert!(counts.crashes >= 3 && counts.restarts >= 4, "{counts:?}");
 }
