@@ -139,7 +139,7 @@ fn a_session_fills_its_memory(server: &Server) {
         leave(process(&session), None);
         session.query("RESET ALL");
     }
-    assert_eq!(refused.len(), 9, "{refused:?}");
+    assert_eq!(refused.len(), 10, "{refused:?}");
     assert!(session.is_alive() && witness.is_alive());
 }
 
