@@ -210,7 +210,8 @@ GRANT EXECUTE ON FUNCTION
     session_limit.defined_limits(),
     session_limit.current_stats(),
     session_limit.current_limit_stats(),
-    session_limit.current_status()
+    session_limit.current_status(),
+    session_limit.current_seats()
 TO PUBLIC;
 
 DROP FUNCTION session_limit.set_limit(integer, name, name, text, cidr, text, interval, text);

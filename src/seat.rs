@@ -198,7 +198,6 @@ fn wake(found: &Found) {
 
 /// Returns when there may be a seat, or after so long. A client that is gone, a cancelled statement and a shutdown end it.
 fn sleep(at_most: Duration) {
-    crate::pg::memory::require(0);
     let socket = client::own_connection().1;
     let closed = socket.map_or(0, |_| pg_sys::WL_SOCKET_CLOSED);
     let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH | closed;

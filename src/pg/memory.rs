@@ -2,14 +2,17 @@
 //!
 //! Rust's own answer to a failed allocation is an abort, which restarts the server. Nor may an error of the server find no
 //! memory while pgrx turns it into a panic: that ends the same way. So each way in asks first whether there is memory to
-//! spare, and so does whatever grows with the number of sessions, roles or events. Should an allocation fail all the
-//! same, this process ends.
+//! spare, and so does whatever grows with the number of sessions, roles or events. What is called often keeps the memory
+//! to spare instead: the kernel takes longer to answer than the rest of the call. Should an allocation fail all the same,
+//! this process ends.
 
+use crate::pg::backend::Local;
 use crate::pg::ffi;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys};
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::ffi::c_int;
+use std::cell::Cell;
+use std::ffi::{c_int, c_void};
 
 /// What a statement, or a login, must find: for all that it asks for in small pieces, and for one block of 1 MB besides,
 /// the smallest that a large memory context of the server takes when memory is short.
@@ -27,17 +30,17 @@ static ALLOCATOR: Allocator = Allocator;
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as the caller says.
-        or_end(unsafe { System.alloc(layout) }, layout.size())
+        or_end(|| unsafe { System.alloc(layout) }, layout.size())
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as the caller says.
-        or_end(unsafe { System.alloc_zeroed(layout) }, layout.size())
+        or_end(|| unsafe { System.alloc_zeroed(layout) }, layout.size())
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: as the caller says.
-        or_end(unsafe { System.realloc(memory, layout, size) }, size)
+        // SAFETY: as the caller says. Where it fails, the memory stays as it is.
+        or_end(|| unsafe { System.realloc(memory, layout, size) }, size)
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
@@ -46,13 +49,34 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
-fn or_end(memory: *mut u8, size: usize) -> *mut u8 {
+fn or_end(get: impl Fn() -> *mut u8, size: usize) -> *mut u8 {
+    let mut memory = get();
+    if memory.is_null() && give_back(&RESERVE) {
+        memory = get();
+    }
     // In the postmaster nothing can be done: null, and Rust aborts.
     // SAFETY: a variable of this process.
     if memory.is_null() && unsafe { pg_sys::IsUnderPostmaster } {
         end(size);
     }
     memory
+}
+
+/// Memory that is kept until an allocation fails; null if there is none.
+static RESERVE: Local<Cell<*mut c_void>> = Local::new(Cell::new(std::ptr::null_mut()));
+
+/// As `require(0)`, but for as long as the process has what it once got the kernel is not asked again.
+pub fn keep_reserve() {
+    if RESERVE.get().is_null() {
+        RESERVE.set(map(TO_SPARE).unwrap_or_else(|| out_of_memory(TO_SPARE)));
+    }
+}
+
+/// Whether there was a reserve.
+fn give_back(reserve: &Cell<*mut c_void>) -> bool {
+    let memory = reserve.replace(std::ptr::null_mut());
+    // SAFETY: it was mapped with this size, and nothing is in it.
+    !memory.is_null() && unsafe { libc::munmap(memory, TO_SPARE) == 0 }
 }
 
 /// Ends the process as the server does when it is out of memory, and allocates nothing for that.
@@ -76,32 +100,43 @@ fn end(size: usize) -> ! {
 /// Raises an error unless the process could get so many bytes now, with some to spare.
 pub fn require(bytes: usize) {
     if !is_there(bytes) {
-        let code = PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY;
-        let size = bytes.saturating_add(TO_SPARE);
-        ErrorReport::new(code, "out of memory", "session_limit")
-            .set_detail(format!("Failed on request of size {size}."))
-            .report(PgLogLevel::ERROR);
+        out_of_memory(bytes.saturating_add(TO_SPARE));
     }
+}
+
+fn out_of_memory(size: usize) -> ! {
+    let code = PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY;
+    ErrorReport::new(code, "out of memory", "session_limit")
+        .set_detail(format!("Failed on request of size {size}."))
+        .report(PgLogLevel::ERROR);
+    unreachable!("an error does not return")
 }
 
 /// Whether the process could get so many bytes now, with some to spare.
 pub fn is_there(bytes: usize) -> bool {
     let bytes = bytes.saturating_add(TO_SPARE);
-    let access = libc::PROT_READ | libc::PROT_WRITE;
-    let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     // The kernel is asked first: it gives no page before it is touched. A process at its limit may have enough that it
     // has freed.
+    if let Some(mapped) = map(bytes) {
+        // SAFETY: what was taken is given back.
+        return unsafe { libc::munmap(mapped, bytes) == 0 };
+    }
     // SAFETY: what is taken is given back.
     unsafe {
-        let mapped = libc::mmap(std::ptr::null_mut(), bytes, access, kind, -1, 0);
-        if mapped != libc::MAP_FAILED {
-            return libc::munmap(mapped, bytes) == 0;
-        }
         // Unseen, the compiler would leave both calls out.
         let kept = std::hint::black_box(libc::malloc(bytes));
         libc::free(kept);
         !kept.is_null()
     }
+}
+
+/// So many bytes of the kernel's, none of them touched.
+fn map(bytes: usize) -> Option<*mut c_void> {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a new mapping, wherever the kernel wants it.
+    let mapped = unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, kind, -1, 0) };
+    (mapped != libc::MAP_FAILED).then_some(mapped)
 }
 
 /// Adds to what grows with the number of sessions, roles or events. Raises an error if there is no memory for it.

@@ -37,7 +37,6 @@ fn take_seat(
             mut oldest,
             waited,
         } => {
-            memory::require(0);
             let viewer = Viewer::current();
             oldest.retain(|seat| viewer.may_see(seat.holder.role));
             error::too_many_seats(request.key.text(), request.max, in_use, &oldest, waited)
@@ -71,7 +70,7 @@ fn request(
     on_excess: Option<&[u8]>,
 ) -> (Request, Duration) {
     shmem::require();
-    memory::require(0);
+    memory::keep_reserve();
     let key = own_key(key);
     let max = max.unwrap_or_else(|| error::must_not_be_null("max"));
     let replaces = match on_excess.unwrap_or_else(|| error::must_not_be_null("on_excess")) {
@@ -111,14 +110,14 @@ fn release_seat(seat: Option<Uuid>) -> bool {
 #[pg_extern(sql = false)]
 fn evict_seats(key: Option<&[u8]>) -> i32 {
     shmem::require();
-    memory::require(0);
+    memory::keep_reserve();
     seat::evict(&own_key(key)) as i32
 }
 
 /// Acts upon a seat of this database if its role, or a role of which the caller has the privileges, holds it.
 fn with_seat(seat: Option<Uuid>, act: impl Fn(Named) -> Answer) -> bool {
     shmem::require();
-    memory::require(0);
+    memory::keep_reserve();
     let seat = seat.unwrap_or_else(|| error::must_not_be_null("seat"));
     let own = Named {
         id: *seat.as_bytes(),

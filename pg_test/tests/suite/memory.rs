@@ -16,7 +16,7 @@ tests![
     settings_without_memory,
 ];
 
-const STATEMENTS: [&str; 16] = [
+const STATEMENTS: [&str; 14] = [
     "SELECT count(*) FROM session_limit.sessions",
     "SELECT count(*) FROM session_limit.usage",
     "SELECT count(*) FROM session_limit.limits",
@@ -27,12 +27,17 @@ const STATEMENTS: [&str; 16] = [
     "SELECT count(*) FROM session_limit.waiters",
     "SELECT count(*) FROM session_limit.explain_login('alice', 'postgres', '10.0.0.1')",
     "SELECT count(*) FROM session_limit.seats",
-    "SELECT session_limit.release_seat(session_limit.take_seat('bob', 1000))",
-    "SELECT session_limit.evict_seats('carol')",
     "SELECT session_limit.set_limit(5, role => 'alice', database => 'postgres')",
     r#"SECURITY LABEL FOR session_limit ON ROLE alice IS '{"max": 3}'"#,
     "ALTER ROLE alice CONNECTION LIMIT 7",
     "ALTER ROLE alice LOGIN",
+];
+
+/// These keep some memory in reserve.
+const SEATS: [&str; 3] = [
+    "SELECT session_limit.release_seat(session_limit.take_seat('bob', 1000))",
+    "SELECT session_limit.try_take_seat('bob', 0)",
+    "SELECT session_limit.evict_seats('carol')",
 ];
 
 fn start(server: &Server) -> Cluster {
@@ -102,6 +107,24 @@ fn statements_without_memory(server: &Server) {
     leave(process(&session), None);
     for statement in STATEMENTS {
         session.query(statement);
+    }
+    // With a reserve and without.
+    for reserve in [true, false] {
+        session.end();
+        session = cluster.superuser();
+        if reserve {
+            SEATS.map(|statement| session.query(statement));
+        }
+        let mut refused = BTreeSet::new();
+        for bytes in steps() {
+            leave(process(&session), Some(bytes));
+            for statement in SEATS {
+                try_in(&mut session, statement, &mut refused);
+            }
+        }
+        assert!(reserve || !refused.is_empty());
+        leave(process(&session), None);
+        SEATS.map(|statement| session.query(statement));
     }
     assert!(witness.is_alive());
 }

@@ -346,14 +346,18 @@ fn everything_has_a_comment(server: &Server) {
     assert_eq!(superuser.query(bare), Vec::<Vec<String>>::new());
     assert_eq!(
         superuser.value("SELECT count(*) FROM pg_settings WHERE name LIKE 'session_limit.%'"),
-        "17"
+        "18"
     );
 }
 
 /// Every function, with each of its arguments null, by someone with no rights at all.
 fn no_function_minds_nulls(server: &Server) {
     let cluster = Cluster::start(server, &[]);
-    cluster.sql(&["CREATE EXTENSION session_limit", "CREATE ROLE alice LOGIN"]);
+    cluster.sql(&[
+        "CREATE EXTENSION session_limit",
+        "CREATE ROLE alice LOGIN",
+        "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA session_limit TO alice",
+    ]);
     let mut alice = cluster.login_of("alice").login().expect("alice");
     let functions = alice.query(
         "SELECT oid::regproc, proargtypes::regtype[], pronargs FROM pg_proc
@@ -371,6 +375,7 @@ fn no_function_minds_nulls(server: &Server) {
                 "jsonb" => "'{}'".to_string(),
                 "cidr" | "inet" => "'10.0.0.1'".to_string(),
                 "interval" => "'1s'".to_string(),
+                "uuid" => "gen_random_uuid()".to_string(),
                 _ => "'alice'".to_string(),
             };
             let arguments: Vec<String> = types.iter().enumerate().map(argument).collect();
