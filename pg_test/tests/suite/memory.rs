@@ -113,7 +113,9 @@ fn statements_without_memory(server: &Server) {
         session.end();
         session = cluster.superuser();
         if reserve {
-            SEATS.map(|statement| session.query(statement));
+            for statement in SEATS {
+                session.query(statement);
+            }
         }
         let mut refused = BTreeSet::new();
         for bytes in steps() {
@@ -124,7 +126,9 @@ fn statements_without_memory(server: &Server) {
         }
         assert!(reserve || !refused.is_empty());
         leave(process(&session), None);
-        SEATS.map(|statement| session.query(statement));
+        for statement in SEATS {
+            session.query(statement);
+        }
     }
     assert!(witness.is_alive());
 }
