@@ -145,7 +145,7 @@ CREATE FUNCTION session_limit.take_seat(
 LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'take_seat_wrapper';
 COMMENT ON FUNCTION session_limit.take_seat(text, integer, interval, interval, text) IS
-    'takes one of at most max seats of the key in this database, and returns its name: until the session ends, or with a ttl until it is not renewed in time; an error if none is free';
+    'takes one of at most max seats of the key in this database, and returns its UUID: until the session ends, or with a ttl until it is not renewed in time; an error if none is free';
 
 CREATE FUNCTION session_limit.try_take_seat(
     key text,

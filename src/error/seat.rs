@@ -80,10 +80,8 @@ pub fn bad_ttl(at_most: Duration) -> ! {
 }
 
 pub fn bad_max_wait(at_most: Duration) -> ! {
-    let days = days(at_most);
-    invalid(format!(
-        "max_wait must be at least 0 and at most {days} days"
-    ))
+    let at_most = days(at_most);
+    invalid(format!("max_wait must be at least 0 and at most {at_most}"))
 }
 
 pub fn bad_on_excess(value: &[u8]) -> ! {

@@ -710,6 +710,11 @@ fn what_is_wrong_is_named(server: &Server) {
         assert_eq!(told.sqlstate(), sqlstate, "{arguments}: {told:?}");
         assert!(told.message().contains(named), "{arguments}: {told:?}");
     }
+    let told = refusal(&mut session, "'bob', max_wait => '2 days'");
+    assert_eq!(
+        told.message(),
+        "max_wait must be at least 0 and at most 1 day"
+    );
     let mut fails = |sql: &str| {
         let told = session.try_query(&format!("SELECT session_limit.{sql}"));
         let told = told.expect_err(sql);
