@@ -247,11 +247,6 @@ pub fn max_seats() -> usize {
     MAX_SEATS.get() as usize
 }
 
-/// How long whoever finds no room waits, unless something else is said.
-pub fn max_wait() -> Duration {
-    milliseconds(&MAX_WAIT_MS)
-}
-
 /// Defines the settings, and reserves their prefix, so that a misspelt name is an error and not a
 /// placeholder.
 pub fn define() {

@@ -304,11 +304,9 @@ fn array_size<T>(length: usize) -> usize {
 /// # Safety
 /// Only in the shmem_startup_hook, once for each name.
 unsafe fn array<T>(name: &CStr, length: usize, element: fn() -> T) -> &'static mut [T] {
-    let mut found = false;
-    // SAFETY: the caller is the startup hook. The memory is aligned to a cache line, large enough, and only ours.
+    // SAFETY: as the caller says. There is room for so many.
     unsafe {
-        let array = ffi::ShmemInitStruct(name.as_ptr(), array_size::<T>(length), &mut found);
-        let array = array.cast::<T>();
+        let array = room::<T>(name, length);
         for index in 0..length {
             array.add(index).write(element());
         }
@@ -320,14 +318,22 @@ unsafe fn array<T>(name: &CStr, length: usize, element: fn() -> T) -> &'static m
 /// Only in the shmem_startup_hook, once for each name. What the value refers to is in shared memory, or was there before the
 /// first process was forked.
 unsafe fn place<T>(name: &CStr, value: T) -> &'static mut T {
-    let mut found = false;
-    // SAFETY: the caller is the startup hook. The memory is aligned to a cache line, large enough, and only ours.
+    // SAFETY: as the caller says. There is room for it.
     unsafe {
-        let place = ffi::ShmemInitStruct(name.as_ptr(), array_size::<T>(1), &mut found);
-        let place = place.cast::<T>();
+        let place = room::<T>(name, 1);
         place.write(value);
         &mut *place
     }
+}
+
+/// Memory for so many, not initialised.
+///
+/// # Safety
+/// Only in the shmem_startup_hook, once for each name.
+unsafe fn room<T>(name: &CStr, length: usize) -> *mut T {
+    let mut found = false;
+    // SAFETY: the caller is the startup hook. The memory is aligned to a cache line, large enough, and only ours.
+    unsafe { ffi::ShmemInitStruct(name.as_ptr(), array_size::<T>(length), &mut found) }.cast()
 }
 
 /// The tick at which this login arrives, later than that of any other.

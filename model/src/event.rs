@@ -86,17 +86,6 @@ impl EventKind {
         }
     }
 
-    /// Whether it is about a seat, not about a login.
-    pub fn is_of_seats(self) -> bool {
-        use EventKind::{
-            SeatEvicted, SeatExpired, SeatRefused, SeatReplaced, SeatTaken, SeatWaited,
-        };
-        matches!(
-            self,
-            SeatTaken | SeatWaited | SeatRefused | SeatReplaced | SeatExpired | SeatEvicted
-        )
-    }
-
     /// Whether it happens without any limit being exceeded.
     pub fn is_usual(self) -> bool {
         use EventKind::{Admitted, ConcurrentAddresses, SeatExpired, SeatTaken};

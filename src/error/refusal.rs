@@ -293,11 +293,16 @@ fn own_sessions(excess: &Excess) -> String {
         _ => format!(", with {} of this role", units(Unit::Session, own)),
     };
     let list: Vec<String> = excess.shown.iter().flatten().map(describe).collect();
-    let more = match own as usize - list.len() {
+    format!("{by}: {}", listed(&list, own))
+}
+
+/// The first of `all`.
+pub(super) fn listed(list: &[String], all: u32) -> String {
+    let more = match all as usize - list.len() {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    format!("{by}: {}{more}", list.join(", "))
+    format!("{}{more}", list.join(", "))
 }
 
 fn units(unit: Unit, number: u32) -> String {

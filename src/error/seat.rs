@@ -1,6 +1,6 @@
 //! What is wrong with a call about a seat.
 
-use crate::error::refusal::{are, describe};
+use crate::error::refusal::{are, describe, listed};
 use crate::error::report::{Report, Text};
 use model::seats::{Held, MAX_KEY};
 use model::verdict::ShownSession;
@@ -34,11 +34,7 @@ pub fn too_many_seats(
         are(in_use)
     );
     if !shown.is_empty() {
-        detail += &format!(": {}", shown.join(", "));
-        match in_use as usize - shown.len() {
-            0 => {}
-            more => detail += &format!(" and {more} more"),
-        }
+        detail += &format!(": {}", listed(&shown, in_use));
     }
     detail.push('.');
     if let Some(waited) = waited {

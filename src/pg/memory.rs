@@ -51,7 +51,7 @@ unsafe impl GlobalAlloc for Allocator {
 
 fn or_end(get: impl Fn() -> *mut u8, size: usize) -> *mut u8 {
     let mut memory = get();
-    if memory.is_null() && give_back(&RESERVE) {
+    if memory.is_null() && give_back_reserve() {
         memory = get();
     }
     // In the postmaster nothing can be done: null, and Rust aborts.
@@ -73,8 +73,8 @@ pub fn keep_reserve() {
 }
 
 /// Whether there was a reserve.
-fn give_back(reserve: &Cell<*mut c_void>) -> bool {
-    let memory = reserve.replace(std::ptr::null_mut());
+fn give_back_reserve() -> bool {
+    let memory = RESERVE.replace(std::ptr::null_mut());
     // SAFETY: it was mapped with this size, and nothing is in it.
     !memory.is_null() && unsafe { libc::munmap(memory, TO_SPARE) == 0 }
 }

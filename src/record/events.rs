@@ -313,9 +313,9 @@ fn tell(event: &Event) {
     let usual = event.kind.is_usual();
     let logged = settings::log_events().has(event.kind);
     let (mut record, key) = (event.record(), event.key());
-    let about = match event.kind.is_of_seats() {
-        true => About::Seats,
-        false => About::Logins,
+    let about = match event.detail {
+        Detail::Seat(_) => About::Seats,
+        _ => About::Logins,
     };
     let (fits, suppressed) = shmem::event_log(about, |log| {
         record.time = now();

@@ -37,20 +37,24 @@ pub fn called(request: &Request, taking: Taking, waited: Option<Duration>) {
 /// Seats that ended though nobody released them. Those that were replaced are counted by the call that did it.
 pub fn ended(ended: &[Ended]) {
     for Ended { why, key, seat } in ended {
-        let kind = match why {
-            Why::Expired => EventKind::SeatExpired,
-            Why::Replaced => EventKind::SeatReplaced,
-            Why::Evicted => EventKind::SeatEvicted,
-        };
-        let more = SeatCounters {
-            expired: (*why == Why::Expired).into(),
-            evicted: (*why == Why::Evicted).into(),
-            ..SeatCounters::default()
-        };
-        count(key, &seat.holder, more);
-        let event = match why {
-            Why::Expired => Seat::new(key, seat.max),
-            Why::Replaced | Why::Evicted => Seat::new(key, seat.max).ended_by_me(),
+        let count = |more| count(key, &seat.holder, more);
+        let event = Seat::new(key, seat.max);
+        let (kind, event) = match why {
+            Why::Expired => {
+                count(SeatCounters {
+                    expired: 1,
+                    ..SeatCounters::default()
+                });
+                (EventKind::SeatExpired, event)
+            }
+            Why::Replaced => (EventKind::SeatReplaced, event.ended_by_me()),
+            Why::Evicted => {
+                count(SeatCounters {
+                    evicted: 1,
+                    ..SeatCounters::default()
+                });
+                (EventKind::SeatEvicted, event.ended_by_me())
+            }
         };
         events::seat(kind, key, &seat.holder, event);
     }

@@ -90,7 +90,10 @@ fn request(
         let wait = duration(max_wait).filter(|wait| *wait <= MAX_WAIT);
         wait.unwrap_or_else(|| error::bad_max_wait(MAX_WAIT))
     });
-    (request, max_wait.unwrap_or_else(settings::max_wait))
+    (
+        request,
+        max_wait.unwrap_or_else(|| settings::current().max_wait),
+    )
 }
 
 /// Prolongs a lease. Returns whether the seat is held.

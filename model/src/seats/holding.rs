@@ -63,8 +63,14 @@ impl<Keys: Map<Key>, Ids: Map<Id>> Seats<'_, Keys, Ids> {
         found.oldest.extend(oldest.take(SHOWN));
     }
 
-    /// Holds a seat for the request, with a lease or without. Returns the number of its key; None if no place is free.
-    pub(super) fn add(&mut self, now: Now, request: &Request, ttl_us: Option<u64>) -> Option<u32> {
+    /// Holds a seat for the request, with a lease or without. None if no place is free.
+    pub(super) fn add(
+        &mut self,
+        now: Now,
+        request: &Request,
+        ttl_us: Option<u64>,
+        found: &mut Found,
+    ) -> Option<()> {
         let number = self.free_places.last;
         self.place(number)?;
         let key = self.know(&request.key)?;
@@ -91,14 +97,17 @@ impl<Keys: Map<Key>, Ids: Map<Id>> Seats<'_, Keys, Ids> {
             known.seats.push(self.places, of_key, number);
         }
         match lease {
-            Some(lease) => self.deadlines.add(number, lease.ends),
+            Some(lease) => {
+                self.deadlines.add(number, lease.ends);
+                self.alarm(key, found);
+            }
             None => {
                 if let Some(backend) = self.backends.get_mut(request.holder.slot as usize) {
                     backend.seats.push(self.places, of_session, number);
                 }
             }
         }
-        Some(key)
+        Some(())
     }
 
     /// The number of the key, which is known from now on; None if there is no room for it.
@@ -183,7 +192,7 @@ impl<Keys: Map<Key>, Ids: Map<Id>> Seats<'_, Keys, Ids> {
     /// Gives seats of the key to those who wait and fit now, in the order of their arrival.
     pub(super) fn grant(&mut self, now: Now, key: u32, found: &mut Found) {
         while let Some(request) = self.first_that_fits(key) {
-            if self.add(now, &request, None).is_none() {
+            if self.add(now, &request, None, found).is_none() {
                 return;
             }
             self.stop_waiting(request.holder.slot, found);
@@ -247,8 +256,7 @@ impl<Keys: Map<Key>, Ids: Map<Id>> Seats<'_, Keys, Ids> {
             }
             number = place.of_key.behind;
         }
-        self.add(now, request, request.ttl_us);
-        self.alarm_of_lease(key, request, found);
+        self.add(now, request, request.ttl_us, found);
         // After several have ended for one there can be room for others.
         self.grant(now, key, found);
         true
@@ -299,14 +307,7 @@ impl<Keys: Map<Key>, Ids: Map<Id>> Seats<'_, Keys, Ids> {
         }
     }
 
-    /// The request got a seat: if that is a lease, it may end before the first waiter looks again.
-    pub(super) fn alarm_of_lease(&self, key: u32, request: &Request, found: &mut Found) {
-        if request.ttl_us.is_some() {
-            self.alarm(key, found);
-        }
-    }
-
-    /// The first of those who wait for the key looks when it must wake from now on.
+    /// A lease of the key may end before the first of those who wait looks again: that one looks now.
     pub(super) fn alarm(&self, key: u32, found: &mut Found) {
         found.wake(self.known(key).map_or(NONE, |known| known.waiters.first));
     }

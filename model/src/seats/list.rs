@@ -33,21 +33,16 @@ impl List {
 
     /// Adds `number`, which is in no such list, at the end.
     pub fn push<T>(&mut self, all: &mut [T], links: fn(&mut T) -> &mut Links, number: u32) {
-        let place = |all: &mut [T], number: u32, links_of: &dyn Fn(&mut Links)| {
-            if let Some(it) = all.get_mut(number as usize) {
-                links_of(links(it));
-            }
-        };
         let before = self.last;
-        place(all, number, &|links| {
-            *links = Links {
+        if let Some(it) = all.get_mut(number as usize) {
+            *links(it) = Links {
                 before,
                 behind: NONE,
             };
-        });
-        place(all, before, &|links| links.behind = number);
-        if before == NONE {
-            self.first = number;
+        }
+        match all.get_mut(before as usize) {
+            Some(it) => links(it).behind = number,
+            None => self.first = number,
         }
         self.last = number;
     }

@@ -122,11 +122,8 @@ impl<'a, Keys: Map<Key>, Ids: Map<Id>> Seats<'a, Keys, Ids> {
         let number = key.map_or(0, |key| self.held_of(key));
         if number < request.max {
             self.settle(request.holder.slot, found);
-            return Ok(match self.add(now, request, request.ttl_us) {
-                Some(key) => {
-                    self.alarm_of_lease(key, request, found);
-                    Taking::Taken
-                }
+            return Ok(match self.add(now, request, request.ttl_us, found) {
+                Some(()) => Taking::Taken,
                 None => Taking::Full,
             });
         }
