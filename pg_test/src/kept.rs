@@ -4,7 +4,7 @@ use rustix::process::Pid;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
-/// Runs a program until its input ends, that is until the bench is no more.
+/// Runs a program until its input ends, that is until the bench is no more. A test may have stopped it.
 const KEEPER: &str = r#"
 trap '' INT HUP QUIT
 log=$1; shift
@@ -13,6 +13,7 @@ echo $kept
 exec >/dev/null
 read -r _
 kill -TERM $kept 2>/dev/null
+kill -CONT $kept 2>/dev/null
 wait $kept
 "#;
 

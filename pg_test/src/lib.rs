@@ -6,6 +6,7 @@ pub mod bench;
 pub mod chaos;
 pub mod client;
 pub mod cluster;
+pub mod etcd;
 pub mod kept;
 pub mod licences;
 pub mod packages;

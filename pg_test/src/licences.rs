@@ -1,4 +1,4 @@
-//! The licences of what is linked into the library: which may be, and `debian/copyright`, which names them all.
+//! The licences of what is linked into the libraries: which may be, and `debian/copyright`, which names them all.
 
 use crate::{place, try_run};
 use serde_json::Value;
@@ -10,12 +10,16 @@ use std::path::Path;
 use std::process::Command;
 use std::str::SplitWhitespace;
 
-/// Those that let code be given away in a library under the PostgreSQL licence, with what they want to be said.
+/// Those that let code be given away in a library under the PostgreSQL licence, with what they want to be said. Of what a crate
+/// offers the first is chosen.
 const ALLOWED: &[(&str, &str)] = &[
     ("PostgreSQL", include_str!("../../LICENSE")),
     ("MIT", include_str!("../licences/MIT.txt")),
     ("Zlib", include_str!("../licences/Zlib.txt")),
     ("Unicode-3.0", include_str!("../licences/Unicode-3.0.txt")),
+    ("ISC", include_str!("../licences/ISC.txt")),
+    ("BSD-3-Clause", include_str!("../licences/BSD-3-Clause.txt")),
+    ("Apache-2.0", include_str!("../licences/Apache-2.0.txt")),
 ];
 
 /// Not that of the machine, so that the list is the same everywhere. On other processors they are the same, or fewer.
@@ -79,7 +83,7 @@ Files: Cargo.lock
 ";
 
 const COMMENT: &str = "\
-Comment: Of what Cargo.lock names this is linked into the library. So is Rust's standard library:
+Comment: Of what Cargo.lock names this is linked into the libraries. So is Rust's standard library:
  MIT; The Rust Project contributors, and the crates that the file COPYRIGHT-library.html of a Rust
  installation names, with their licences.
  .
@@ -98,12 +102,14 @@ fn indented(text: &str) -> String {
     text.trim().lines().map(line).collect()
 }
 
-/// The crates that the extension's code depends on, without ours and those that run only while it is built.
+/// The crates that the code of both libraries depends on, without ours and those that run only while it is built.
 fn linked_in() -> Result<Vec<Crate>, String> {
     let edges = ["--edges", "normal,no-proc-macro", "--no-dedupe"];
     let looks = ["--prefix", "none", "--format", "{p}"];
     let mut tree = cargo("tree");
-    tree.args(["--package", "session_limit", "--target", PLATFORM]);
+    tree.args(["--package", "session_limit"]);
+    tree.args(["--package", "session_limit_servers"]);
+    tree.args(["--target", PLATFORM]);
     tree.args(edges).args(looks);
     let tree = try_run(&mut tree)?;
     let linked: BTreeSet<&str> = tree.lines().map(str::trim).collect();
@@ -217,9 +223,15 @@ fn any_of(words: Words) -> Option<BTreeSet<&'static str>> {
     let mut chosen = all_of(words);
     while words.next_if_eq(&"OR").is_some() {
         let other = all_of(words);
-        chosen = chosen.or(other);
+        let both = chosen.into_iter().chain(other);
+        chosen = both.min_by_key(|licences| licences.iter().map(|name| rank(name)).max());
     }
     chosen
+}
+
+/// Where it stands in [`ALLOWED`].
+fn rank(name: &str) -> Option<usize> {
+    ALLOWED.iter().position(|(known, _)| *known == name)
 }
 
 fn all_of(words: Words) -> Option<BTreeSet<&'static str>> {
@@ -249,6 +261,9 @@ fn expressions() {
     assert_eq!(names("MIT"), Some(vec!["MIT"]));
     assert_eq!(names("Apache-2.0 OR MIT"), Some(vec!["MIT"]));
     assert_eq!(names("Apache-2.0/MIT"), Some(vec!["MIT"]));
+    assert_eq!(names("Apache-2.0 OR ISC OR MIT"), Some(vec!["MIT"]));
+    assert_eq!(names("GPL-3.0-only OR ISC"), Some(vec!["ISC"]));
+    assert_eq!(names("Apache-2.0 AND ISC"), Some(vec!["Apache-2.0", "ISC"]));
     assert_eq!(
         names("(MIT OR Apache-2.0) AND Zlib"),
         Some(vec!["MIT", "Zlib"])

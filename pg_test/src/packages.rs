@@ -239,6 +239,11 @@ pub fn haproxy() -> Result<(PathBuf, PathBuf), String> {
     Ok((copy.join("usr/sbin/haproxy"), debian_libraries(&copy)))
 }
 
+/// Etcd and `etcdctl`; returns the root of their files.
+pub fn etcd() -> Result<PathBuf, String> {
+    debian("etcd", &["etcd-server", "etcd-client"])
+}
+
 /// A Debian 12 in a folder, with PostgreSQL 15 and what makes packages, for root to use with `chroot`; without Rust.
 pub fn debian_root() -> Result<PathBuf, String> {
     let _lock = lock();
