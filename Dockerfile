@@ -10,7 +10,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends \
 WORKDIR /session_limit
 COPY . .
 RUN make all install DESTDIR=/files PG_CONFIG=/usr/lib/postgresql/${PG_MAJOR}/bin/pg_config \
-    && strip /files/usr/lib/postgresql/${PG_MAJOR}/lib/session_limit.so \
+    && strip /files/usr/lib/postgresql/${PG_MAJOR}/lib/session_limit*.so \
     && mkdir -p /files/usr/share/doc/session_limit && cp LICENSE debian/copyright /files/usr/share/doc/session_limit/
 
 FROM postgres:${PG_MAJOR}-bookworm AS server

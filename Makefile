@@ -19,28 +19,38 @@ EXTENSIONDIR = $(DESTDIR)$(shell $(PG_CONFIG) --sharedir)/extension
 # Each major has its own.
 TARGET = $(SOURCE)/target/pg$(MAJOR)
 LIBRARY = $(TARGET)/release/libsession_limit.so
-INPUT = $(addprefix $(SOURCE)/,Cargo.toml Cargo.lock model/Cargo.toml) \
-	$(shell find $(SOURCE)/src $(SOURCE)/model/src $(SOURCE)/sql -type f)
+# What the worker for limits across servers loads. It knows no PostgreSQL.
+SERVERS = $(TARGET)/release/libsession_limit_servers.so
+MANIFESTS = $(addprefix $(SOURCE)/,Cargo.toml Cargo.lock model/Cargo.toml servers/Cargo.toml)
+INPUT = $(MANIFESTS) $(shell find $(SOURCE)/src $(SOURCE)/model/src $(SOURCE)/sql -type f)
+SERVERS_INPUT = $(MANIFESTS) $(shell find $(SOURCE)/servers/src -type f)
 
 export PGRX_PG_CONFIG_PATH := $(shell $(PG_CONFIG) --bindir)/pg_config
-# Panic messages name source files: not where those were on this machine.
+# Panic messages name source files, and so do debugging symbols: not where those were on this machine. The major is named because
+# of the library that is the same for all: the packages with symbols of two majors must not have one file of the same build ID.
 CARGO_HOME ?= $(HOME)/.cargo
-override RUSTFLAGS += --remap-path-prefix=$(SOURCE)=session_limit --remap-path-prefix=$(CARGO_HOME)=cargo
-export RUSTFLAGS
+override RUSTFLAGS += --remap-path-prefix=$(SOURCE)=session_limit-pg$(MAJOR) --remap-path-prefix=$(CARGO_HOME)=cargo
+override CFLAGS += -ffile-prefix-map=$(CARGO_HOME)=cargo
+export RUSTFLAGS CFLAGS
+BUILD = cd $(SOURCE) && $(CARGO) build --locked --release --lib --target-dir $(TARGET) \
+	--ignore-rust-version $(CARGO_FLAGS)
 
 .PHONY: all install installcheck uninstall clean
-all: $(LIBRARY)
+all: $(LIBRARY) $(SERVERS)
 
 # Made only if something has changed, so that root, who installs, needs no cargo.
 $(LIBRARY): $(INPUT)
-	cd $(SOURCE) && $(CARGO) build --locked --release --package session_limit --lib \
-		--no-default-features --features pg$(MAJOR) --target-dir $(TARGET) \
-		--ignore-rust-version $(CARGO_FLAGS)
+	$(BUILD) --package session_limit --no-default-features --features pg$(MAJOR)
+	touch $@
+
+$(SERVERS): $(SERVERS_INPUT)
+	$(BUILD) --package session_limit_servers
 	touch $@
 
 install: all
 	$(INSTALL) -d '$(LIBDIR)' '$(EXTENSIONDIR)'
 	$(INSTALL) -m 755 $(LIBRARY) '$(LIBDIR)/session_limit.so'
+	$(INSTALL) -m 755 $(SERVERS) '$(LIBDIR)/session_limit_servers.so'
 	$(INSTALL) -m 644 $(SOURCE)/session_limit.control $(SOURCE)/sql/session_limit--*.sql '$(EXTENSIONDIR)'
 
 # On a running server that preloads the library, as a superuser.
@@ -48,7 +58,8 @@ installcheck:
 	PATH="$$($(PG_CONFIG) --bindir):$$PATH" sh $(SOURCE)/pg_test/installcheck.sh
 
 uninstall:
-	rm -f '$(LIBDIR)/session_limit.so' '$(EXTENSIONDIR)'/session_limit.control '$(EXTENSIONDIR)'/session_limit--*.sql
+	rm -f '$(LIBDIR)/session_limit.so' '$(LIBDIR)/session_limit_servers.so'
+	rm -f '$(EXTENSIONDIR)'/session_limit.control '$(EXTENSIONDIR)'/session_limit--*.sql
 
 clean:
 	rm -rf $(SOURCE)/target/pg[1-9]*

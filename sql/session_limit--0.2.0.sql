@@ -40,7 +40,9 @@ CREATE FUNCTION session_limit.current_usage(
     OUT client_addr inet,
     OUT network text,
     OUT enforcement text,
-    OUT count text
+    OUT count text,
+    OUT across text,
+    OUT elsewhere bigint
 ) RETURNS SETOF record
 LANGUAGE C VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'current_usage_0_2_wrapper';
@@ -55,6 +57,7 @@ CREATE FUNCTION session_limit.current_waiters(
     OUT source text,
     OUT per text,
     OUT count text,
+    OUT across text,
     OUT subject text
 ) RETURNS SETOF record
 LANGUAGE C VOLATILE PARALLEL RESTRICTED
@@ -86,7 +89,8 @@ CREATE FUNCTION session_limit.defined_limits(
     OUT enforcement text,
     OUT unmatched boolean,
     OUT administrators oid[],
-    OUT count text
+    OUT count text,
+    OUT across text
 ) RETURNS SETOF record
 LANGUAGE C STABLE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'defined_limits_0_2_wrapper';
@@ -114,7 +118,9 @@ CREATE FUNCTION session_limit.explain_login(
     OUT max bigint,
     OUT fits boolean,
     OUT enforcement text,
-    OUT count text
+    OUT count text,
+    OUT across text,
+    OUT elsewhere bigint
 ) RETURNS SETOF record
 LANGUAGE C VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'explain_login_0_2_wrapper';
@@ -154,6 +160,7 @@ CREATE FUNCTION session_limit.current_limit_stats(
     OUT source text,
     OUT per text,
     OUT count text,
+    OUT across text,
     OUT subject text,
     OUT others boolean,
     OUT max bigint,
@@ -187,7 +194,8 @@ CREATE FUNCTION session_limit.current_status(
     OUT slots_in_use bigint,
     OUT slots bigint,
     OUT waiting bigint,
-    OUT stats_lost boolean
+    OUT stats_lost boolean,
+    OUT etcd_reachable boolean
 ) RETURNS SETOF record
 LANGUAGE C VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'current_status_wrapper';
@@ -249,6 +257,17 @@ LANGUAGE C VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'current_seats_wrapper';
 COMMENT ON FUNCTION session_limit.current_seats() IS 'seats that are held and that the caller may see; use the view session_limit.seats';
 
+CREATE FUNCTION session_limit.current_servers(
+    OUT name text,
+    OUT since timestamptz,
+    OUT last_seen timestamptz,
+    OUT places bigint,
+    OUT this boolean
+) RETURNS SETOF record
+LANGUAGE C VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'current_servers_wrapper';
+COMMENT ON FUNCTION session_limit.current_servers() IS 'servers that count together; use the view session_limit.servers';
+
 CREATE FUNCTION session_limit.reset_stats() RETURNS void
 LANGUAGE C VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'reset_stats_wrapper';
@@ -289,7 +308,8 @@ CREATE FUNCTION session_limit.set_limit(
     on_excess text DEFAULT NULL,
     max_wait interval DEFAULT NULL,
     enforcement text DEFAULT NULL,
-    count text DEFAULT NULL
+    count text DEFAULT NULL,
+    across text DEFAULT NULL
 ) RETURNS text
 LANGUAGE sql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
@@ -302,17 +322,19 @@ SELECT session_limit.edit_label(role, database, jsonb_build_object(
     'on_excess', on_excess,
     'max_wait', (extract(epoch FROM max_wait) * 1000)::bigint,
     'enforcement', enforcement,
-    'count', count), true)
+    'count', count,
+    'across', across), true)
 $$;
-COMMENT ON FUNCTION session_limit.set_limit(integer, name, name, text, cidr, text, interval, text, text) IS
-    'sets one limit of the label of a role or database, or changes that with the same per, database, network and count; returns the label';
+COMMENT ON FUNCTION session_limit.set_limit(integer, name, name, text, cidr, text, interval, text, text, text) IS
+    'sets one limit of the label of a role or database, or changes that with the same per, database, network, count and across; returns the label';
 
 CREATE FUNCTION session_limit.clear_limit(
     role name DEFAULT NULL,
     database name DEFAULT NULL,
     per text DEFAULT NULL,
     network cidr DEFAULT NULL,
-    count text DEFAULT NULL
+    count text DEFAULT NULL,
+    across text DEFAULT NULL
 ) RETURNS text
 LANGUAGE sql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
@@ -322,9 +344,10 @@ SELECT session_limit.edit_label(role, database, jsonb_build_object(
     'per', CASE WHEN per LIKE '%,%' THEN to_jsonb(regexp_split_to_array(btrim(per), ' *, *')) ELSE to_jsonb(per) END,
     'database', CASE WHEN role IS NOT NULL THEN database END,
     'network', network,
-    'count', count), false)
+    'count', count,
+    'across', across), false)
 $$;
-COMMENT ON FUNCTION session_limit.clear_limit(name, name, text, cidr, text) IS
+COMMENT ON FUNCTION session_limit.clear_limit(name, name, text, cidr, text, text) IS
     'removes one limit from the label of a role or database; returns the label that is left, null if none is';
 
 CREATE VIEW session_limit.sessions AS
@@ -355,7 +378,8 @@ SELECT
     l.enforcement,
     l.unmatched,
     (SELECT array_agg(r.rolname ORDER BY r.rolname) FROM pg_catalog.pg_roles r WHERE r.oid = ANY (l.administrators)) AS administrators,
-    l.count
+    l.count,
+    l.across
 FROM session_limit.defined_limits() l;
 COMMENT ON VIEW session_limit.limits IS 'every limit that is set';
 COMMENT ON COLUMN session_limit.limits.source IS 'where the limit is set';
@@ -371,6 +395,7 @@ COMMENT ON COLUMN session_limit.limits.unmatched IS 'whether it can cover no ses
 COMMENT ON COLUMN session_limit.limits.administrators IS
     'of the label of a group, the roles that can make anyone a member of it, superusers aside; null if there are none';
 COMMENT ON COLUMN session_limit.limits.count IS 'what the limit counts: sessions, different roles, or different client addresses';
+COMMENT ON COLUMN session_limit.limits.across IS 'server: the limit counts on this server; servers: on all servers that count together';
 
 CREATE VIEW session_limit.usage AS
 SELECT
@@ -379,7 +404,12 @@ SELECT
     u.subject,
     u.in_use,
     u.max,
-    CASE WHEN u.max < u.in_use THEN 0 ELSE u.max - u.in_use END AS free,
+    CASE
+        WHEN u.max < u.in_use + coalesce(u.elsewhere, 0) THEN 0
+        WHEN u.across = 'servers' AND u.elsewhere IS NULL
+            AND (SELECT s.etcd_reachable IS NOT NULL FROM session_limit.current_status() s) THEN NULL
+        ELSE u.max - u.in_use - coalesce(u.elsewhere, 0)
+    END AS free,
     u.waiting,
     u.longest_wait_us * interval '1 microsecond' AS longest_wait,
     u.rolname,
@@ -387,7 +417,9 @@ SELECT
     u.client_addr,
     u.network::cidr AS network,
     u.enforcement,
-    u.count
+    u.count,
+    u.across,
+    u.elsewhere
 FROM session_limit.current_usage() u;
 COMMENT ON VIEW session_limit.usage IS 'the limits that have a session or a waiting login, one row for each count';
 COMMENT ON COLUMN session_limit.usage.source IS 'where the limit is set';
@@ -395,7 +427,7 @@ COMMENT ON COLUMN session_limit.usage.per IS 'what the count is kept for: role, 
 COMMENT ON COLUMN session_limit.usage.subject IS 'role, group, database, address that is counted; by its OID if it was dropped since; null for the whole cluster';
 COMMENT ON COLUMN session_limit.usage.in_use IS 'how many the limit counts; null if the caller may not see where they come from';
 COMMENT ON COLUMN session_limit.usage.max IS 'how many the limit allows';
-COMMENT ON COLUMN session_limit.usage.free IS 'how many more the limit has room for; null as in_use is';
+COMMENT ON COLUMN session_limit.usage.free IS 'how many more the limit has room for; null as in_use is, and if what other servers count is not known';
 COMMENT ON COLUMN session_limit.usage.waiting IS 'logins that wait for room under the limit; null if these can be of roles that the caller may not see';
 COMMENT ON COLUMN session_limit.usage.longest_wait IS 'how long the one that waits longest has waited; null if there is none, and as waiting is';
 COMMENT ON COLUMN session_limit.usage.rolname IS 'of the subject, the role or group; by its OID if it was dropped since; null: any';
@@ -404,6 +436,8 @@ COMMENT ON COLUMN session_limit.usage.client_addr IS 'of the subject, the addres
 COMMENT ON COLUMN session_limit.usage.network IS 'of the subject, the network, of any other limit; null: from anywhere';
 COMMENT ON COLUMN session_limit.usage.enforcement IS 'on; log: the limit is only tried out; off: it is not looked at';
 COMMENT ON COLUMN session_limit.usage.count IS 'what is counted: sessions, roles or addresses';
+COMMENT ON COLUMN session_limit.usage.across IS 'server: the limit counts on this server; servers: on all servers that count together';
+COMMENT ON COLUMN session_limit.usage.elsewhere IS 'how many the limit counted on other servers when this one last looked; null if it counts on this server alone, if that is not known, and as in_use is';
 
 CREATE VIEW session_limit.events AS
 SELECT e.event_time, e.event, e.usename, e.datname, e.client_addr, e.pid, e.detail
@@ -486,6 +520,16 @@ COMMENT ON COLUMN session_limit.stats.decisions IS 'logins that were decided: ad
 COMMENT ON COLUMN session_limit.stats.decision_us IS 'microseconds that these spent being decided, in all, without waiting';
 COMMENT ON COLUMN session_limit.stats.stats_reset IS 'since when logins are counted';
 
+CREATE VIEW session_limit.servers AS
+SELECT s.name, s.since, s.last_seen, s.places, s.this
+FROM session_limit.current_servers() s;
+COMMENT ON VIEW session_limit.servers IS 'the servers that count limits across servers together, one row each, as this one last saw them';
+COMMENT ON COLUMN session_limit.servers.name IS 'the setting session_limit.server_name there, else cluster_name, or host name and port if another has the same name';
+COMMENT ON COLUMN session_limit.servers.since IS 'since when it has been one of them, by its own clock';
+COMMENT ON COLUMN session_limit.servers.last_seen IS 'when its last sign of life was seen here';
+COMMENT ON COLUMN session_limit.servers.places IS 'how many places it held then, of all limits together; null if the caller may not see all sessions';
+COMMENT ON COLUMN session_limit.servers.this IS 'whether it is this server';
+
 CREATE VIEW session_limit.seats AS
 SELECT s.key, r.rolname AS usename, d.datname, s.pid, s.client_addr, s.taken_at, s.expires_at, s.max, s.seat
 FROM session_limit.current_seats() s
@@ -511,7 +555,7 @@ FROM (
         c.datid,
         c.client_addr,
         c.waitstart,
-        json_agg(json_build_object('source', c.source, 'per', c.per, 'count', c.count, 'subject', c.subject))
+        json_agg(json_build_object('source', c.source, 'per', c.per, 'count', c.count, 'across', c.across, 'subject', c.subject))
             FILTER (WHERE c.source IS NOT NULL) AS limits
     FROM session_limit.current_waiters() c
     GROUP BY c.pid, c.usesysid, c.datid, c.client_addr, c.waitstart
@@ -531,6 +575,7 @@ SELECT
     l.source,
     l.per,
     l.count,
+    l.across,
     l.subject,
     l.others,
     l.max,
@@ -557,6 +602,7 @@ COMMENT ON VIEW session_limit.limit_stats IS 'what each limit did to logins and 
 COMMENT ON COLUMN session_limit.limit_stats.source IS 'where the limit is set; null in the row of the others';
 COMMENT ON COLUMN session_limit.limit_stats.per IS 'what the limit counts separately; null if the label there could not be read';
 COMMENT ON COLUMN session_limit.limit_stats.count IS 'what is counted: sessions, roles or addresses; null as per is';
+COMMENT ON COLUMN session_limit.limit_stats.across IS 'server: the limit counts on this server; servers: on all servers that count together; null as per is';
 COMMENT ON COLUMN session_limit.limit_stats.subject IS 'the sessions that it counts; null: those of the whole cluster';
 COMMENT ON COLUMN session_limit.limit_stats.others IS 'whether the row is the sum of those that were removed to make room';
 COMMENT ON COLUMN session_limit.limit_stats.max IS 'how many sessions it allows, as of the last time that something was counted here';
@@ -588,7 +634,8 @@ SELECT
     s.slots_in_use,
     s.slots,
     s.waiting,
-    s.stats_lost
+    s.stats_lost,
+    s.etcd_reachable
 FROM session_limit.current_status() s;
 COMMENT ON VIEW session_limit.status IS 'the state of session_limit on this server, in one row';
 COMMENT ON COLUMN session_limit.status.library_version IS 'version of the library that the server has loaded';
@@ -600,6 +647,7 @@ COMMENT ON COLUMN session_limit.status.slots IS 'the most that there can be: as 
 COMMENT ON COLUMN session_limit.status.waiting IS 'logins that wait for room; null if the caller may not see who waits';
 COMMENT ON COLUMN session_limit.status.stats_lost IS
     'whether statistics from before session_limit.stats.stats_reset were lost, by a crash, an immediate shutdown or an unreadable file; false again after reset_stats()';
+COMMENT ON COLUMN session_limit.status.etcd_reachable IS 'whether limits across servers are counted with the other servers now; null without session_limit.etcd_endpoints';
 
 REVOKE ALL ON SCHEMA session_limit FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA session_limit FROM PUBLIC;

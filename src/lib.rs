@@ -8,7 +8,7 @@
 //! - `shmem`: the tables and their locks. `mailbox`: what the worker is told. `stats_file`: what outlives a restart.
 //! - `slot`: this backend's place in the table. `seat`: the seats that it takes. `lookup`: which limits apply. `record`: what is kept of a decision.
 //!   `end_detail`: what a session that is told to end tells its client.
-//! - `login`, `worker`, `sql`: the three ways in: a login, the clock, a user's statement.
+//! - `login`, `worker`, `servers`, `sql`: the ways in: a login, the clock, etcd, a user's statement.
 //!
 //! ARCHITECTURE.md has a login's way through them.
 
@@ -35,6 +35,7 @@ mod seat;
 mod slot;
 
 mod login;
+mod servers;
 mod sql;
 mod worker;
 
@@ -58,4 +59,5 @@ pub extern "C-unwind" fn _PG_init() {
     login::install_hook();
     end_detail::install_hook();
     worker::register();
+    servers::register();
 }

@@ -2,7 +2,7 @@
 //! same of logins that are not made.
 
 use crate::pg::backend;
-use crate::pg::catalog::{Database, Role};
+use crate::pg::catalog::{Database, Role, name_of};
 use crate::pg::labels::{self, LabelText, with_labels};
 use crate::pg::memberships::{Administrators, FEW_PAGES, Memberships};
 use crate::pg::memory;
@@ -10,9 +10,11 @@ use crate::settings::{self, Enforcement, Settings};
 use crate::shmem;
 use model::attempt::MayWait;
 use model::label::{Label, LabelProblem};
-use model::limit::{Limit, Object, OnExcess, Who};
+use model::limit::{Across, Limit, Object, OnExcess, Who};
 use model::members::{Members, Missing};
 use model::precedence::{self, Applicable, Defaults, InDatabase, LoginFacts};
+use model::servers::counter::Counter;
+use model::servers::place::Wanted;
 use model::session::Session;
 use model::sweep::Applying;
 use std::cell::RefCell;
@@ -296,9 +298,9 @@ pub fn applying<'a>(
                 continue;
             }
             // Policies may differ.
-            let of = (limit.source, limit.scope, limit.per, limit.unit);
+            let about = (limit.scope, limit.per, limit.unit, limit.across);
             let index = *known
-                .entry((of, limit.max, limit.enforced))
+                .entry((limit.source, about, limit.max, limit.enforced))
                 .or_insert_with(|| {
                     applying.limits.push(limit);
                     applying.limits.len() - 1
@@ -309,6 +311,21 @@ pub fn applying<'a>(
     }
     let members = labels.members(&applying.limits);
     (applying, members)
+}
+
+/// The limits that need a place, each with what it needs; none where servers share no limits.
+pub fn across_servers(limits: &[Limit]) -> Vec<(Limit, Wanted)> {
+    if !settings::servers::are_shared() {
+        return Vec::new();
+    }
+    let need = |limit: &Limit| limit.enforced && limit.across == Across::Servers;
+    let limits = limits.iter().enumerate();
+    let limits = limits.filter(|(_, limit)| need(limit));
+    let wanted = |(index, limit): (usize, &Limit)| {
+        let counter = Counter::of(limit.scope, &name_of);
+        (*limit, Wanted::new(index, counter, limit.max))
+    };
+    limits.map(wanted).collect()
 }
 
 /// What is known that a decision may need.

@@ -30,6 +30,11 @@ impl Mailbox {
     /// A limit may have been changed, for everyone to see: wakes the worker.
     pub fn limits_changed(&self) {
         self.changed.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// Wakes the worker; if there is none, nobody.
+    pub fn wake(&self) {
         let reader = self.reader.load(Ordering::SeqCst) as usize;
         reader.checked_sub(1).into_iter().for_each(backend::wake);
     }

@@ -30,13 +30,17 @@ use model::limit::Condition;
 use model::own_table::OwnTable;
 use model::ring::Ring;
 use model::seats::{Backend, Deadline, Deadlines, Id, Key, KeyInUse, Place, Seats};
+use model::servers::counter::Counter;
+use model::servers::place::{
+    KNOWN_SERVERS, KnownServer, OfSlot, Place as ServerPlace, Places, Reach,
+};
 use model::table::{Columns, Slot, TILE, Table};
 use model::throttle::{Entry, Throttle};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::cell::Cell;
 use std::ffi::CStr;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 const LOCK_NAME: &CStr = c"session_limit";
 const EVENT_LOCK_NAME: &CStr = c"session_limit_events";
@@ -49,6 +53,9 @@ const SEAT_WAIT_EVENT: &CStr = c"SessionLimitSeat";
 /// How many limits the queue can store, for each possible backend. A login with more of them than are left does not
 /// wait.
 const CONDITIONS_A_SLOT: usize = 4;
+
+/// For how many counters across servers there are places, for each possible backend.
+const COUNTERS_A_SLOT: usize = 2;
 
 /// What a copy of the table takes, in bytes for each possible backend: at most.
 const COPIED_BYTES_A_SLOT: usize =
@@ -74,6 +81,8 @@ pub struct Memory {
     seat_event_log: Locked<EventLog>,
     statistics: Locked<&'static mut Statistics>,
     pub mailbox: &'static Mailbox,
+    /// Of the worker that asks etcd.
+    pub servers_mailbox: &'static Mailbox,
     label_changes: &'static LabelChanges,
     pub seats: Locked<&'static mut SeatTable>,
     /// Of a process that waits for room.
@@ -135,9 +144,10 @@ unsafe extern "C-unwind" fn session_limit_shmem_request() {
             event_log_size(settings::max_events()),
             event_log_size(max_seat_events()),
             array_size::<Statistics>(1),
-            array_size::<Mailbox>(1),
+            array_size::<Mailbox>(2),
             array_size::<LabelChanges>(1),
             seats_size(settings::max_seats(), slots),
+            places_size(slots),
         ];
         pg_sys::RequestAddinShmemSpace(bytes.iter().sum());
         for lock in [
@@ -192,11 +202,13 @@ unsafe fn lay_out() -> Option<Memory> {
         let conditions = slots * CONDITIONS_A_SLOT;
         let conditions = array(c"session_limit conditions", conditions, || Condition::FREE);
         let accounts = array(c"session_limit accounts", slots, || None);
-        let mailbox = array(c"session_limit worker", 1, Mailbox::new);
+        let mailboxes = array(c"session_limit worker", 2, Mailbox::new);
+        let (mailbox, servers_mailbox) = mailboxes.split_first()?;
         let (arrivals, claims) = claims.split_first()?;
         let (waiting, queue) = queue.split_first()?;
         let shared = Shared::new(claims, queue, waiting, successors, last_active);
-        let table = Table::new(shared, places, columns, conditions, accounts);
+        let across = server_places(slots)?;
+        let table = Table::new(shared, places, columns, conditions, accounts, across);
         let names = [
             c"session_limit events so far",
             c"session_limit events",
@@ -217,12 +229,55 @@ unsafe fn lay_out() -> Option<Memory> {
             event_log: Locked::new(EVENT_LOCK_NAME, logins),
             seat_event_log: Locked::new(SEAT_EVENT_LOCK_NAME, of_seats),
             statistics: Locked::new(STATS_LOCK_NAME, statistics),
-            mailbox: mailbox.first()?,
+            mailbox,
+            servers_mailbox: servers_mailbox.first()?,
             label_changes: labels.first()?,
             seats: Locked::new(SEATS_LOCK_NAME, seats(settings::max_seats(), slots)),
             wait_event: compat::new_wait_event(WAIT_EVENT),
             seat_wait_event: compat::new_wait_event(SEAT_WAIT_EVENT),
         })
+    }
+}
+
+/// For how many counters this server has places at most; 0 where servers share no limits.
+fn max_places(slots: usize) -> usize {
+    match settings::servers::are_shared() {
+        true => slots * COUNTERS_A_SLOT,
+        false => 0,
+    }
+}
+
+/// What places under limits across servers take, in bytes.
+fn places_size(slots: usize) -> usize {
+    let places = max_places(slots);
+    let slots = if places > 0 { slots } else { 0 };
+    let sizes = [
+        array_size::<ServerPlace>(places),
+        array_size::<Counter>(places),
+        array_size::<OfSlot>(slots),
+        array_size::<KnownServer>(if places > 0 { KNOWN_SERVERS } else { 0 }),
+        array_size::<Reach>(1),
+    ];
+    sizes.iter().sum()
+}
+
+/// # Safety
+/// Only in the shmem_startup_hook, once.
+unsafe fn server_places(slots: usize) -> Option<Places<'static>> {
+    let places = max_places(slots);
+    let (slots, known) = match places {
+        0 => (0, 0),
+        _ => (slots, KNOWN_SERVERS),
+    };
+    // SAFETY: as the caller says.
+    unsafe {
+        Some(Places::new(
+            array(c"session_limit places", places, ServerPlace::default),
+            array(c"session_limit counters", places, || Counter::NONE),
+            array(c"session_limit slots' places", slots, OfSlot::default),
+            array(c"session_limit servers", known, || KnownServer::NONE),
+            array(c"session_limit reach", 1, || Reach::NEW).first_mut()?,
+        ))
     }
 }
 
@@ -341,11 +396,29 @@ pub fn next_arrival() -> u64 {
     arrive(memory().arrivals, tick())
 }
 
+/// The servers that count together.
+pub fn known_servers() -> Vec<KnownServer> {
+    let mut copy = vec![KnownServer::NONE; KNOWN_SERVERS];
+    let copied = memory().table.shared(|table| {
+        let known = table.places.servers.iter().zip(&mut copy);
+        known.map(|(server, copy)| *copy = *server).count()
+    });
+    copy.truncate(copied);
+    copy.retain(|server| server.known);
+    copy
+}
+
+/// The tick of the login that arrived last.
+pub fn latest_arrival() -> u64 {
+    memory().arrivals.load(Ordering::SeqCst)
+}
+
 /// A copy of the slot table.
 pub fn snapshot() -> OwnTable {
     let slots = max_backends();
-    memory::require(slots * COPIED_BYTES_A_SLOT);
-    let mut copy = OwnTable::new(slots, slots * CONDITIONS_A_SLOT);
+    memory::require(slots * COPIED_BYTES_A_SLOT + places_size(slots));
+    let conditions = slots * CONDITIONS_A_SLOT;
+    let mut copy = OwnTable::with_places(slots, conditions, max_places(slots));
     memory().table.shared(|table| copy.copy(table));
     copy
 }

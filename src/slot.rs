@@ -9,6 +9,7 @@
 //! At the end of each transaction this backend notes the tick, so that others know since when it has been idle. The
 //! server's own `state_change` is a time of the wall clock.
 
+use crate::error;
 use crate::pg::backend::{self, Local, max_backends};
 use crate::pg::{compat, ffi};
 use crate::shmem::memory;
@@ -17,6 +18,7 @@ use model::count::SessionCounter;
 use model::decide;
 use model::members::Missing;
 use model::replace::idle_victim_woke;
+use model::servers::place::Wanted;
 use model::session::{Claim, EndReason, Session};
 use model::sweep::{self, Ending, Exceeded, Found, Sweep};
 use model::table::Table;
@@ -34,6 +36,9 @@ static CLAIM: Local<Cell<Option<Claim>>> = Local::new(Cell::new(None));
 static PENDING: Local<Cell<bool>> = Local::new(Cell::new(false));
 /// The victims of this login that were chosen because they are idle, each with the tick since which.
 static IDLE_VICTIMS: Local<RefCell<Vec<(usize, u64)>>> = Local::new(RefCell::new(Vec::new()));
+
+/// This backend's login is under limits across servers.
+static HAS_PLACES: Local<Cell<bool>> = Local::new(Cell::new(false));
 
 /// This backend may be in the queue.
 static QUEUED: Local<Cell<bool>> = Local::new(Cell::new(false));
@@ -55,11 +60,11 @@ pub fn my_slot() -> usize {
 pub type InUse = Cell<Option<u32>>;
 
 /// Decides on this backend's login: counts, decides and claims in one hold of the lock. For a login that is admitted it also
-/// returns how many sessions each of its limits counts then.
-pub fn decide(attempt: &Attempt) -> Result<(Verdict, Vec<InUse>), Missing> {
+/// returns how many sessions each of its limits counts then. `wanted` are its limits across servers.
+pub fn decide(attempt: &Attempt, wanted: &[Wanted]) -> Result<(Verdict, Vec<InUse>), Missing> {
     let memory = memory();
     CLAIM.set(Some(Claim::new(attempt.pid, attempt.session.role)));
-    QUEUED.set(true);
+    let has_waited = QUEUED.replace(true);
     let may_replace = attempt.rules.replacing.allowed;
     // All that the decision needs is allocated here, before the lock.
     let mut counter = SessionCounter::new(
@@ -69,9 +74,29 @@ pub fn decide(attempt: &Attempt) -> Result<(Verdict, Vec<InUse>), Missing> {
         attempt.tallies(),
     );
     counter.in_use = vec![Cell::new(None); attempt.limits.len()];
-    let verdict = memory
-        .table
-        .exclusively(|table| decide::attempt(table, &mut counter, attempt));
+    let mut limits = match wanted {
+        [] => Vec::new(),
+        _ => attempt.limits.to_vec(),
+    };
+    let mut have_room = true;
+    let verdict = memory.table.exclusively(|table| {
+        if wanted.is_empty() {
+            return decide::attempt(table, &mut counter, attempt);
+        }
+        have_room = table.enter(attempt.slot, wanted, &mut limits);
+        table.wait_for_nothing(&mut limits, &attempt.across);
+        let limits = &limits;
+        decide::attempt(table, &mut counter, &Attempt { limits, ..*attempt })
+    });
+    if !have_room && memory.servers_mailbox.may_complain() {
+        error::no_room_for_count();
+    }
+    HAS_PLACES.set(!wanted.is_empty());
+    // It asks for places, or no longer. Whoever is let in at once takes one that is there.
+    let is_in_at_once = !has_waited && matches!(verdict, Ok(Verdict::Admitted(_)));
+    if HAS_PLACES.get() && !is_in_at_once {
+        memory.servers_mailbox.wake();
+    }
     QUEUED.set(matches!(verdict, Ok(Verdict::Waiting) | Err(_)));
     match verdict {
         Ok(Verdict::Admitted(_)) => {}
@@ -164,8 +189,12 @@ pub fn give_up() {
             table.roll_back(slot);
         }
         table.dequeue(slot);
+        table.leave_places(slot);
         table.shared.first_waiter()
     });
+    if HAS_PLACES.get() {
+        memory().servers_mailbox.wake();
+    }
     if PENDING.replace(false) {
         CLAIM.set(None);
     }
@@ -184,6 +213,9 @@ unsafe extern "C-unwind" fn session_limit_leave_queue(_code: i32, _arg: pg_sys::
 unsafe extern "C-unwind" fn session_limit_release(_code: i32, _arg: pg_sys::Datum) {
     if let (Some(&slot), Some(claim)) = (SLOT.get(), CLAIM.get()) {
         release(slot, claim);
+        if HAS_PLACES.get() {
+            memory().servers_mailbox.wake();
+        }
     }
 }
 

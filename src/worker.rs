@@ -10,14 +10,16 @@
 
 use crate::lookup::Administered;
 use crate::pg::catalog::{Database, Role};
-use crate::pg::{backend, compat};
+use crate::pg::{backend, compat, memory};
 use crate::record::{self, events};
 use crate::settings::{self, Enforcement, Settings, SweepSetting};
 use crate::{error, login, lookup, seat, shmem, slot};
 use model::counters::Statistics;
-use model::limit::{Limit, Object, Scope, Source, Unit};
+use model::limit::{Across, Limit, Object, Scope, Source, Unit};
+use model::members::SessionFilter;
 use model::per::Per;
 use model::seats::Key;
+use model::servers::place::Wanted;
 use model::session::{Claim, Session};
 use model::sweep::{Exceeded, Sweep, ends_if_dropped};
 use pgrx::bgworkers::{
@@ -137,8 +139,8 @@ struct SaidBefore {
     administered: Administered,
 }
 
-/// A limit that the log says is exceeded, and by how many sessions.
-type Said = (Source, Scope, (Per, Unit), u32, u32);
+/// A limit that the log says is exceeded, and by how many sessions here and elsewhere.
+type Said = (Source, Scope, (Per, Unit, Across), u32, (u32, u32));
 
 /// Does to the sessions over a limit what the setting says. What the log said last time is not said again.
 fn sweep(settings: &Settings, said: &mut SaidBefore) {
@@ -153,14 +155,54 @@ fn sweep(settings: &Settings, said: &mut SaidBefore) {
             (said.exceeded, said.dropped) = Default::default();
         }
         said.administered = say_administered(&said.administered);
+        if settings::servers::are_shared() {
+            give_places(settings);
+        }
     });
+}
+
+/// Gives each session places under the limits across servers that count it: it may have come before there was the limit, or
+/// be exempt.
+fn give_places(settings: &Settings) {
+    let mut copy = shmem::snapshot();
+    let table = copy.table();
+    let sessions: Vec<_> = table.claimed().collect();
+    let all = sessions.iter().map(|(_, _, session)| session);
+    let (applying, members) = lookup::applying(all, settings);
+    let count_walsenders = !settings.exempt_replication;
+    let wanted = lookup::across_servers(&applying.limits).into_iter();
+    let wanted = wanted.filter_map(|(limit, one)| {
+        let filter = SessionFilter::new(limit.scope, count_walsenders, &members);
+        Some((filter.ok()?, one))
+    });
+    let wanted: Vec<(SessionFilter, Wanted)> = wanted.collect();
+    let of = |session: &Session| {
+        let covering = wanted.iter().filter(|(filter, _)| filter.covers(session));
+        covering.map(|(_, one)| *one).collect()
+    };
+    // Most have theirs since their login.
+    let lacking = sessions.iter().filter_map(|(slot, pid, session)| {
+        let wanted: Vec<Wanted> = of(session);
+        let claim = Claim::new(*pid, session.role);
+        (!table.has_places(*slot, &wanted)).then_some((*slot, claim, wanted))
+    });
+    let mut adopted = Vec::new();
+    memory::extend(&mut adopted, lacking);
+    let memory = shmem::memory();
+    memory.table.exclusively(|table| table.adopt_all(&adopted));
+    memory.servers_mailbox.wake();
 }
 
 fn end_and_say(settings: &Settings, said: &mut SaidBefore) {
     let mut copy = shmem::snapshot();
     let table = copy.table();
     let sessions: Vec<Session> = table.sessions().map(|(_, session)| session).collect();
-    let (applying, members) = lookup::applying(sessions.iter(), settings);
+    let (mut applying, members) = lookup::applying(sessions.iter(), settings);
+    for (_, wanted) in lookup::across_servers(&applying.limits) {
+        if let Some(limit) = applying.limits.get_mut(wanted.limit) {
+            limit.place = table.places.known(&wanted);
+        }
+    }
     let ends = settings.sweep == SweepSetting::Terminate;
     let sweep = Sweep {
         applying: &applying,
@@ -170,7 +212,10 @@ fn end_and_say(settings: &Settings, said: &mut SaidBefore) {
     };
     let may_end = |over: &Exceeded| {
         let limit = applying.limits.get(over.limit);
-        limit.is_some_and(|limit| limit.enforced && is_of_an_administrator(limit.source))
+        limit.is_some_and(|limit| {
+            let is_own = limit.across == Across::Server;
+            limit.enforced && is_own && is_of_an_administrator(limit.source)
+        })
     };
     let exceeded = sweep.over(&table).into_iter();
     let (end, say): (Vec<_>, Vec<_>) = exceeded.partition(|over| ends && may_end(over));
@@ -180,7 +225,7 @@ fn end_and_say(settings: &Settings, said: &mut SaidBefore) {
             if let Some(limit) = applying.limits.get(ending.over.limit) {
                 let ended = Some((ending.pid, &ending.session));
                 record::swept(limit);
-                events::swept(limit, ending.over.in_use, ended);
+                events::swept(limit, &ending.over, ended);
             }
         }
     }
@@ -299,7 +344,7 @@ fn say_exceeded(limits: &[Limit], exceeded: &[Exceeded], said: &[Said]) -> Vec<S
         if let Some(limit) = limits.get(over.limit) {
             let saying = to_say(limit, over);
             if !said.contains(&saying) {
-                events::swept(limit, over.in_use, None);
+                events::swept(limit, over, None);
             }
             now.push(saying);
         }
@@ -308,8 +353,9 @@ fn say_exceeded(limits: &[Limit], exceeded: &[Exceeded], said: &[Said]) -> Vec<S
 }
 
 fn to_say(limit: &Limit, over: &Exceeded) -> Said {
-    let per = (limit.per, limit.unit);
-    (limit.source, limit.scope, per, limit.max, over.in_use)
+    let per = (limit.per, limit.unit, limit.across);
+    let counted = (over.in_use, over.elsewhere);
+    (limit.source, limit.scope, per, limit.max, counted)
 }
 
 /// Frees the slots of `suspects` whose process is still gone, and returns the slots whose process is gone now. A process

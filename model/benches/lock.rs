@@ -9,11 +9,12 @@ use model::attempt::{Attempt, MayWait, Replacing, Rules};
 use model::count::SessionCounter;
 use model::decide::attempt;
 use model::limit::Condition;
-use model::limit::{Limit, OnExcess, Scope, Source, Unit, Who};
+use model::limit::{Across, Limit, OnExcess, Scope, Source, Unit, Who};
 use model::members::Members;
 use model::network::Network;
 use model::own_table::OwnTable;
 use model::per::Per;
+use model::servers::place::AcrossRules;
 use model::session::{Claim, Session};
 use model::table::Table;
 use model::verdict::Verdict;
@@ -138,10 +139,12 @@ fn limits(scopes: &[Covered], number: usize, max: u32, on_excess: OnExcess) -> V
         scope: *scope,
         per: Per::Role,
         unit: *unit,
+        across: Across::Server,
         max,
         source: Source::MaxSessionsPerRole,
         on_excess,
         max_wait: Duration::ZERO,
+        place: None,
         enforced: true,
     };
     scopes.iter().cycle().take(number).map(limit).collect()
@@ -191,6 +194,7 @@ impl Scene {
                 scope,
                 unit: Unit::Session,
                 max,
+                place: None,
             });
             assert!(table.enqueue(sessions + number, waiter, conditions));
         }
@@ -223,6 +227,7 @@ impl Scene {
             limits,
             members: &self.members,
             is_idle: &|_, _| false,
+            across: AcrossRules::NONE,
             rules,
         };
         let mut table = self.memory.table();

@@ -1,12 +1,15 @@
 //! The input of a decision: a login, the limits that it must meet, and the rules.
 
 use crate::account::Account;
-use crate::count::{Different, SessionCounter, View};
+use crate::count::SessionCounter;
 use crate::limit::{Condition, Limit, Unit};
 use crate::members::{Members, Missing, SessionFilter};
 use crate::queue::Waiter;
+use crate::servers::place::{AcrossRules, Contact, OnUnreachable};
 use crate::session::Session;
 use crate::table::Table;
+use crate::tally::{Different, View};
+use crate::verdict::Elsewhere;
 use std::time::Duration;
 
 /// A login that asks for room.
@@ -21,6 +24,8 @@ pub struct Attempt<'a> {
     /// The members of at least the groups that its limits count.
     pub members: &'a Members,
     pub is_idle: IsIdle<'a>,
+    /// For limits across servers.
+    pub across: AcrossRules<'a>,
     pub rules: Rules,
 }
 
@@ -118,9 +123,66 @@ impl<'a> Attempt<'a> {
         self.may_wait().is_some() && self.has_time(limit)
     }
 
-    /// Whether the decision depends on [`Rules::may_wait`], and that is not known.
-    pub fn must_know_whether_to_wait(&self) -> bool {
-        self.rules.may_wait.is_none() && self.limits.iter().any(|limit| self.has_time(limit))
+    /// Whether the decision depends on [`Rules::may_wait`], and that is not known. The login waits for an answer of etcd if
+    /// it `asks` for one.
+    pub fn must_know_whether_to_wait(&self, asks: bool) -> bool {
+        let waits = asks || self.limits.iter().any(|limit| self.has_time(limit));
+        self.rules.may_wait.is_none() && waits
+    }
+
+    /// Whether the login waits for what etcd says of this limit, which has no room here.
+    pub fn awaits_answer(&self, table: &Table, contact: Contact, limit: &Limit) -> bool {
+        let condition = limit.condition();
+        let place = condition.place.and_then(|number| table.places.get(number));
+        let is_full = |max| place.is_none_or(|place| place.is_full(max, self.session.arrival));
+        let has_time = self.rules.tried < self.across.timeout;
+        let contact = self.contact(table, contact, &condition, &self.session);
+        let may_answer = matches!(contact, Contact::Good | Contact::Joining);
+        limit.max > 0 && has_time && may_answer && !is_full(limit.max)
+    }
+
+    /// The contact to etcd, for the session's room under this condition. A login that has waited for an answer for too long
+    /// does without.
+    fn contact(
+        &self,
+        table: &Table,
+        contact: Contact,
+        condition: &Condition,
+        session: &Session,
+    ) -> Contact {
+        let place = condition.place.and_then(|number| table.places.get(number));
+        let answered = place.is_none_or(|place| place.was_looked_at_since(session.arrival));
+        let is_own = session.arrival == self.session.arrival;
+        match contact {
+            contact if !is_own || answered || self.rules.tried < self.across.timeout => contact,
+            Contact::Good => Contact::Silent,
+            Contact::Joining => Contact::Lost,
+            contact => contact,
+        }
+    }
+
+    /// What is known of other servers under this limit.
+    pub fn elsewhere(&self, table: &Table, contact: Contact, limit: &Limit) -> Option<Elsewhere> {
+        let condition = limit.condition();
+        let place = table.places.get(condition.place?);
+        let contact = self.contact(table, contact, &condition, &self.session);
+        Some(match (place, contact, self.across.on_unreachable) {
+            (Some(place), Contact::Good, _) => Elsewhere::Held(place.elsewhere, place.holder),
+            (_, _, OnUnreachable::Refuse) => Elsewhere::Unreachable,
+            (_, _, OnUnreachable::Local) => Elsewhere::Unknown,
+        })
+    }
+
+    /// How many sessions the condition lets in on this server.
+    pub fn bound(
+        &self,
+        table: &Table,
+        counter: &SessionCounter,
+        condition: &Condition,
+        session: &Session,
+    ) -> u32 {
+        let contact = self.contact(table, counter.contact, condition, session);
+        table.bound(condition, contact, self.across.on_unreachable)
     }
 
     pub fn has_time(&self, limit: &Limit) -> bool {
@@ -187,7 +249,8 @@ fn look(
 ) -> Result<(bool, u32), Missing> {
     if condition.unit == Unit::Session {
         let in_use = counter.count_cached(table, login.counted(condition)?);
-        return Ok((in_use < condition.max, in_use.saturating_add(1)));
+        let bound = login.bound(table, counter, &condition, session);
+        return Ok((in_use < bound, in_use.saturating_add(1)));
     }
     let stand = different(table, counter, login, condition, session, &[])?;
     Ok((stand.has_room(condition.max), stand.with))
@@ -203,7 +266,7 @@ pub fn is_free(
     session: &Session,
 ) -> Result<(bool, u32), Missing> {
     if condition.unit == Unit::Session {
-        let room = room(table, counter, login, condition)?;
+        let room = room(table, counter, login, condition, session)?;
         if room == 0 {
             return Ok((false, 0));
         }
@@ -227,19 +290,22 @@ fn different(
     counter.different(table, filter, unit, View::Now, first, Some(session))
 }
 
-/// How many more sessions, or units of them, a limit has room for, including room that is reserved for waiters.
+/// How many more sessions, or units of them, a limit has room for, including room that is reserved for waiters, as the
+/// session finds it.
 pub fn room(
     table: &Table,
     counter: &SessionCounter,
     login: &Attempt,
     condition: Condition,
+    session: &Session,
 ) -> Result<u32, Missing> {
     let filter = login.counted(condition)?;
     let in_use = match condition.unit {
         Unit::Session => counter.count_cached(table, filter),
         unit => counter.count_units(table, filter, unit)?,
     };
-    Ok(condition.max.saturating_sub(in_use))
+    let bound = login.bound(table, counter, &condition, session);
+    Ok(bound.saturating_sub(in_use))
 }
 
 /// How many of the waiters in `counter.first` the limit covers: its room is reserved for them.

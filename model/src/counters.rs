@@ -15,7 +15,7 @@ pub const MAX_BYTES: usize = 2_000_000;
 
 /// What the bytes begin with. Raise the number when a counter comes, goes or changes its meaning.
 const MAGIC: &[u8] = b"session_limit statistics ";
-const VERSION: &[u8] = b"5\n";
+const VERSION: &[u8] = b"6\n";
 
 /// With so many pairs it is time to look for dropped ones: a quarter is left for those that come before that is done.
 const CROWDED: usize = ROOM - ROOM / 4;

@@ -1,14 +1,16 @@
 //! The decision on a login: count, decide and claim under one hold of the exclusive lock.
 
 use crate::attempt::{Attempt, FullLimit, MayWait, is_free};
-use crate::count::{SessionCounter, View};
+use crate::count::SessionCounter;
 use crate::limit::{Limit, Scope, Unit, Who};
 use crate::members::{Missing, SessionFilter};
 use crate::order::{find_admissible, find_exceeded, find_first};
 use crate::queue::Waiter;
 use crate::replace::make_room;
+use crate::servers::place::Contact;
 use crate::session::Session;
 use crate::table::Table;
+use crate::tally::View;
 use crate::verdict::{Admission, Ended, Excess, NotWaited, ShownSession, Standing, Verdict};
 
 /// Admits the login, queues it, or refuses it. If an input is missing, the login has no claim, but it may have entered
@@ -47,15 +49,37 @@ fn decide(
     login: &Attempt,
 ) -> Result<Verdict, Missing> {
     table.vacate(login.slot);
+    let across = login.limits.iter().any(|limit| limit.place.is_some());
+    if across {
+        counter.contact = table.places.contact((login.across.boottime)());
+        // Nobody has joined for so long: others need not wait for that, too.
+        if counter.contact == Contact::Joining && login.rules.tried >= login.across.timeout {
+            table.places.reach.answers = false;
+            counter.contact = Contact::Lost;
+        }
+    } else {
+        table.leave_places(login.slot);
+    }
     counter.refresh(table);
     let mut exceeded = find_exceeded(table, counter, login)?;
-    if exceeded.is_some() && login.must_know_whether_to_wait() {
+    let contact = counter.contact;
+    let asks = |table: &Table, exceeded: Option<FullLimit>| {
+        exceeded.is_some_and(|(limit, _)| login.awaits_answer(table, contact, limit))
+    };
+    let mut only_asks = asks(table, exceeded);
+    if exceeded.is_some() && login.must_know_whether_to_wait(only_asks) {
         return Err(Missing::Patience);
     }
     let mut not_waited = None;
     let mut follows = follows_a_successor(table, counter, login, exceeded)?;
-    if exceeded.is_some_and(|(limit, _)| login.has_time(limit) || follows) {
-        not_waited = why_not_wait(table, login);
+    if exceeded.is_some_and(|(limit, _)| login.has_time(limit) || follows || only_asks) {
+        not_waited = match only_asks {
+            true => login
+                .may_wait()
+                .is_none()
+                .then_some(NotWaited::NothingToSpare),
+            false => why_not_wait(table, login),
+        };
         if not_waited.is_none() && !enqueue(table, login) {
             not_waited = Some(NotWaited::NoRoomForLimits);
         }
@@ -64,7 +88,20 @@ fn decide(
             counter.refresh(table);
             exceeded = find_exceeded(table, counter, login)?;
             follows = follows_a_successor(table, counter, login, exceeded)?;
-            if exceeded.is_some_and(|(limit, _)| login.lets_wait(limit) || follows) {
+            only_asks &= asks(table, exceeded);
+            let waits = |limit: &Limit| login.lets_wait(limit) || follows || only_asks;
+            if exceeded.is_some_and(|(limit, _)| waits(limit)) {
+                let has_place = |limit: &Limit| {
+                    let place = limit.place.and_then(|number| table.places.get(number));
+                    place.is_some()
+                };
+                let elsewhere = |limit: &Limit| limit.enforced && !has_place(limit);
+                let asks = across
+                    && login
+                        .first_full(table, counter, elsewhere, |_| true)?
+                        .is_none();
+                note_extra(table, counter, login);
+                table.places.note(login.slot, asks, only_asks);
                 return Ok(Verdict::Waiting);
             }
         }
@@ -99,8 +136,25 @@ fn decide(
             Verdict::Admitted(admission(table, counter, login, over)?)
         }
     };
-    table.dequeue(login.slot);
+    let waited = table.dequeue(login.slot);
+    if matches!(verdict, Verdict::Refused(_)) {
+        table.leave_places(login.slot);
+    } else if across {
+        note_extra(table, counter, login);
+        table.places.take(login.slot, waited);
+    }
     Ok(verdict)
+}
+
+/// Notes for each place of the login how many sessions its limit counts that have no place.
+fn note_extra(table: &mut Table, counter: &SessionCounter, login: &Attempt) {
+    for limit in login.limits {
+        // The members of its own groups are known by now.
+        if let (Some(number), Ok(filter)) = (limit.place, login.counted(limit.condition())) {
+            let counted = counter.count(table, filter);
+            table.note_counted(number, counted);
+        }
+    }
 }
 
 /// Whether the limit that is full, if one is, counts different addresses, and all sessions from that of the login are logins of its role that wait for
@@ -310,7 +364,9 @@ fn why_not_wait(table: &Table, login: &Attempt) -> Option<NotWaited> {
     // Of the room for what they wait for.
     let (mut taken, mut taken_on_account) = (0, login.conditions().count());
     for waiter in table.waiters() {
-        if waiter.slot != login.slot {
+        if table.places.only_asks(waiter.slot) {
+            taken += waiter.conditions.len();
+        } else if waiter.slot != login.slot {
             let conditions = waiter.conditions.len();
             all += 1;
             taken += conditions;
@@ -378,6 +434,7 @@ fn excess(
         own: counter.count(table, own),
         shown: shown.map(|shown| shown.map(|(_, session)| session)),
         not_waited: None,
+        elsewhere: login.elsewhere(table, counter.contact, limit),
     })
 }
 
@@ -389,6 +446,7 @@ pub mod tests {
     use crate::limit::tests::{at_most, in_database, of_role};
     use crate::members::Members;
     use crate::own_table::OwnTable;
+    use crate::servers::place::AcrossRules;
     use crate::session::Claim;
     use crate::table::tests::session;
     use std::cell::Cell;
@@ -430,6 +488,7 @@ pub mod tests {
             limits: limits.into().leak(),
             members: Box::leak(Box::default()),
             is_idle: &|_, _| false,
+            across: AcrossRules::NONE,
             rules,
         }
     }

@@ -38,10 +38,18 @@ pub enum EventKind {
     SeatExpired,
     /// An administrator ended a seat.
     SeatEvicted,
+    /// etcd does not answer any more.
+    Unreachable,
+    /// etcd answers again.
+    Reachable,
+    /// Others had taken this server for gone, and it is one of them again.
+    Rejoined,
+    /// Another server has given no sign of life for too long.
+    ServerGone,
 }
 
 impl EventKind {
-    pub const ALL: [EventKind; 16] = [
+    pub const ALL: [EventKind; 20] = [
         EventKind::Admitted,
         EventKind::Waited,
         EventKind::Refused,
@@ -58,9 +66,13 @@ impl EventKind {
         EventKind::SeatReplaced,
         EventKind::SeatExpired,
         EventKind::SeatEvicted,
+        EventKind::Unreachable,
+        EventKind::Reachable,
+        EventKind::Rejoined,
+        EventKind::ServerGone,
     ];
 
-    fn bit(self) -> u16 {
+    fn bit(self) -> u32 {
         1 << self as u16
     }
 
@@ -83,6 +95,10 @@ impl EventKind {
             EventKind::SeatReplaced => "seat_replaced",
             EventKind::SeatExpired => "seat_expired",
             EventKind::SeatEvicted => "seat_evicted",
+            EventKind::Unreachable => "unreachable",
+            EventKind::Reachable => "reachable",
+            EventKind::Rejoined => "rejoined",
+            EventKind::ServerGone => "server_gone",
         }
     }
 
@@ -98,7 +114,7 @@ impl EventKind {
 
 /// A set of events, as the setting `log_events` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EventSet(u16);
+pub struct EventSet(u32);
 
 impl EventSet {
     pub const NONE: EventSet = EventSet(0);
@@ -223,7 +239,8 @@ mod tests {
         assert_eq!(words("none"), "");
         assert_eq!(words("refused, Swept"), "refused swept");
         let excess = "waited refused replaced would_refuse would_replace swept reclaimed abandoned \
-                      seat_waited seat_refused seat_replaced seat_evicted";
+                      seat_waited seat_refused seat_replaced seat_evicted \
+                      unreachable reachable rejoined server_gone";
         assert_eq!(words("EXCESS"), excess);
         let audited = excess.replace("abandoned", "concurrent_addresses abandoned");
         assert_eq!(words("concurrent_addresses,excess"), audited);

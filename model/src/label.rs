@@ -3,13 +3,14 @@
 use crate::encoding;
 use crate::json_error;
 use crate::label_target::LabelTarget;
-use crate::limit::{Count, Names, Object, OnExcess, Source};
+use crate::limit::{Across, Count, Names, Object, OnExcess, Source};
 use crate::network::Network;
 use crate::per::Per;
 use serde::Deserialize;
-use serde::de::{self, Deserializer, IgnoredAny, Visitor};
+use serde::de::{self, Deserializer, IgnoredAny, IntoDeserializer, Visitor};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 use std::time::Duration;
 
 /// The longest label. A longer one could be stored out of line (TOAST), where a login cannot read it.
@@ -46,22 +47,32 @@ pub struct LabelLimit {
     pub max: i32,
     /// None: the default of what the label is on ([`LabelTarget::default_per`]).
     pub per: Option<Per>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "word_or_default")]
     pub count: Count,
+    #[serde(default, deserialize_with = "word_or_default")]
+    pub across: Across,
     /// The name of a database, which need not exist.
     #[serde(default, deserialize_with = "name")]
     pub database: Option<Vec<u8>>,
     pub network: Option<Network>,
+    #[serde(default, deserialize_with = "word")]
     pub on_excess: Option<OnExcess>,
     #[serde(default, deserialize_with = "interval")]
     pub max_wait: Option<Duration>,
+    #[serde(default, deserialize_with = "word")]
     pub enforcement: Option<LimitEnforcement>,
     #[serde(flatten)]
     unknown: UnknownFields,
 }
 
-/// Its `per`, `database`, `network` and `count`.
-pub type LimitKey<'a> = (Option<Per>, Option<&'a [u8]>, Option<Network>, Count);
+/// Its `per`, `database`, `network`, `count` and `across`.
+pub type LimitKey<'a> = (
+    Option<Per>,
+    Option<&'a [u8]>,
+    Option<Network>,
+    Count,
+    Across,
+);
 
 /// By name. Their values do not matter.
 type UnknownFields = BTreeMap<String, IgnoredAny>;
@@ -83,11 +94,16 @@ struct Written {
     #[serde(default, deserialize_with = "optional_max")]
     max: Option<i32>,
     per: Option<Per>,
+    #[serde(default, deserialize_with = "word")]
     count: Option<Count>,
+    #[serde(default, deserialize_with = "word")]
+    across: Option<Across>,
     #[serde(default, deserialize_with = "name")]
     database: Option<Vec<u8>>,
     network: Option<Network>,
+    #[serde(default, deserialize_with = "word")]
     enforcement: Option<LimitEnforcement>,
+    #[serde(default, deserialize_with = "word")]
     on_excess: Option<OnExcess>,
     #[serde(default, deserialize_with = "interval")]
     max_wait: Option<Duration>,
@@ -133,11 +149,7 @@ impl Label {
             return Err(format!("field \"exempt\": not for {}", target.words()));
         }
         for (index, limit) in label.limits.iter().enumerate() {
-            let path = if is_list {
-                format!("limits[{index}].")
-            } else {
-                String::new()
-            };
+            let path = path(is_list, index);
             limit
                 .check(target)
                 .map_err(|(field, why)| format!("field \"{path}{field}\": {why}"))?;
@@ -148,7 +160,7 @@ impl Label {
             let has_its_key = |other: &LabelLimit| other.key(target) == limit.key(target);
             if let Some(first) = label.limits.iter().take(index).position(has_its_key) {
                 return Err(format!(
-                    "field \"limits[{index}]\": same \"per\", \"database\", \"network\" and \"count\" as limits[{first}]"
+                    "field \"limits[{index}]\": same \"per\", \"database\", \"network\", \"count\" and \"across\" as limits[{first}]"
                 ));
             }
         }
@@ -163,6 +175,7 @@ impl LabelLimit {
             max,
             per: None,
             count: Count::Sessions,
+            across: Across::Server,
             database: None,
             network: None,
             on_excess: None,
@@ -179,6 +192,7 @@ impl LabelLimit {
             self.database.as_deref(),
             self.network,
             self.count,
+            self.across,
         )
     }
 
@@ -222,6 +236,27 @@ impl LabelLimit {
         }
         Ok(())
     }
+
+    /// Whether it can be counted across servers, if it is to. What is wrong is not left to be counted on this server alone:
+    /// that would be another limit.
+    fn check_across(&self) -> Result<(), String> {
+        let is_tried_out = self.enforcement == Some(LimitEnforcement::Log);
+        let with = match (self.across, self.count) {
+            (Across::Servers, Count::Sessions) if is_tried_out => "\"enforcement\": \"log\"",
+            (Across::Servers, Count::Roles) => "\"count\": \"roles\"",
+            (Across::Servers, Count::Addresses) => "\"count\": \"addresses\"",
+            (Across::Server, _) | (Across::Servers, Count::Sessions) => return Ok(()),
+        };
+        Err(format!("\"servers\" is not allowed with {with}"))
+    }
+}
+
+/// What the path of a limit's field begins with.
+fn path(is_list: bool, index: usize) -> String {
+    match is_list {
+        true => format!("limits[{index}]."),
+        false => String::new(),
+    }
 }
 
 /// Of a limit on roles.
@@ -258,12 +293,14 @@ impl Written {
     /// The label that is meant. An error if it is neither form, or both.
     fn label(self) -> Result<Label, String> {
         let mut unknown: Vec<String> = self.unknown.into_keys().collect();
+        let is_list = self.limits.is_some();
         let limits = match (self.limits, self.max) {
             (Some(_), Some(_)) => return Err("field \"max\": \"limits\" is given, too".to_string()),
             (limits, None) => {
                 let strays = [
                     ("per", self.per.is_some()),
                     ("count", self.count.is_some()),
+                    ("across", self.across.is_some()),
                     ("database", self.database.is_some()),
                     ("network", self.network.is_some()),
                     ("enforcement", self.enforcement.is_some()),
@@ -278,6 +315,7 @@ impl Written {
             (None, Some(max)) => vec![LabelLimit {
                 per: self.per,
                 count: self.count.unwrap_or_default(),
+                across: self.across.unwrap_or_default(),
                 database: self.database,
                 network: self.network,
                 enforcement: self.enforcement,
@@ -285,7 +323,11 @@ impl Written {
             }],
         };
         for (index, limit) in limits.iter().enumerate() {
-            let name = |field| format!("limits[{index}].{field}");
+            let path = path(is_list, index);
+            limit
+                .check_across()
+                .map_err(|why| format!("field \"{path}across\": {why}"))?;
+            let name = |field| format!("{path}{field}");
             unknown.extend(limit.unknown.keys().map(name));
         }
         Ok(Label {
@@ -328,6 +370,40 @@ fn max<'de, D: Deserializer<'de>>(value: D) -> Result<i32, D::Error> {
 
 fn optional_max<'de, D: Deserializer<'de>>(value: D) -> Result<Option<i32>, D::Error> {
     max(value).map(Some)
+}
+
+/// Reads one of a few words. To anything but a text `serde_json` says no more than that it expects a value.
+fn word<'de, D: Deserializer<'de>, T: Deserialize<'de>>(value: D) -> Result<Option<T>, D::Error> {
+    struct Word<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Word<T> {
+        type Value = Option<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            let no_word: Result<T, de::value::Error> = T::deserialize("".into_deserializer());
+            let error = no_word.err().map(|error| error.to_string());
+            let words = error
+                .as_deref()
+                .and_then(|error| error.split_once("expected "));
+            f.write_str(words.map_or("a string", |(_, words)| words))
+        }
+
+        fn visit_unit<E: de::Error>(self) -> Result<Option<T>, E> {
+            Ok(None)
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Option<T>, E> {
+            T::deserialize(text.into_deserializer()).map(Some)
+        }
+    }
+
+    value.deserialize_any(Word(PhantomData))
+}
+
+fn word_or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    value: D,
+) -> Result<T, D::Error> {
+    word(value).map(Option::unwrap_or_default)
 }
 
 /// Reads a name, as the bytes that it has in the catalogs.
@@ -550,9 +626,22 @@ mod tests {
         role {"on_excess": "replace"} => field "on_excess": unknown value "replace"
         role {"max": 1, "enforcement": "off"} => field "enforcement": unknown value "off"
         role {"exempt": "yes"} => field "exempt": is "yes"; expected true or false
-        role {"limits": [{"max": 1}, {"max": 2, "per": "role"}]} => field "limits[1]": same "per", "database", "network" and "count" as limits[0]
+        role {"limits": [{"max": 1}, {"max": 2, "per": "role"}]} => field "limits[1]": same "per", "database", "network", "count" and "across" as limits[0]
         role {"max": 1, "count": "hosts"} => field "count": unknown value "hosts", expected one of "sessions", "roles", "addresses"
         role {"count": "addresses"} => field "count": belongs to a limit
+        role {"max": 1, "across": "cluster"} => field "across": unknown value "cluster", expected "server" or "servers"
+        role {"max": 1, "across": true} => field "across": is true; expected "server" or "servers"
+        role {"limits": [{"max": 1, "across": ["servers"]}]} => field "limits[0].across": is an array; expected "server" or "servers"
+        role {"max": 1, "count": 5} => field "count": is 5; expected one of "sessions", "roles", "addresses"
+        role {"limits": [{"max": 1, "enforcement": true}]} => field "limits[0].enforcement": is true; expected "on" or "log"
+        role {"max": 1, "on_excess": {}} => field "on_excess": is an object; expected one of "refuse"
+        role {"across": "servers"} => field "across": belongs to a limit, with "max"
+        role {"limits": [{"max": 1, "across": "servers"}, {"max": 2}, {"max": 3, "across": "server"}]} => field "limits[2]": same "per"
+        role {"limits": [{"max": 1, "across": "servers"}, {"max": 2, "per": "role", "across": "servers"}]} => field "limits[1]": same "per"
+        role {"max": 1, "across": "servers", "enforcement": "log"} => field "across": "servers" is not allowed with "enforcement": "log"
+        role {"max": 1, "across": "servers", "count": "addresses"} => field "across": "servers" is not allowed with "count": "addresses"
+        group {"limits": [{"max": 1, "per": "role"}, {"max": 1, "per": "group", "count": "roles", "across": "servers"}]} => field "limits[1].across": "servers" is not allowed with "count": "roles"
+        cluster {"max": 9, "per": "cluster", "enforcement": "log", "across": "servers"} => field "across": "servers" is not allowed with "enforcement": "log"
         role {"max": 1, "count": "roles"} => field "count": "roles" is not allowed for a role with "per": "role", where each role has a count of its own
         role {"max": 1, "count": "addresses", "per": "address"} => field "count": "addresses" is not allowed for a role with "per": "address", where each client address
         group {"limits": [{"max": 1, "count": "roles", "per": "address"}]} => field "limits[0].count": "roles" is not allowed for a group
@@ -662,6 +751,50 @@ mod tests {
             let error = encoding::bytes(&error);
             let cites = error.windows(words.len()).any(|part| part == words);
             assert!(cites, "{}", String::from_utf8_lossy(&error));
+        }
+    }
+
+    #[test]
+    fn a_limit_counts_on_this_server_unless_it_says_otherwise() {
+        let across = |json: &str| {
+            let label = good(LabelTarget::Role, json);
+            let across = label.limits.iter().map(|limit| limit.across.word());
+            across.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(across(r#"{"max": 1}"#), "server");
+        assert_eq!(across(r#"{"max": 1, "across": "servers"}"#), "servers");
+        let both = r#"{"limits": [{"max": 300, "across": "servers", "enforcement": "on"}, {"max": 120, "enforcement": "log"}]}"#;
+        assert_eq!(across(both), "servers server");
+        let words = r#"{"limits": [{"max": 1, "across": "server", "count": "addresses", "enforcement": "log"}]}"#;
+        assert_eq!(across(words), "server");
+    }
+
+    #[test]
+    fn whatever_a_limit_on_sessions_is_about_can_be_counted_across_servers() {
+        for target in [
+            LabelTarget::Role,
+            LabelTarget::Group,
+            LabelTarget::Database,
+            LabelTarget::Cluster,
+        ] {
+            for per in target.pers() {
+                let per = per.json();
+                let json = format!(
+                    r#"{{"max": 1, "per": {per}, "across": "servers", "network": "10.0.0.0/8", "max_wait": 7}}"#
+                );
+                good(target, &json);
+            }
+        }
+    }
+
+    /// Such a label was not set by this version. It is not taken for one about this server alone.
+    #[test]
+    fn what_cannot_be_counted_across_servers_cannot_be_read() {
+        for with in [r#""count": "roles""#, r#""enforcement": "log""#] {
+            let json = format!(r#"{{"max": 1, "across": "servers", {with}}}"#);
+            let error = Label::read(json.as_bytes()).expect_err(with);
+            let expected = format!(r#"field "across": "servers" is not allowed with {with}"#);
+            assert_eq!(error, expected);
         }
     }
 

@@ -13,6 +13,7 @@
 //! - [`count`] counts, fast, and [`tally`] different roles and addresses. [`decide`] turns an [`attempt`] to log in into
 //!   a [`verdict`]; [`order`] says which waiters go before it, and [`replace`] whose session ends for it. [`sweep`] says
 //!   whose session ends because a limit was lowered.
+//! - [`servers`] lets limits count over several servers.
 //! - [`event`], [`ring`], [`throttle`], [`counters`] and [`limit_counters`] keep what was decided. [`label_changes`]
 //!   spares most logins the look for labels.
 
@@ -51,6 +52,7 @@ pub mod queue;
 pub mod replace;
 pub mod ring;
 pub mod seats;
+pub mod servers;
 pub mod session;
 pub mod sweep;
 mod sync;

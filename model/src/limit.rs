@@ -37,6 +37,17 @@ pub enum Count {
     Addresses,
 }
 
+/// On which servers a limit counts sessions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Across {
+    /// On this one.
+    #[default]
+    Server,
+    /// On all that count together.
+    Servers,
+}
+
 /// Which sessions a limit counts as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Unit {
@@ -90,10 +101,14 @@ pub struct Limit {
     pub scope: Scope,
     pub per: Per,
     pub unit: Unit,
+    pub across: Across,
     pub max: u32,
     pub source: Source,
     pub on_excess: OnExcess,
     pub max_wait: Duration,
+    /// The number of its place, of a limit across servers (see [`crate::servers::place`]). None: it is of this server alone.
+    #[serde(skip)]
+    pub place: Option<u32>,
     /// False if `enforcement` is `log`: the limit is only tried out. A login over it is logged and admitted.
     pub enforced: bool,
 }
@@ -104,6 +119,7 @@ pub struct Condition {
     pub scope: Scope,
     pub unit: Unit,
     pub max: u32,
+    pub place: Option<u32>,
 }
 
 impl Condition {
@@ -116,6 +132,7 @@ impl Condition {
         },
         unit: Unit::Session,
         max: 0,
+        place: None,
     };
 }
 
@@ -174,6 +191,15 @@ impl Count {
     }
 }
 
+impl Across {
+    pub fn word(self) -> &'static str {
+        match self {
+            Across::Server => "server",
+            Across::Servers => "servers",
+        }
+    }
+}
+
 impl Unit {
     pub fn new(count: Count, ipv6_prefix_length: u8) -> Unit {
         match count {
@@ -219,6 +245,7 @@ impl Limit {
             scope: self.scope,
             unit: self.unit,
             max: self.max,
+            place: self.place,
         }
     }
 
@@ -307,10 +334,12 @@ pub mod tests {
             scope,
             per: Per::Role,
             unit: Unit::Session,
+            across: Across::Server,
             max,
             source: Source::MaxSessionsPerRole,
             on_excess: OnExcess::Refuse,
             max_wait: Duration::from_secs(1),
+            place: None,
             enforced: true,
         }
     }

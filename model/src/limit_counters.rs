@@ -20,7 +20,10 @@ pub enum Counted {
 impl Counted {
     /// Whether both are the same limit, whose number and policy may have changed meanwhile.
     fn is_same_as(&self, other: &Counted) -> bool {
-        let key = |it: &Limit| (it.source, it.scope, it.per, it.unit, it.enforced);
+        let key = |it: &Limit| {
+            let about = (it.scope, it.per, it.unit, it.across);
+            (it.source, about, it.enforced)
+        };
         match (self, other) {
             (Counted::Limit(one), Counted::Limit(two)) => key(one) == key(two),
             _ => self == other,
@@ -37,7 +40,7 @@ impl Counted {
         match self {
             Counted::Limit(limit) => (
                 hash(&|hasher| limit.source.hash(hasher)),
-                hash(&|hasher| (limit.scope, limit.per, limit.unit).hash(hasher)),
+                hash(&|hasher| (limit.scope, limit.per, limit.unit, limit.across).hash(hasher)),
             ),
             Counted::UnreadableLabel(object) => (hash(&|hasher| object.hash(hasher)), 0),
         }
@@ -326,8 +329,8 @@ impl LimitStatistics {
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use crate::limit::Source;
     use crate::limit::tests::{at_most, in_database, of_role};
+    use crate::limit::{Across, Source};
 
     fn of(role: u32) -> Counted {
         Counted::Limit(at_most(3, of_role(role)))
@@ -390,8 +393,11 @@ pub mod tests {
         let raised = Counted::Limit(at_most(9, of_role(1)));
         let mut tried_out = at_most(3, of_role(1));
         tried_out.enforced = false;
+        let mut across_servers = at_most(3, of_role(1));
+        across_servers.across = Across::Servers;
         let others = [
             Counted::Limit(tried_out),
+            Counted::Limit(across_servers),
             Counted::Limit(at_most(3, in_database(1))),
             Counted::UnreadableLabel(Object::Database(1)),
         ];
@@ -399,7 +405,7 @@ pub mod tests {
             statistics.count(counted, Happened::Admitted(1), 1);
         }
         assert_eq!(counters(&statistics, Some(raised)).admitted, 2);
-        assert_eq!(statistics.rows().count(), 4);
+        assert_eq!(statistics.rows().count(), 5);
         for other in others {
             assert_eq!(counters(&statistics, Some(other)).admitted, 1);
         }

@@ -12,15 +12,24 @@ use crate::queue::Waiter;
 use crate::table::Table;
 
 /// The enforced limit that keeps the login out; None if none does. If several do, it is one for which the login may not
-/// wait, if there is such a one.
+/// wait, if there is such a one; and only if there is no other, one of which it awaits what etcd says.
 pub fn find_exceeded<'a>(
     table: &Table,
     counter: &mut SessionCounter,
     login: &Attempt<'a>,
 ) -> Result<Option<FullLimit<'a>>, Missing> {
-    let refuses = |limit: &Limit| !login.lets_wait(limit);
+    let contact = counter.contact;
+    let awaits = |limit: &Limit| login.awaits_answer(table, contact, limit);
+    let refuses = |limit: &Limit| !login.lets_wait(limit) && !awaits(limit);
     if let Some(limit) = login.first_full(table, counter, |limit| limit.enforced, refuses)? {
-        return Ok(Some((limit, 0)));
+        let other = match awaits(limit) {
+            true => {
+                let is_other = |limit: &Limit| limit.enforced && !awaits(limit);
+                login.first_full(table, counter, is_other, |_| true)?
+            }
+            false => None,
+        };
+        return Ok(Some((other.unwrap_or(limit), 0)));
     }
     if !has_rivals(table, counter, login)? {
         return Ok(None);
@@ -34,7 +43,8 @@ pub fn find_exceeded<'a>(
         let mut reserved = None;
         for limit in login.limits.iter().filter(|limit| limit.enforced) {
             let (free, ahead) = is_free(table, counter, login, limit.condition(), &login.session)?;
-            if !free && (reserved.is_none() || refuses(limit)) {
+            let is_better = |(other, _): FullLimit| refuses(limit) || awaits(other);
+            if !free && reserved.is_none_or(is_better) {
                 reserved = Some((limit, ahead));
             }
         }
@@ -54,7 +64,10 @@ fn has_rivals(table: &Table, counter: &SessionCounter, login: &Attempt) -> Resul
             .waiters_before(login.slot)
             .filter(|waiter| filter.covers(&waiter.session))
             .count() as u32;
-        if rivals > 0 && room(table, counter, login, limit.condition())? <= rivals {
+        if rivals == 0 {
+            continue;
+        }
+        if room(table, counter, login, limit.condition(), &login.session)? <= rivals {
             return Ok(true);
         }
     }

@@ -3,6 +3,8 @@
 use crate::account::Account;
 use crate::atomics::Shared;
 use crate::limit::Condition;
+use crate::servers::counter::Counter;
+use crate::servers::place::{KNOWN_SERVERS, KnownServer, OfSlot, Place, Places, Reach};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::table::{Columns, Slot, TILE, Table};
 
@@ -29,11 +31,26 @@ pub struct OwnRows {
     marks: Vec<u8>,
     conditions: Vec<Condition>,
     accounts: Vec<Option<Account>>,
+    places: OwnPlaces,
+}
+
+/// The memory of [`Places`].
+struct OwnPlaces {
+    rows: Vec<Place>,
+    names: Vec<Counter>,
+    of_slots: Vec<OfSlot>,
+    servers: Vec<KnownServer>,
+    reach: Reach,
 }
 
 impl OwnTable {
     /// An empty table, with room for `conditions` conditions of all waiters together.
     pub fn new(slots: usize, conditions: usize) -> OwnTable {
+        OwnTable::with_places(slots, conditions, 0)
+    }
+
+    /// The same, with places for so many counters across servers.
+    pub fn with_places(slots: usize, conditions: usize, places: usize) -> OwnTable {
         OwnTable {
             atomics: OwnAtomics {
                 claims: (0..slots).map(|_| AtomicU64::new(0)).collect(),
@@ -49,6 +66,13 @@ impl OwnTable {
                 marks: vec![0; slots.next_multiple_of(TILE)],
                 conditions: vec![Condition::FREE; conditions],
                 accounts: vec![None; slots],
+                places: OwnPlaces {
+                    rows: vec![Place::default(); places],
+                    names: vec![Counter::NONE; places],
+                    of_slots: vec![OfSlot::default(); if places > 0 { slots } else { 0 }],
+                    servers: vec![KnownServer::NONE; if places > 0 { KNOWN_SERVERS } else { 0 }],
+                    reach: Reach::NEW,
+                },
             },
         }
     }
@@ -66,6 +90,7 @@ impl OwnTable {
         rows.hosts.copy_from_slice(table.columns.hosts);
         rows.marks.copy_from_slice(table.columns.marks);
         rows.accounts.copy_from_slice(table.accounts);
+        rows.places.copy(&table.places);
         let used = table.waiters().map(|waiter| waiter.conditions.len()).sum();
         let conditions = rows.conditions.iter_mut().zip(table.conditions.iter());
         conditions
@@ -112,6 +137,30 @@ impl OwnRows {
             columns,
             &mut self.conditions,
             &mut self.accounts,
+            self.places.places(),
+        )
+    }
+}
+
+impl OwnPlaces {
+    fn copy(&mut self, places: &Places) {
+        let used = places.used();
+        let rows = self.rows.iter_mut().zip(places.rows.iter());
+        rows.take(used).for_each(|(own, row)| *own = *row);
+        let names = self.names.iter_mut().zip(places.names.iter());
+        names.take(used).for_each(|(own, name)| *own = *name);
+        self.of_slots.copy_from_slice(places.of_slots);
+        self.servers.copy_from_slice(places.servers);
+        self.reach = *places.reach;
+    }
+
+    fn places(&mut self) -> Places<'_> {
+        Places::new(
+            &mut self.rows,
+            &mut self.names,
+            &mut self.of_slots,
+            &mut self.servers,
+            &mut self.reach,
         )
     }
 }

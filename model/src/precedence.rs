@@ -1,15 +1,15 @@
 //! Which limits apply to a login, given what was read of its role, groups and database, and the settings. Nothing is
 //! looked up here.
 //!
-//! A limit's *key* is its `per`, `database`, `network` and `count`. Limits with different keys all apply. Of those with the same
-//! key the nearest wins: the login role's own (the smaller of its label's and its `CONNECTION LIMIT`), then its groups'
+//! A limit's *key* is its `per`, `database`, `network`, `count` and `across`. Limits with different keys all apply. Of those with
+//! the same key the nearest wins: the login role's own (the smaller of its label's and its `CONNECTION LIMIT`), then its groups'
 //! (the smallest), then the cluster's. `max: -1` is no limit, and lifts those further out. A group's total and the
 //! limits set on the database always apply; but one whose `per` names the database is nearer than the cluster's with
 //! the same `per`.
 
 use crate::label::{Label, LabelLimit, LimitEnforcement};
 use crate::label_target::LabelTarget;
-use crate::limit::{Count, Limit, Object, OnExcess, Scope, Source, Unit, Who};
+use crate::limit::{Across, Count, Limit, Object, OnExcess, Scope, Source, Unit, Who};
 use crate::network::Network;
 use crate::per::Per;
 use std::net::IpAddr;
@@ -88,6 +88,7 @@ enum Level {
 struct Key {
     per: Per,
     count: Count,
+    across: Across,
     /// Whether the limit has a `database`: that of the login, or it would not count the login.
     in_database: bool,
     network: Option<Network>,
@@ -262,6 +263,7 @@ impl LoginFacts<'_> {
             scope: self.scope(per, source, whole, written)?,
             per,
             unit: Unit::new(written.count, defaults.ipv6_prefix_length),
+            across: written.across,
             max: u32::try_from(written.max).unwrap_or(u32::MAX),
             source,
             on_excess: match written.count {
@@ -270,11 +272,13 @@ impl LoginFacts<'_> {
                 _ => written.on_excess.or(policy.0).unwrap_or(defaults.on_excess),
             },
             max_wait: written.max_wait.or(policy.1).unwrap_or(defaults.max_wait),
+            place: None,
             enforced: !defaults.dry_run && !is_tried_out,
         };
         let key = Key {
             per,
             count: written.count,
+            across: written.across,
             in_database: written.database.is_some(),
             network: written.network,
             whole,
@@ -454,8 +458,12 @@ mod tests {
         let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
         let subject = limit.subject(&names).map_or("all".to_string(), text);
         let tried = if limit.enforced { "" } else { ", tried out" };
+        let across = match limit.across {
+            Across::Server => "",
+            Across::Servers => " across servers",
+        };
         format!(
-            "{subject}: {} by {}{tried}",
+            "{subject}: {}{across} by {}{tried}",
             limit.max,
             text(limit.source.words(&names))
         )
@@ -501,6 +509,29 @@ mod tests {
         for case in NEAREST.lines().filter(|case| !case.trim().is_empty()) {
             let (set, expected) = case.split_once("=>").expect(case);
             assert_eq!(applying(set, "app", HERE), lines(expected), "{set}");
+        }
+    }
+
+    /// One case a line, as above. A limit across servers and one on this server have different keys.
+    const ACROSS: &str = r#"
+        alice {"limits": [{"max": 300, "across": "servers"}, {"max": 120}]} => alice: 300 across servers by label on role alice; alice: 120 by label on role alice
+        alice {"max": 1, "across": "servers"}; default 4 => alice: 1 across servers by label on role alice; alice: 4 by session_limit.max_sessions_per_role
+        alice {"max": 1, "across": "servers"}; alice's 7 => alice: 1 across servers by label on role alice; alice: 7 by CONNECTION LIMIT of role alice
+        alice {"max": 1, "across": "server"}; alice's 7 => alice: 1 by label on role alice
+        alice {"max": -1}; cluster {"max": 3, "per": "role", "across": "servers"} => alice: 3 across servers by session_limit.cluster_limits
+        alice {"max": -1, "across": "servers"}; cluster {"max": 3, "per": "role", "across": "servers"} =>
+        alice {"max": 5, "across": "servers"}; team {"max": 2, "per": "role", "across": "servers"}; default 4 => alice: 5 across servers by label on role alice; alice: 4 by session_limit.max_sessions_per_role
+        team {"max": 9, "per": "role", "across": "servers"}; staff {"max": 2, "per": "role", "across": "servers"} => alice: 2 across servers by label on role staff
+        app {"limits": [{"max": 90, "across": "servers"}, {"max": 40}]}; app's 50 => app: 90 across servers by label on database app; app: 40 by label on database app; app: 50 by CONNECTION LIMIT of database app
+        cluster {"limits": [{"max": 4, "per": "address", "across": "servers"}, {"max": 9, "per": "address", "network": "10.0.0.5/32"}]} => 10.0.0.5: 4 across servers by session_limit.cluster_limits; 10.0.0.5: 9 by session_limit.cluster_limits
+    "#;
+
+    #[test]
+    fn across_servers_and_on_this_server_both_apply() {
+        for case in ACROSS.lines().filter(|case| !case.trim().is_empty()) {
+            let (set, expected) = case.split_once("=>").expect(case);
+            let expected = lines(&expected.replace("; ", "\n"));
+            assert_eq!(applying(set, "app", HERE), expected, "{set}");
         }
     }
 

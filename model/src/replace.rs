@@ -12,10 +12,11 @@
 //! So the caller looks once more before it tells the victims to end ([`idle_victim_woke`]).
 
 use crate::attempt::{Attempt, FullLimit, IsIdle, ahead, idle_since};
-use crate::count::{SessionCounter, VictimRank, View};
+use crate::count::{SessionCounter, VictimRank};
 use crate::limit::{Limit, OnExcess, Unit};
 use crate::members::Missing;
 use crate::table::Table;
+use crate::tally::View;
 use std::time::Duration;
 
 /// Makes as many sessions victims of the login, which has claimed its slot, as make room under each of the chosen
@@ -88,7 +89,7 @@ fn find_shortage<'a>(
 ) -> Result<Shortage<'a>, Missing> {
     let (mut shortage, mut fewest) = (Shortage::None, usize::MAX);
     for limit in login.limits.iter().filter(|limit| chosen(limit)) {
-        let Some((needed, ahead)) = needed(table, counter, login, limit)? else {
+        let Some((excess, ahead)) = excess(table, counter, login, limit)? else {
             continue;
         };
         find_candidates(table, counter, login, limit)?;
@@ -96,7 +97,7 @@ fn find_shortage<'a>(
             0 => return Ok(Shortage::Refuses((limit, ahead))),
             number if number < fewest => {
                 fewest = number;
-                shortage = Shortage::Of((limit, ahead), needed - limit.max);
+                shortage = Shortage::Of((limit, ahead), excess);
             }
             _ => {}
         }
@@ -104,9 +105,9 @@ fn find_shortage<'a>(
     Ok(shortage)
 }
 
-/// How many sessions, or units of them, there would be under the limit with the login, which has claimed its slot, when its
+/// How many sessions, or units of them, there would be over the limit with the login, which has claimed its slot, when its
 /// victims are gone and the waiters ahead are in; and how many are for these. None if the limit has room for that.
-fn needed(
+fn excess(
     table: &Table,
     counter: &SessionCounter,
     login: &Attempt,
@@ -130,7 +131,9 @@ fn needed(
             (then.in_use + then.ahead, then.ahead)
         }
     };
-    Ok((needed > limit.max).then_some((needed, ahead)))
+    let bound = login.bound(table, counter, &limit.condition(), &login.session);
+    let excess = needed.checked_sub(bound).filter(|excess| *excess > 0);
+    Ok(excess.map(|excess| (excess, ahead)))
 }
 
 /// Puts into `counter.candidates` the sessions that may end for the limit.

@@ -5,6 +5,9 @@
 //! nearer limit takes its place. Such a session is counted; but as it may have been let in over the limit, no session
 //! that was there before it ends because of it.
 //!
+//! A limit across servers is exceeded if it counts more here and elsewhere together. Nobody ends for it: which of the servers
+//! should end how many, none of them knows.
+//!
 //! A limit can count different roles or addresses. Then all sessions of one end, or none: those of a role or address that the
 //! limit does not hold completely stay, and so it stays, too.
 //!
@@ -39,8 +42,11 @@ pub struct Sweep<'a> {
 pub struct Exceeded {
     /// Its index in [`Applying::limits`].
     pub limit: usize,
-    /// How many sessions it counts, without those that are about to end; or how many different roles or addresses.
+    /// How many sessions it counts, without those that are about to end; or how many different roles or addresses. Of a limit
+    /// across servers those on this one.
     pub in_use: u32,
+    /// How many sessions it counts on other servers, as of the last look at etcd.
+    pub elsewhere: u32,
     /// How many of them it holds: they may end for it.
     pub held: u32,
     /// How many of these are to end.
@@ -142,7 +148,10 @@ impl Sweep<'_> {
     /// `found.candidates`, with a rank that says no more than that they may end.
     fn exceeded(&self, table: &Table, index: usize, found: &mut Found) -> Option<Exceeded> {
         let (limit, filter) = self.limit(index)?;
-        if table.staying(filter).count() as u32 <= limit.max {
+        let place = limit.place.and_then(|number| table.places.get(number));
+        let elsewhere = place.map_or(0, |place| place.elsewhere);
+        let max = limit.max.saturating_sub(elsewhere);
+        if table.staying(filter).count() as u32 <= max {
             return None;
         }
         let all = table.staying(filter);
@@ -163,7 +172,7 @@ impl Sweep<'_> {
                 latest = arrivals.min().unwrap_or(0).max(latest);
             }
         }
-        if in_use <= limit.max {
+        if in_use <= max {
             return None;
         }
         let rightful = match limit.unit {
@@ -179,10 +188,11 @@ impl Sweep<'_> {
             // only by sessions that the limit does not hold costs nobody a session.
             Unit::Role | Unit::Address { .. } => partly_held,
         };
-        let excess = rightful.saturating_sub(limit.max).min(held);
+        let excess = rightful.saturating_sub(max).min(held);
         (excess > 0).then_some(Exceeded {
             limit: index,
             in_use,
+            elsewhere,
             held,
             excess,
         })
@@ -276,6 +286,8 @@ mod tests {
     use crate::limit::tests::{at_most, in_database, of_role};
     use crate::limit::{Scope, Who};
     use crate::own_table::OwnTable;
+    use crate::servers::counter::Counter;
+    use crate::servers::place::Wanted;
     use crate::table::tests::session;
 
     const ALICE: u32 = 10;
@@ -299,7 +311,7 @@ mod tests {
         fn new(limits: impl Into<Vec<Limit>>, sessions: &[Session]) -> World {
             let limits = limits.into();
             let all: Vec<usize> = (0..limits.len()).collect();
-            let mut memory = OwnTable::new(sessions.len() + 2, 0);
+            let mut memory = OwnTable::with_places(sessions.len() + 2, 0, 1);
             let mut hold = BTreeMap::new();
             for (slot, session) in sessions.iter().enumerate() {
                 let arrival = slot as u64;
@@ -396,6 +408,20 @@ mod tests {
             let mut world = alice(3, 2, on_excess);
             world.idle = vec![(102, 99)];
             assert_eq!(world.end(), [2], "{on_excess:?}: the youngest");
+        }
+    }
+
+    #[test]
+    fn a_limit_across_servers_counts_those_elsewhere() {
+        let wanted = Wanted::new(0, Counter::of(of_role(ALICE), &|_| b"alice".to_vec()), 2);
+        for (elsewhere, over) in [(0, vec![]), (1, vec![]), (2, vec![(0, 1)])] {
+            let mut world = alice(1, 2, OnExcess::Refuse);
+            let places = &mut world.memory.table().places;
+            let number = places.find(&wanted);
+            let place = number.and_then(|number| places.get_mut(number));
+            place.expect("a place").elsewhere = elsewhere;
+            world.applying.limits[0].place = number;
+            assert_eq!(world.over(), over, "{elsewhere} elsewhere");
         }
     }
 

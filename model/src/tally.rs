@@ -68,6 +68,47 @@ pub enum Part {
     VictimOf(usize),
 }
 
+/// Which sessions of the login that asks are counted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum View {
+    /// Those that there are.
+    Now,
+    /// As if the login at this slot had not claimed it, and had no victims.
+    Without(usize),
+    /// As if the victims of the login at this slot were gone.
+    Complete(usize),
+}
+
+/// How a limit stands that counts different roles or addresses.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Different {
+    pub in_use: u32,
+    /// How many more there will be when the waiters that go first have gone in.
+    pub ahead: u32,
+    /// How many there will be with the login, too.
+    pub with: u32,
+    /// Whether the login's is there already, but each of its sessions may go: it was told to end, is a victim, or waits for
+    /// its victims.
+    pub(crate) leaves: bool,
+}
+
+impl Different {
+    fn adds(&self) -> bool {
+        self.with > self.in_use + self.ahead
+    }
+
+    /// Whether a limit of `max` has room for the login. Under a limit of 0 there is room for nobody.
+    pub fn has_room(&self, max: u32) -> bool {
+        let number = self.in_use + self.ahead;
+        if self.adds() {
+            number < max
+        } else {
+            // Another session makes it stay. So there must be room for it as if nobody had gone.
+            max > 0 && (!self.leaves || number <= max)
+        }
+    }
+}
+
 /// What is known of one value.
 #[derive(Clone, Copy)]
 struct Entry {

@@ -3,6 +3,7 @@
 use crate::account::Account;
 use crate::limit::Limit;
 use crate::limit_counters::WhyRefused;
+use crate::servers::place::Holder;
 use crate::session::Session;
 use std::net::IpAddr;
 
@@ -57,6 +58,19 @@ pub struct Excess {
     pub shown: [Option<ShownSession>; 5],
     /// Why the login was refused without waiting, though the limit lets it wait.
     pub not_waited: Option<NotWaited>,
+    /// What is known of other servers, if the limit counts across servers.
+    pub elsewhere: Option<Elsewhere>,
+}
+
+/// What a limit across servers counts elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Elsewhere {
+    /// So many places were held on other servers at the last look at etcd, and most of them there.
+    Held(u32, Holder),
+    /// etcd did not answer, and without it the limit lets nobody in.
+    Unreachable,
+    /// etcd did not answer, and without it the limit is that of this server.
+    Unknown,
 }
 
 impl Excess {

@@ -12,7 +12,7 @@ use loom::thread::{self, JoinHandle};
 use model::attempt::{Attempt, MayWait, Replacing, Rules};
 use model::count::SessionCounter;
 use model::decide::attempt;
-use model::limit::{Limit, OnExcess, Scope, Source, Unit, Who};
+use model::limit::{Across, Limit, OnExcess, Scope, Source, Unit, Who};
 use model::members::Members;
 use model::own_table::{OwnAtomics, OwnRows, OwnTable};
 use model::per::Per;
@@ -167,6 +167,7 @@ fn at_most(max: u32, role: u32) -> Limit {
         },
         per: Per::Role,
         unit: Unit::Session,
+        across: Across::Server,
         max,
         source: Source::MaxSessionsPerRole,
         on_excess: OnExcess::Refuse,

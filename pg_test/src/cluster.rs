@@ -98,11 +98,7 @@ impl Cluster {
             ("unix_socket_directories", dir.as_str()),
         ]);
         configuration.extend(settings);
-        let quote = |value: &str| value.replace('\'', "''");
-        let lines = configuration
-            .iter()
-            .map(|(name, value)| format!("{name} = '{}'\n", quote(value)));
-        cluster.append("postgresql.conf", &lines.collect::<String>());
+        cluster.append("postgresql.conf", &lines(&configuration));
         // initdb lets in 127.0.0.1 only.
         cluster.append("pg_hba.conf", "host all all 127.0.0.0/8 trust\n");
         cluster
@@ -110,6 +106,11 @@ impl Cluster {
 
     /// A streaming standby of another cluster, with its settings.
     pub fn standby_of(primary: &Cluster) -> Cluster {
+        Cluster::standby_with(primary, &[])
+    }
+
+    /// The same, with these settings of its own.
+    pub fn standby_with(primary: &Cluster, settings: &[(&str, &str)]) -> Cluster {
         let mut standby = Cluster::new(&primary.server);
         fs::remove_dir_all(standby.dir.join("data")).expect("make way for the backup");
         run(primary
@@ -117,8 +118,9 @@ impl Cluster {
             .args(["-R", "-c", "fast", "-D"])
             .arg(standby.dir.join("data")));
         let (port, dir) = (standby.port, standby.dir.display());
-        let settings = format!("port = {port}\nunix_socket_directories = '{dir}'\n");
-        standby.append("postgresql.conf", &settings);
+        let own = format!("port = {port}\nunix_socket_directories = '{dir}'\n");
+        standby.append("postgresql.conf", &own);
+        standby.append("postgresql.conf", &lines(settings));
         standby.start_on_a_free_port();
         standby
     }
@@ -464,6 +466,14 @@ pub fn cpu(pid: Pid) -> f64 {
 
 /// A port that nobody listens on, nor will before the server does: it is none of those that the system
 /// gives to clients and to whoever asks for any, and each cluster of a run begins to look elsewhere.
+fn lines(settings: &[(&str, &str)]) -> String {
+    let quote = |value: &str| value.replace('\'', "''");
+    settings
+        .iter()
+        .map(|(name, value)| format!("{name} = '{}'\n", quote(value)))
+        .collect()
+}
+
 pub fn free_port(number: usize) -> u16 {
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let given = range.split_whitespace().next();

@@ -48,7 +48,7 @@ impl Server {
             None if major == 15 || major == 19 => debian(major),
             None => wheel(major),
         };
-        server.install(&build(&server));
+        server.install(&build(&server), &build_servers());
         server.make_template();
         server
     }
@@ -117,10 +117,11 @@ impl Server {
 
     /// Copies the extension's files, and libraries of the tests' own, to where the server looks for
     /// them. Each is replaced whole: another run's server may have the old one mapped.
-    fn install(&self, library: &Path) {
+    fn install(&self, library: &Path, servers: &Path) {
         let libraries = PathBuf::from(self.config("--pkglibdir"));
         let extensions = PathBuf::from(self.config("--sharedir")).join("extension");
         replace(library, &libraries.join("session_limit.so"));
+        replace(servers, &libraries.join("session_limit_servers.so"));
         for name in ["probe", "noop", "stage"] {
             let installed = libraries.join(format!("session_limit_{name}.so"));
             replace(&self.build_c(name), &installed);
@@ -190,40 +191,39 @@ fn replace(from: &Path, to: &Path) {
 /// Builds the library for a server and returns it.
 fn build(server: &Server) -> PathBuf {
     let target = server.build_target();
-    let first = !target.exists();
-    if first {
-        say(format_args!(
-            "building session_limit for PostgreSQL {}: a minute or two",
-            server.major
-        ));
-    }
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
-    cargo
-        .current_dir(place::checkout())
-        .envs(server.environment())
-        .stdout(Stdio::null());
-    cargo.args([
-        "build",
-        "--package",
-        "session_limit",
-        "--lib",
-        "--release",
-        "--no-default-features",
-        "--features",
-    ]);
+    cargo.envs(server.environment());
+    cargo.args(["build", "--package", "session_limit"]);
+    cargo.args(["--no-default-features", "--features"]);
     cargo.arg(format!("pg{}", server.major));
     // pgrx declares Rust 1.96, and builds with 1.95.
     cargo.arg("--ignore-rust-version");
-    if !first {
+    let name = format!("session_limit for PostgreSQL {}", server.major);
+    build_library(cargo, &target, &name);
+    target.join("release/libsession_limit.so")
+}
+
+/// The library that the worker loads for limits across servers, the same for all majors.
+fn build_servers() -> PathBuf {
+    let target = place::target().join("servers-build");
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
+    cargo.env("CARGO_TARGET_DIR", &target);
+    cargo.args(["build", "--package", "session_limit_servers"]);
+    build_library(cargo, &target, "session_limit_servers");
+    target.join("release/libsession_limit_servers.so")
+}
+
+/// Quiet if there is something in the target folder already.
+fn build_library(mut cargo: Command, target: &Path, name: &str) {
+    cargo.current_dir(place::checkout()).stdout(Stdio::null());
+    cargo.args(["--lib", "--release"]);
+    if target.exists() {
         cargo.arg("--quiet");
+    } else {
+        say(format_args!("building {name}: a minute or two"));
     }
     let status = cargo.status().expect("run cargo");
-    assert!(
-        status.success(),
-        "building session_limit for PostgreSQL {}: {status}",
-        server.major
-    );
-    target.join("release/libsession_limit.so")
+    assert!(status.success(), "building {name}: {status}");
 }
 
 /// A wheel that brings the server with its headers.

@@ -81,6 +81,19 @@ pub fn only_superusers_exempt() -> ! {
         .error()
 }
 
+pub fn only_superusers_count_across_servers() -> ! {
+    not_allowed(c"must be superuser to set a limit across servers")
+        .detail(c"Field \"across\" is \"servers\". What such limits count takes room in etcd, which all share.")
+        .hint(c"Ask a superuser, or leave it out.")
+        .error()
+}
+
+/// Without etcd.
+pub fn counts_on_this_server_alone() {
+    notice(c"the limit counts on this server alone, because session_limit.etcd_endpoints is empty")
+        .send(PgLogLevel::NOTICE);
+}
+
 pub fn only_superusers_let_wait(wait: Duration, most: Duration) -> ! {
     let (wait, most) = (wait.as_millis(), most.as_millis());
     not_allowed(c"must be superuser to let logins wait for so long")

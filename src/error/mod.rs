@@ -4,10 +4,12 @@ mod label;
 mod refusal;
 mod report;
 mod seat;
+mod servers;
 
 pub use label::*;
 pub use refusal::*;
 pub use seat::*;
+pub use servers::*;
 
 use pgrx::{PgLogLevel, PgSqlErrorCode};
 use report::Report;
@@ -59,7 +61,7 @@ pub fn no_such_limit() -> ! {
     let code = PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT;
     Report::new(code, c"the label has no such limit")
         .hint(
-            c"A limit is found by \"per\", \"database\", \"network\" and \"count\". See session_limit.limits.",
+            c"A limit is found by \"per\", \"database\", \"network\", \"count\" and \"across\". See session_limit.limits.",
         )
         .error()
 }

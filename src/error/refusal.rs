@@ -9,7 +9,8 @@ use crate::pg::client::{self, has_database_encoding, own_database, own_role};
 use crate::pg::compat;
 use model::account::Account;
 use model::limit::{Limit, Object, Scope, Source, Unit, Who};
-use model::verdict::{Excess, NotWaited, ShownSession};
+use model::servers::place::{Holder, KnownServer};
+use model::verdict::{Elsewhere, Excess, NotWaited, ShownSession};
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
 use std::ffi::{CStr, CString};
@@ -71,11 +72,13 @@ pub fn may_not_connect(database: &[u8]) -> ! {
 }
 
 /// The login is over a limit, and has waited as long as it may. `told` is the process of a session that was told to end
-/// for it and has not ended. `hint` is what the setting says.
+/// for it and has not ended. `servers` are those that count together, if the limit is across servers. `hint` is what the
+/// setting says.
 pub fn too_many(
     excess: &Excess,
     waited: Option<Duration>,
     told: Option<u32>,
+    servers: Option<&[KnownServer]>,
     hint: Option<CString>,
 ) -> ! {
     let hint = match hint {
@@ -97,9 +100,26 @@ pub fn too_many(
     };
     let code = PgSqlErrorCode::ERRCODE_TOO_MANY_CONNECTIONS;
     Report::new(code, too_many_for(&excess.limit))
-        .detail(what_is_in_the_way(excess, waited, told))
+        .detail(what_is_in_the_way(excess, waited, told, servers))
         .hint(hint)
         .refuse()
+}
+
+/// etcd cannot be reached, and without it the limit lets nobody in. Before the client is told that it is authenticated, libpq
+/// goes on to the next host of its list.
+pub fn cannot_ask_etcd(limit: &Limit) -> ! {
+    let limit_is = format!(
+        "The limit is {} across servers (",
+        units(limit.unit, limit.max)
+    );
+    let mut detail = limit_is.into_bytes();
+    detail.extend(limit.source.words(&client::name_of));
+    detail.extend(b"), and etcd cannot be reached.");
+    let code = PgSqlErrorCode::ERRCODE_CANNOT_CONNECT_NOW;
+    Report::new(code, c"cannot let this session in without etcd")
+        .detail(detail)
+        .hint(c"Try again later, or connect to another server.")
+        .fatal()
 }
 
 /// The server's message where it has one, which it may translate.
@@ -198,7 +218,12 @@ fn own_name(object: Object) -> Vec<u8> {
 
 /// The limit, where it is set, what is in use, and of that the role's own sessions: a user learns
 /// nothing of others.
-fn what_is_in_the_way(excess: &Excess, waited: Option<Duration>, told: Option<u32>) -> Vec<u8> {
+fn what_is_in_the_way(
+    excess: &Excess,
+    waited: Option<Duration>,
+    told: Option<u32>,
+    servers: Option<&[KnownServer]>,
+) -> Vec<u8> {
     let Excess {
         limit,
         in_use,
@@ -206,13 +231,33 @@ fn what_is_in_the_way(excess: &Excess, waited: Option<Duration>, told: Option<u3
         own,
         ..
     } = excess;
-    let mut text = format!("The limit is {} (", units(limit.unit, limit.max)).into_bytes();
+    let across = match servers {
+        Some([_]) => " across 1 server".to_string(),
+        Some(servers) => format!(" across {} servers", servers.len()),
+        None => String::new(),
+    };
+    let mut text = format!("The limit is {}{across} (", units(limit.unit, limit.max)).into_bytes();
     text.extend(limit.source.words(&client::name_of));
-    text.extend(format!("); {in_use} {} in use", are(*in_use)).bytes());
-    if *own > 0 {
-        text.extend(own_sessions(excess).bytes());
+    let own = match own {
+        0 => String::new(),
+        _ => own_sessions(excess),
+    };
+    let counted = match excess.elsewhere {
+        Some(Elsewhere::Held(number, holder)) if number > 0 => {
+            let all = in_use + number;
+            let here = match in_use {
+                0 => String::new(),
+                _ => format!(" {in_use} on this server{own};"),
+            };
+            let there = on_servers(number, holder, servers.unwrap_or_default());
+            format!("); {all} {} in use:{here} {number} {there}.", are(all))
+        }
+        _ => format!("); {in_use} {} in use{own}.", are(*in_use)),
+    };
+    text.extend(counted.bytes());
+    if excess.elsewhere == Some(Elsewhere::Unknown) {
+        text.extend(b" Other servers are not counted, because etcd cannot be reached.");
     }
-    text.push(b'.');
     if *ahead > 0 {
         let verb = if *ahead == 1 {
             "login goes"
@@ -224,12 +269,13 @@ fn what_is_in_the_way(excess: &Excess, waited: Option<Duration>, told: Option<u3
         );
     }
     if let Some(waited) = waited {
-        text.extend(format!(" The login waited {} ms for room.", waited.as_millis()).bytes());
+        let waited = waited.as_millis();
+        text.extend(format!(" The login waited {waited} ms for room.").bytes());
     }
     if let Some(why) = not_waited(excess, waited) {
         text.extend(format!(" The login did not wait: {}.", cannot_wait(why)).bytes());
     }
-    if told.is_none() && limit.replaces() && *own > 0 {
+    if told.is_none() && limit.replaces() && excess.own > 0 {
         text.extend(b" None of these sessions may be replaced now.");
     }
     if let Some(pid) = told {
@@ -239,6 +285,15 @@ fn what_is_in_the_way(excess: &Excess, waited: Option<Duration>, told: Option<u3
         );
     }
     text
+}
+
+/// Where so many places are held.
+fn on_servers(number: u32, holder: Holder, servers: &[KnownServer]) -> String {
+    let holds_all = |server: &&KnownServer| server.id == holder.id && holder.places == number;
+    match servers.iter().find(holds_all) {
+        Some(server) => format!("on server {}", String::from_utf8_lossy(server.name())),
+        None => "on other servers".to_string(),
+    }
 }
 
 fn not_waited(excess: &Excess, waited: Option<Duration>) -> Option<NotWaited> {

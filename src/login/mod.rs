@@ -32,6 +32,7 @@ use crate::pg::memory;
 use crate::record::decision::{Decision, Outcome};
 use crate::record::{self, events};
 use crate::settings::{self, Enforcement, Settings};
+use crate::shmem;
 use crate::slot::{self, InUse};
 use model::account::Account;
 use model::attempt::{Attempt, MayWait, Replacing, Rules};
@@ -40,8 +41,9 @@ use model::label::LabelProblem;
 use model::limit::Limit;
 use model::limit_counters::WhyRefused;
 use model::members::Members;
+use model::servers::place::{AcrossRules, Wanted};
 use model::session::Session;
-use model::verdict::Verdict;
+use model::verdict::{Elsewhere, Verdict};
 use pgrx::pg_sys::{self, libpq};
 use pgrx::prelude::*;
 use std::cell::Cell;
@@ -90,6 +92,8 @@ struct Asked {
     database: Option<Database>,
     session: Session,
     limits: Vec<Limit>,
+    /// Those of them that count across servers.
+    wanted: Vec<Wanted>,
     /// Of the groups that the limits count.
     members: Members,
     /// What was passed over in labels.
@@ -124,7 +128,12 @@ fn admit(client: &Client) {
         };
         let refuse = |excess, why, stays| {
             decided(Outcome::Refused(excess, why));
-            error::too_many(excess, wait.waited(), stays, settings::refusal_hint())
+            if excess.elsewhere == Some(Elsewhere::Unreachable) {
+                error::cannot_ask_etcd(&excess.limit);
+            }
+            let servers = excess.elsewhere.map(|_| shmem::known_servers());
+            let hint = settings::refusal_hint();
+            error::too_many(excess, wait.waited(), stays, servers.as_deref(), hint)
         };
         let abandon = || {
             // Others find room before this is written down.
@@ -149,7 +158,8 @@ fn admit(client: &Client) {
             },
             Verdict::Refused(excess) => refuse(&excess, excess.why_refused(), None),
             Verdict::Waiting => {
-                if let Err(ClientIsGone) = wait.sleep(client, &asked.limits) {
+                let asks = !asked.wanted.is_empty();
+                if let Err(ClientIsGone) = wait.sleep(client, &asked.limits, asks) {
                     abandon();
                 }
             }
@@ -192,19 +202,25 @@ fn decide(client: &Client, wait: &Wait, asked: &Asked) -> (Verdict, Vec<InUse>) 
     let memberships = Memberships::default();
     let members_of = |group| or_go_on(&settings, || memberships.members_of(group));
     lookup::retry_with(inputs, members_of, begin_to_wait, |inputs| {
-        slot::decide(&Attempt {
+        let attempt = Attempt {
             slot: slot::my_slot(),
             pid: std::process::id(),
             session: asked.session,
             limits,
             members: &inputs.members,
             is_idle: &compat::is_idle,
+            across: AcrossRules {
+                boottime: &backend::boottime,
+                timeout: settings::servers::etcd_timeout(),
+                on_unreachable: settings::servers::on_unreachable(),
+            },
             rules: Rules {
                 may_wait: inputs.may_wait,
                 tally: inputs.tally,
                 ..rules
             },
-        })
+        };
+        slot::decide(&attempt, &asked.wanted)
     })
 }
 
@@ -237,6 +253,7 @@ impl Asked {
             record::unreadable_label(object);
             error::invalid_label(object, why);
         }
+        let wanted = lookup::across_servers(&applicable.limits).into_iter();
         let replaces = |limit: &Limit| limit.enforced && limit.replaces();
         let asked_for = database.as_ref();
         let asked_for = asked_for.filter(|_| applicable.limits.iter().any(replaces));
@@ -254,6 +271,7 @@ impl Asked {
                 exempt: applicable.exempt,
                 arrival,
             },
+            wanted: wanted.map(|(_, wanted)| wanted).collect(),
             limits: applicable.limits,
             members,
             problems,

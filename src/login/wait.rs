@@ -8,6 +8,7 @@
 use crate::pg::backend;
 use crate::pg::client::Client;
 use crate::pg::compat;
+use crate::settings::servers::etcd_timeout;
 use crate::{error, shmem, slot};
 use model::limit::Limit;
 use pgrx::pg_sys;
@@ -138,13 +139,17 @@ impl Wait {
     }
 
     /// Returns when there may be room, or when it is time to give up.
-    pub fn sleep(&self, client: &Client, limits: &[Limit]) -> Result<(), ClientIsGone> {
+    /// If it `asks` for places, it gives up after `session_limit.etcd_timeout`, too.
+    pub fn sleep(&self, client: &Client, limits: &[Limit], asks: bool) -> Result<(), ClientIsGone> {
         if self.asleep.get().is_none() {
             self.asleep.set(Some(Instant::now()));
             // If the login is let in, the server sets the next one.
             compat::set_process_title(c"authentication waiting for room");
         }
-        self.look(client, self.left(limits).min(LOOK_EVERY))
+        let for_answer = etcd_timeout().saturating_sub(self.tried());
+        let for_answer = Some(for_answer).filter(|left| asks && !left.is_zero());
+        let left = self.left(limits).min(LOOK_EVERY);
+        self.look(client, for_answer.map_or(left, |it| it.min(left)))
     }
 
     /// Ends the victims of this login, and returns when they are gone.

@@ -4,6 +4,7 @@ use crate::pg::{compat, ffi};
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::{PgTryBuilder, pg_sys};
 use std::cell::Cell;
+use std::ffi::CStr;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, RefUnwindSafe};
 
@@ -71,6 +72,53 @@ pub fn random_uuid() -> Option<[u8; 16]> {
     Some(bytes)
 }
 
+/// A number that nobody else has drawn, and not 0. If the server has no random numbers, it comes from the clock and the
+/// process ID.
+pub fn random_number() -> u64 {
+    let mut bytes = [0u8; 8];
+    // SAFETY: writes so many bytes to a local variable.
+    let drawn = unsafe { pg_sys::pg_strong_random(bytes.as_mut_ptr().cast(), bytes.len()) };
+    let number = match drawn {
+        true => u64::from_ne_bytes(bytes),
+        false => tick().rotate_left(32) ^ u64::from(std::process::id()),
+    };
+    number.max(1)
+}
+
+/// Whether this process, a background worker, was told to end, or has no postmaster any more.
+pub fn is_to_end() -> bool {
+    // SAFETY: a variable of this process, which its signal handler sets.
+    let is_told = unsafe { (&raw const pg_sys::ShutdownRequestPending).read_volatile() != 0 };
+    is_told || !has_postmaster()
+}
+
+/// Whether the postmaster lives. Without it the server is to start anew, and waits for all processes to end before.
+pub fn has_postmaster() -> bool {
+    // SAFETY: looks at a pipe. It raises nothing.
+    unsafe { pg_sys::PostmasterIsAliveInternal() }
+}
+
+/// The setting `cluster_name`.
+pub fn cluster_name() -> String {
+    // SAFETY: a string of the server's settings, which nobody changes while it runs.
+    let name = unsafe { CStr::from_ptr(pg_sys::cluster_name) };
+    name.to_string_lossy().into_owned()
+}
+
+/// The server's port.
+pub fn port() -> i32 {
+    // SAFETY: a variable of this process.
+    unsafe { pg_sys::PostPortNumber }
+}
+
+pub fn host_name() -> String {
+    let mut name = [0u8; 256];
+    // SAFETY: writes at most so many bytes to a local variable; the last byte stays zero.
+    unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len() - 1) };
+    let name = CStr::from_bytes_until_nul(&name).unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}
+
 /// A text of any database, for this one: if it is none in this one's encoding, with escapes.
 pub fn in_own_encoding(text: &[u8]) -> Vec<u8> {
     // SAFETY: reads the bytes of the text, and variables of this process. It raises nothing when told so.
@@ -95,6 +143,17 @@ pub fn tick() -> u64 {
     };
     // SAFETY: writes to a local variable. It cannot fail for this clock.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000
+}
+
+/// As `tick`, but this clock goes on while the machine is suspended.
+pub fn boottime() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: writes to a local variable. It cannot fail for this clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut now) };
     now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000
 }
 

@@ -97,6 +97,11 @@ fn end(size: usize) -> ! {
     std::process::abort()
 }
 
+/// For the library `session_limit_servers`, where an allocation of so many bytes has failed.
+pub extern "C" fn end_without(size: usize) -> ! {
+    end(size)
+}
+
 /// Raises an error unless the process could get so many bytes now, with some to spare.
 pub fn require(bytes: usize) {
     if !is_there(bytes) {

@@ -6,6 +6,7 @@ pub mod catalog;
 pub mod client;
 pub mod compat;
 pub mod connect_privilege;
+pub mod etcd_library;
 pub mod ffi;
 pub mod labels;
 pub mod lwlock;

@@ -7,11 +7,12 @@ use crate::record::json::{Bytes, json};
 use crate::settings;
 use crate::shmem::{self, About};
 use model::event::{EventKind, FixedText, Record};
-use model::limit::{Limit, Names, Object, Unit};
+use model::limit::{Across, Limit, Names, Object, Unit};
 use model::seats::{Holder, Key};
 use model::session::Session;
+use model::sweep::Exceeded;
 use model::throttle::{LineKey, Suppressed};
-use model::verdict::{Admission, Ended, Excess, NotWaited};
+use model::verdict::{Admission, Elsewhere, Ended, Excess, NotWaited};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSqlErrorCode};
 use serde::Serialize;
@@ -58,6 +59,16 @@ enum Detail {
         role_oid: u32,
     },
     Seat(Seat),
+    Unreachable {
+        endpoint: String,
+        reason: String,
+    },
+    Rejoined {
+        places: u64,
+    },
+    ServerGone {
+        server: Option<String>,
+    },
 }
 
 /// A seat, or a call for one.
@@ -117,8 +128,14 @@ struct OverLimit {
     /// Not if it is `sessions`.
     #[serde(skip_serializing_if = "Option::is_none")]
     count: Option<&'static str>,
+    /// Not if it is `server`. Never beside `count`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    across: Option<&'static str>,
     subject: Option<Bytes>,
     in_use: u32,
+    /// On other servers, if it counts across servers and that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    elsewhere: Option<u32>,
     max: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     waited_ms: Option<u128>,
@@ -206,6 +223,10 @@ fn over_limit(excess: &Excess, ended: &Ended, waited: Option<Duration>) -> Detai
             .filter(|_| waited.is_none())
             .map(NotWaited::word),
         ended_pids: ended.shown.iter().flatten().copied().collect(),
+        elsewhere: match excess.elsewhere {
+            Some(Elsewhere::Held(number, _)) => Some(number),
+            _ => None,
+        },
         ..of_limit(&excess.limit, excess.in_use, &client::name_of)
     })
 }
@@ -216,8 +237,10 @@ fn of_limit(limit: &Limit, in_use: u32, names: Names) -> OverLimit {
         source: Bytes(limit.source.words(names)),
         per: limit.per.word(),
         count: (limit.unit != Unit::Session).then(|| limit.unit.count().word()),
+        across: (limit.across != Across::Server).then(|| limit.across.word()),
         subject: limit.subject(names).map(Bytes),
         in_use,
+        elsewhere: None,
         max: limit.max,
         waited_ms: None,
         not_waited: None,
@@ -238,9 +261,9 @@ pub fn reclaimed(pid: u32, role_oid: u32) {
     });
 }
 
-/// The sweep found `in_use` sessions under a limit that allows fewer. It has told the session `ended` to end; None: it
-/// only says so.
-pub fn swept(limit: &Limit, in_use: u32, ended: Option<(u32, &Session)>) {
+/// The sweep found more sessions under a limit than it allows. It has told the session `ended` to end; None: it only says
+/// so.
+pub fn swept(limit: &Limit, over: &Exceeded, ended: Option<(u32, &Session)>) {
     let name = |object| Bytes(catalog::name_of(object));
     let session = ended.map(|(_, session)| session);
     let database = session.map(|session| session.database);
@@ -255,7 +278,8 @@ pub fn swept(limit: &Limit, in_use: u32, ended: Option<(u32, &Session)>) {
         pid: ended.map(|(pid, _)| pid),
         detail: Detail::Over(OverLimit {
             action: Some(ended.map_or("log", |_| "terminate")),
-            ..of_limit(limit, in_use, &catalog::name_of)
+            elsewhere: (limit.across == Across::Servers).then_some(over.elsewhere),
+            ..of_limit(limit, over.in_use, &catalog::name_of)
         }),
     });
 }
@@ -295,6 +319,43 @@ pub fn seat(kind: EventKind, key: &Key, holder: &Holder, seat: Seat) {
         client_addr: holder.address,
         pid: Some(holder.pid),
         detail: Detail::Seat(seat),
+    });
+}
+
+/// etcd does not answer any more: why not, and which endpoint was asked last.
+pub fn unreachable(endpoint: &str, reason: &str) {
+    of_server(
+        EventKind::Unreachable,
+        Detail::Unreachable {
+            endpoint: endpoint.to_string(),
+            reason: reason.to_string(),
+        },
+    );
+}
+
+pub fn reachable() {
+    of_server(EventKind::Reachable, Detail::Nothing {});
+}
+
+/// This server is one of the others again, with so many places for its sessions.
+pub fn rejoined(places: u64) {
+    of_server(EventKind::Rejoined, Detail::Rejoined { places });
+}
+
+/// The server of this name was silent for too long; None: what it wrote of itself cannot be read.
+pub fn server_gone(server: Option<String>) {
+    of_server(EventKind::ServerGone, Detail::ServerGone { server });
+}
+
+fn of_server(kind: EventKind, detail: Detail) {
+    tell(&Event {
+        kind,
+        role_oid: 0,
+        role: None,
+        database: None,
+        client_addr: None,
+        pid: None,
+        detail,
     });
 }
 

@@ -138,7 +138,15 @@ fn parsed<T: DeserializeOwned>(json: &[u8]) -> Result<T, String> {
 
 /// The limit that a label without a list is short for.
 fn written_out(label: &mut Map<String, Value>) -> Vec<Value> {
-    let fields = ["max", "per", "count", "database", "network", "enforcement"];
+    let fields = [
+        "max",
+        "per",
+        "count",
+        "across",
+        "database",
+        "network",
+        "enforcement",
+    ];
     let taken = fields.iter().filter_map(|field| label.remove_entry(*field));
     let limit: Map<String, Value> = taken.collect();
     if limit.is_empty() {

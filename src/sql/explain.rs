@@ -13,7 +13,7 @@ use crate::sql::in_memory;
 use crate::sql::standings::{self, NO_SLOT};
 use crate::sql::viewer::{SqlText, Viewer};
 use crate::{error, shmem};
-use model::limit::{Limit, Scope, Unit, Who};
+use model::limit::{Across, Limit, Scope, Unit, Who};
 use model::precedence::{Applicable, Defaults, applicable};
 use model::session::Session;
 use model::verdict::Standing;
@@ -39,6 +39,8 @@ pub fn explain_login_0_2(
         name!(fits, Option<bool>),
         name!(enforcement, &'static str),
         name!(count, &'static str),
+        name!(across, &'static str),
+        name!(elsewhere, Option<i64>),
     ),
 > {
     shmem::require();
@@ -48,7 +50,7 @@ pub fn explain_login_0_2(
     let viewer = Viewer::current();
     let (role, database) = named(role, database, &viewer);
     let standings = standings(&role, &database, address.map(host));
-    let rows = standings.into_iter().map(|standing| {
+    let rows = standings.into_iter().map(|(standing, elsewhere, fits)| {
         let limit = standing.limit;
         let may_count = viewer.may_count_sessions(&limit);
         // A login that waits can take the room.
@@ -59,9 +61,11 @@ pub fn explain_login_0_2(
             limit.subject(&name_of),
             may_count.then_some(i64::from(standing.in_use)),
             i64::from(limit.max),
-            may_know.then_some(standing.fits),
+            fits.filter(|_| may_know),
             if limit.enforced { "on" } else { "log" },
             limit.unit.count().word(),
+            limit.across.word(),
+            elsewhere.filter(|_| may_count),
         )
     });
     in_memory(rows)
@@ -92,7 +96,12 @@ fn host(inet: Inet) -> IpAddr {
     )
 }
 
-fn standings(role: &Role, database: &Database, address: Option<IpAddr>) -> Vec<Standing> {
+/// How each limit stands, how many it counts on other servers, and whether a login fits, if that is known.
+fn standings(
+    role: &Role,
+    database: &Database,
+    address: Option<IpAddr>,
+) -> Vec<(Standing, Option<i64>, Option<bool>)> {
     let settings = settings::current();
     let (applicable, members, problems) =
         lookup::ask(role, Some(database), address, false, &settings);
@@ -111,7 +120,21 @@ fn standings(role: &Role, database: &Database, address: Option<IpAddr>) -> Vec<S
     };
     let mut copy = shmem::snapshot();
     let login = (NO_SLOT, session);
-    standings::standings(&copy.table(), login, &applicable.limits, members, &settings)
+    let table = copy.table();
+    let standings =
+        standings::standings(&table, login, &applicable.limits, members, &settings).into_iter();
+    let everywhere = standings.map(|standing| {
+        let elsewhere = standings::elsewhere(&table, &standing.limit);
+        let (in_use, max) = (i64::from(standing.in_use), i64::from(standing.limit.max));
+        let fits = match standing.limit.across {
+            Across::Servers if standing.fits && settings::servers::are_shared() => {
+                elsewhere.map(|it| it + in_use < max)
+            }
+            _ => Some(standing.fits),
+        };
+        (standing, elsewhere, fits)
+    });
+    everywhere.collect()
 }
 
 /// One row for each role with LOGIN that the caller may see. A `max` of -1: no limit.
@@ -149,7 +172,9 @@ fn effective_limits() -> TableIterator<
                 let is_it = (limit.scope, limit.unit) == (of_role, Unit::Session);
                 limit.enforced && is_it && !exempt
             };
-            let limit = limits.iter().find(is_effective);
+            // One on this server and one across servers hold both.
+            let limits = limits.iter().filter(is_effective);
+            let limit = limits.min_by_key(|limit| limit.max);
             (
                 role.name,
                 limit.map_or(-1, |limit| i64::from(limit.max)),

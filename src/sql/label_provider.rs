@@ -11,9 +11,9 @@ use crate::pg::labels::PROVIDER;
 use crate::pg::memberships::Administrators;
 use crate::pg::memory;
 use crate::{error, settings, shmem};
-use model::label::{Label, MAX_LABEL_BYTES};
+use model::label::{Label, LabelLimit, MAX_LABEL_BYTES};
 use model::label_target::LabelTarget;
-use model::limit::{Count, Object};
+use model::limit::{Across, Count, Object};
 use model::per::Per;
 use pgrx::prelude::*;
 use pgrx::{PgXactCallbackEvent, pg_sys};
@@ -197,6 +197,15 @@ fn check(
     if label.exempt && !is_superuser() {
         error::only_superusers_exempt();
     }
+    let is_across = |limit: &LabelLimit| limit.across == Across::Servers;
+    if label.limits.iter().any(is_across) {
+        if !is_superuser() {
+            error::only_superusers_count_across_servers();
+        }
+        if !settings::servers::are_shared() {
+            error::counts_on_this_server_alone();
+        }
+    }
     if let (Some(wait), Some(most)) = (label.longest_wait(), settings::current().max_label_wait)
         && wait > most
         && !is_superuser()
@@ -207,7 +216,7 @@ fn check(
         LabelTarget::Database => Per::Database,
         _ => Per::Role,
     };
-    let key = (Some(whole), None, None, Count::Sessions);
+    let key = (Some(whole), None, None, Count::Sessions, Across::Server);
     let limit = label.limits.iter().find(|limit| limit.key(target) == key);
     if let Some(limit) = limit
         && target != LabelTarget::Group

@@ -37,6 +37,7 @@ pub fn defined_limits_0_2() -> TableIterator<
         name!(unmatched, bool),
         name!(administrators, Option<Vec<pg_sys::Oid>>),
         name!(count, &'static str),
+        name!(across, &'static str),
     ),
 > {
     shmem::require();
@@ -69,6 +70,7 @@ pub fn defined_limits_0_2() -> TableIterator<
             !defined.can_match(&databases),
             defined.administrators(&administered),
             limit.count.word(),
+            limit.across.word(),
         )
     });
     in_memory(rows)

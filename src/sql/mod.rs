@@ -8,6 +8,7 @@ mod limit_stats;
 mod limits;
 mod released;
 mod seats;
+mod servers;
 mod standings;
 mod stats;
 mod status;

@@ -18,7 +18,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::ffi::CStr;
 
-/// Of 0.1.0: without `count`.
+/// Of 0.1.0: without `count`, `across` and `elsewhere`.
 #[pg_extern(sql = false)]
 fn explain_login(
     role: Option<&CStr>,
@@ -37,10 +37,10 @@ fn explain_login(
     ),
 > {
     let rows = explain_login_0_2(role, database, address);
-    TableIterator::new(rows.map(|(a, b, c, d, e, f, g, _)| (a, b, c, d, e, f, g)))
+    TableIterator::new(rows.map(|(a, b, c, d, e, f, g, ..)| (a, b, c, d, e, f, g)))
 }
 
-/// Of 0.1.0: without `administrators` and `count`.
+/// Of 0.1.0: without `administrators`, `count` and `across`.
 #[pg_extern(sql = false)]
 fn defined_limits() -> TableIterator<
     'static,
@@ -94,8 +94,9 @@ fn current_stats() -> TableIterator<
     )
 }
 
-/// Of 0.1.0: without `longest_wait_us`, `rolname`, `datname`, `client_addr`, `network` and `count`, and without the counts that the
-/// caller may not know: its view would say that nothing is free there. With the rows of limits in force that nobody is under.
+/// Of 0.1.0: without `longest_wait_us`, `rolname`, `datname`, `client_addr`, `network`, `count`, `across` and `elsewhere`, and
+/// without the counts that the caller may not know: its view would say that nothing is free there. With the rows of limits in
+/// force that nobody is under.
 #[pg_extern(sql = false)]
 fn current_usage() -> TableIterator<
     'static,

@@ -1,13 +1,17 @@
 //! How limits stand for a login that is not made, or for one that waits.
 
 use crate::lookup::{self, Inputs};
+use crate::pg::backend;
+use crate::pg::catalog::name_of;
 use crate::pg::memberships::Memberships;
 use crate::pg::memory;
-use crate::settings::Settings;
+use crate::settings::{self, Settings};
 use model::attempt::{Attempt, MayWait, Replacing, Rules};
 use model::decide;
-use model::limit::Limit;
+use model::limit::{Across, Limit};
 use model::members::Members;
+use model::servers::counter::Counter;
+use model::servers::place::{AcrossRules, Contact};
 use model::session::Session;
 use model::sweep::Applying;
 use model::table::Table;
@@ -49,6 +53,7 @@ pub fn standings(
         || MayWait::NOT,
         |inputs| {
             let login = Attempt {
+                across: AcrossRules::NONE,
                 slot,
                 pid: 0,
                 session,
@@ -60,6 +65,19 @@ pub fn standings(
             decide::explain(table, &login)
         },
     )
+}
+
+/// How many the limit counts on other servers, as of the last look at etcd. None if it counts on this one alone, or if that is
+/// not known.
+pub fn elsewhere(table: &Table, limit: &Limit) -> Option<i64> {
+    if limit.across == Across::Server || !settings::servers::are_shared() {
+        return None;
+    }
+    let is_known = table.places.contact(backend::boottime()) == Contact::Good;
+    let counter = Counter::of(limit.scope, &name_of);
+    let mut places = table.places.all();
+    let (_, place, _) = places.find(|(_, _, name)| **name == counter)?;
+    (is_known && place.was_looked_at_since(1)).then(|| place.elsewhere.into())
 }
 
 /// The logins that wait in a copy of the table, in the order of the queue. `applying` covers them.
@@ -77,7 +95,10 @@ pub fn waiting_logins(
         let limits: Vec<Limit> = limits.copied().collect();
         let standings = standings(table, login, &limits, members.clone(), settings);
         let full = hold.iter().zip(standings);
-        let full = full.filter(|(_, it)| it.limit.enforced && !it.fits);
+        // It lacks nothing but places.
+        let asks = table.places.asks(waiter.slot);
+        let lacks = |limit: &Limit| asks && limit.across == Across::Servers;
+        let full = full.filter(|(_, it)| it.limit.enforced && (!it.fits || lacks(&it.limit)));
         WaitingLogin {
             slot: waiter.slot,
             session: waiter.session,

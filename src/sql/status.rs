@@ -1,11 +1,12 @@
 //! Whether the library does what it should, in one row for a monitor.
 
-use crate::pg::memory;
+use crate::pg::{backend, memory};
 use crate::settings::{self, Enforcement};
 use crate::shmem;
 use crate::sql::in_memory;
 use crate::sql::viewer::Viewer;
 use model::counters::Statistics;
+use model::servers::place::Contact;
 use pgrx::prelude::*;
 
 /// The state of the library on this server, for everyone; how many logins wait only for those who may see who waits.
@@ -24,12 +25,15 @@ fn current_status() -> TableIterator<
         name!(slots, i64),
         name!(waiting, Option<i64>),
         name!(stats_lost, bool),
+        name!(etcd_reachable, Option<bool>),
     ),
 > {
     let tables = shmem::memory();
     memory::require(0);
     let shared = tables.shared;
     let sees_waiters = Viewer::current().sees_all();
+    let boottime = backend::boottime();
+    let contact = tables.table.shared(|table| table.places.contact(boottime));
     let row = (
         env!("CARGO_PKG_VERSION"),
         match settings::current().enforcement {
@@ -42,6 +46,7 @@ fn current_status() -> TableIterator<
         shared.slots() as i64,
         sees_waiters.then(|| shared.waiters().count() as i64),
         shmem::ask_statistics(Statistics::lost),
+        settings::servers::are_shared().then(|| contact == Contact::Good),
     );
     in_memory(std::iter::once(row))
 }

@@ -13,7 +13,7 @@ use crate::settings::{self, Enforcement};
 use crate::shmem;
 use crate::sql::in_force::{self, Question};
 use crate::sql::in_memory;
-use crate::sql::standings::{WaitingLogin, waiting_logins};
+use crate::sql::standings::{self, WaitingLogin, waiting_logins};
 use crate::sql::subject::Subject;
 use crate::sql::viewer::{SqlText, Viewer};
 use model::limit::Limit;
@@ -44,6 +44,8 @@ pub fn current_usage_0_2() -> TableIterator<
         name!(network, Option<String>),
         name!(enforcement, &'static str),
         name!(count, &'static str),
+        name!(across, &'static str),
+        name!(elsewhere, Option<i64>),
     ),
 > {
     let settings = settings::current();
@@ -93,6 +95,8 @@ pub fn current_usage_0_2() -> TableIterator<
                 _ => limit.enforcement(),
             },
             limit.unit.count().word(),
+            limit.across.word(),
+            standings::elsewhere(&table, limit).filter(|_| in_use),
         ))
     });
     in_memory(rows)
@@ -126,6 +130,7 @@ fn current_waiters() -> TableIterator<
         name!(source, Option<SqlText>),
         name!(per, Option<&'static str>),
         name!(count, Option<&'static str>),
+        name!(across, Option<&'static str>),
         name!(subject, Option<SqlText>),
     ),
 > {
@@ -152,6 +157,7 @@ fn current_waiters() -> TableIterator<
                 limit.map(|limit| limit.source.words(&name_of)),
                 limit.map(|limit| limit.per.word()),
                 limit.map(|limit| limit.unit.count().word()),
+                limit.map(|limit| limit.across.word()),
                 limit.and_then(|limit| limit.subject(&name_of)),
             )
         };

@@ -9,6 +9,7 @@ mod decisions {
     use crate::limit::{Limit, Scope, Unit, Who};
     use crate::members::{Members, Missing};
     use crate::own_table::OwnTable;
+    use crate::servers::place::AcrossRules;
     use crate::session::{Claim, Session};
     use crate::table::Table;
     use crate::table::tests::session;
@@ -311,6 +312,7 @@ mod decisions {
                 limits,
                 members: &members,
                 is_idle: &|_, _| false,
+                across: AcrossRules::NONE,
                 rules,
             };
             let explained = explain(
@@ -405,6 +407,7 @@ mod replacements {
     use crate::limit::{Limit, OnExcess, Unit, Who};
     use crate::members::{Members, SessionFilter};
     use crate::own_table::OwnTable;
+    use crate::servers::place::AcrossRules;
     use crate::session::{Claim, Session};
     use crate::table::Table;
     use crate::verdict::{Ended, Excess, Verdict};
@@ -689,6 +692,7 @@ mod replacements {
             limits: &limits,
             members: &members,
             is_idle: &is_idle,
+            across: AcrossRules::NONE,
             rules,
         };
         let verdict = attempt(table, &asking).expect("all is known");

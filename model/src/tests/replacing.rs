@@ -12,6 +12,7 @@ use crate::members::{Members, Missing, SessionFilter};
 use crate::own_table::OwnTable;
 use crate::per::Per;
 use crate::replace::idle_victim_woke;
+use crate::servers::place::AcrossRules;
 use crate::session::{Claim, EndReason, Session};
 use crate::table::Table;
 use crate::table::tests::session;
@@ -122,6 +123,7 @@ fn login(slot: usize, session: Session, limits: impl Into<Vec<Limit>>) -> Attemp
         limits: limits.into().leak(),
         members: Box::leak(Box::default()),
         is_idle: &|_, _| false,
+        across: AcrossRules::NONE,
         rules,
     }
 }

@@ -21,6 +21,7 @@ tests![
     node_postgres_without_a_listener,
     postgres_js,
     pgjdbc,
+    pgjdbc_goes_on_to_a_server_that_reaches_etcd,
     tokio_postgres,
 ];
 
@@ -175,24 +176,28 @@ fn postgres_js(server: &Server) {
 }
 
 fn pgjdbc(server: &Server) {
-    let script = || {
-        // A program in one file is compiled as it starts.
-        let modules = try_run(Command::new("java").arg("--list-modules"));
-        if !modules.is_ok_and(|modules| modules.contains("jdk.compiler")) {
-            return Err("no java with its compiler".to_string());
-        }
-        let mut java = Command::new("java");
-        java.arg("-cp")
-            .arg(packages::pgjdbc()?)
-            .arg(scripts().join("WithPgjdbc.java"));
-        Ok(java)
-    };
     let shows = Shows {
         refused: &["login PSQLException 53300: FATAL: FULL, DETAIL, HINT"],
         idle: &["query PSQLException 57P01: FATAL: ENDED, DETAIL"],
         busy: &["query PSQLException 57P01: FATAL: ENDED, DETAIL"],
     };
-    check(server, script, &shows);
+    check(server, java, &shows);
+}
+
+fn pgjdbc_goes_on_to_a_server_that_reaches_etcd(server: &Server) {
+    let Some(script) = available(java) else {
+        return;
+    };
+    let servers = crate::servers_faults::cut_off_and_in_touch(server);
+    let Some((_etcd, cluster, in_touch)) = servers else {
+        return;
+    };
+    let stage = Stage { cluster };
+    let hosts = format!("{},127.0.0.1:{}", stage.cluster.port, in_touch.port);
+    let mut driver = Driver::process(script, &stage, hosts);
+    driver.say("login");
+    // Nothing has failed.
+    assert_eq!(driver.line().as_deref(), Some("[]"), "{}", stage.stderr());
 }
 
 fn tokio_postgres(server: &Server) {
@@ -222,6 +227,19 @@ fn python(script: &str, folders: &[&Path], arguments: &[&str]) -> Command {
     python.env("PYTHONPATH", path);
     python.arg(scripts().join(script)).args(arguments);
     python
+}
+
+fn java() -> Result<Command, String> {
+    // A program in one file is compiled as it starts.
+    let modules = try_run(Command::new("java").arg("--list-modules"));
+    if !modules.is_ok_and(|modules| modules.contains("jdk.compiler")) {
+        return Err("no java with its compiler".to_string());
+    }
+    let mut java = Command::new("java");
+    java.arg("-cp")
+        .arg(packages::pgjdbc()?)
+        .arg(scripts().join("WithPgjdbc.java"));
+    Ok(java)
 }
 
 /// psycopg 3, told where to log in by what is appended.

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 tests![
     limits_of_a_role,
     limits_of_a_group_and_of_a_database,
+    on_this_server_and_across_servers,
     what_else_a_label_says_stays,
     policies,
     a_role_that_loses_login,
@@ -161,6 +162,64 @@ fn limits_of_a_group_and_of_a_database(server: &Server) {
         ("clear_limit(database => 'app', per => 'role')", Value::Null),
     ];
     edits(&mut superuser, "app", &steps);
+}
+
+fn on_this_server_and_across_servers(server: &Server) {
+    let (_cluster, mut superuser) = cluster(server);
+    let here = json!({"max": 3});
+    let everywhere = json!({"max": 1, "across": "servers"});
+    let in_words = json!({"max": 4, "across": "server"});
+    let steps = [
+        (
+            "set_limit(role => 'alice', max => 1, across => 'servers')",
+            json!([everywhere]),
+        ),
+        ("set_limit(3, 'alice')", json!([everywhere, here])),
+        (
+            "set_limit(role => 'alice', max => 4, across => 'server')",
+            json!([everywhere, in_words]),
+        ),
+        (
+            "set_limit(role => 'alice', per => 'role', max => 2, across => 'servers')",
+            json!([{"max": 2, "per": "role", "across": "servers"}, in_words]),
+        ),
+        (
+            "set_limit(role => 'alice', max => 1, across => 'servers')",
+            json!([everywhere, in_words]),
+        ),
+        ("clear_limit(role => 'alice')", json!([everywhere])),
+        ("set_limit(3, 'alice')", json!([everywhere, here])),
+        (
+            "clear_limit(role => 'alice', across => 'servers')",
+            json!([here]),
+        ),
+        (
+            "clear_limit(role => 'alice', across => 'server')",
+            Value::Null,
+        ),
+    ];
+    edits(&mut superuser, "alice", &steps);
+    // A label that is short for one limit.
+    superuser.query(&set_label(
+        "DATABASE app",
+        r#"{"max": 1, "across": "servers", "max_wait": 7}"#,
+    ));
+    assert_eq!(
+        edit(
+            &mut superuser,
+            "app",
+            "set_limit(database => 'app', max => 3)"
+        ),
+        Some(json!({"limits": [everywhere, here], "max_wait": 7}))
+    );
+    assert_eq!(
+        edit(
+            &mut superuser,
+            "app",
+            "clear_limit(database => 'app', across => 'servers')"
+        ),
+        Some(json!({"limits": [here], "max_wait": 7}))
+    );
 }
 
 fn what_else_a_label_says_stays(server: &Server) {
@@ -374,6 +433,31 @@ const WRONG: &[(&str, &str, &str)] = &[
         "22023",
         r#"enforcement": unknown value"#,
     ),
+    (
+        "set_limit(1, role => 'alice', across => 'cluster')",
+        "22023",
+        r#"across": unknown value "cluster", expected "server" or "servers""#,
+    ),
+    (
+        "set_limit(1, role => 'alice', across => 'servers', count => 'addresses')",
+        "22023",
+        r#"across": "servers" is not allowed with "count": "addresses""#,
+    ),
+    (
+        "set_limit(1, role => 'team', per => 'group', across => 'servers', count => 'roles')",
+        "22023",
+        r#"across": "servers" is not allowed with "count": "roles""#,
+    ),
+    (
+        "set_limit(1, role => 'alice', across => 'servers', enforcement => 'log')",
+        "22023",
+        r#"across": "servers" is not allowed with "enforcement": "log""#,
+    ),
+    (
+        "clear_limit(role => 'alice', across => 'servers')",
+        "42704",
+        "the label has no such limit",
+    ),
 ];
 
 fn what_is_wrong_is_refused(server: &Server) {
@@ -390,7 +474,7 @@ fn what_is_wrong_is_refused(server: &Server) {
             assert!(error.hint().starts_with("Example: "), "{error:?}");
         }
         if *words == "the label has no such limit" {
-            let key = r#""per", "database", "network" and "count""#;
+            let key = r#""per", "database", "network", "count" and "across""#;
             assert!(error.hint().contains(key), "{error:?}");
         }
     }

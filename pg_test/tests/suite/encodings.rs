@@ -167,7 +167,7 @@ fn a_setting_from_another_database(server: &Server) {
 }
 
 /// What is called, and the SQLSTATE and the message, or DETAIL, of its error. `X` is what is not ASCII.
-const WRONG: [(&str, &str, &str); 22] = [
+const WRONG: [(&str, &str, &str); 23] = [
     (
         "set_limit(1, role => 'X')",
         "42704",
@@ -202,6 +202,11 @@ const WRONG: [(&str, &str, &str); 22] = [
         "set_limit(1, role => 'app', enforcement => 'X')",
         "22023",
         r#"Field "limits[0].enforcement": unknown value "X", "#,
+    ),
+    (
+        "set_limit(1, role => 'app', across => 'X')",
+        "22023",
+        r#"Field "limits[0].across": unknown value "X", "#,
     ),
     (
         "clear_limit(role => 'X')",

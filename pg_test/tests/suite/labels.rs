@@ -163,6 +163,21 @@ const BAD: &[(&str, &str, &str)] = &[
         r#"{"max": 1, "enforcement": "off"}"#,
         r#"Field "enforcement": "#,
     ),
+    (
+        "ROLE alice",
+        r#"{"max": 1, "across": "cluster"}"#,
+        r#"Field "across": unknown value "cluster""#,
+    ),
+    (
+        "ROLE alice",
+        r#"{"max": 1, "across": "servers", "count": "addresses"}"#,
+        r#"Field "across": "servers" is not allowed with "count": "addresses""#,
+    ),
+    (
+        "ROLE team",
+        r#"{"limits": [{"max": 1, "per": "role", "across": "servers", "enforcement": "log"}]}"#,
+        r#"Field "limits[0].across": "servers" is not allowed with "enforcement": "log""#,
+    ),
     ("ROLE alice", r#"{"exempt": 1}"#, r#"Field "exempt": "#),
     (
         "ROLE alice",
@@ -299,6 +314,10 @@ fn a_label_is_stored_to_the_letter(server: &Server) {
             "DATABASE app",
             r#"{"max": 262143, "network": "10.0.0.0/8", "max_wait": 0}"#,
         ),
+        (
+            "DATABASE app",
+            r#"{"limits": [{"across": "servers", "max": 300}, {"max": 120, "across":"server"}]}"#,
+        ),
     ];
     for (object, json) in good {
         superuser.query(&set_label(object, json));
@@ -411,6 +430,12 @@ fn larger_than_the_connection_limit(server: &Server) {
         };
         assert_eq!(printed, expected, "{object} {json}");
     }
+    let across = set_label("ROLE alice", r#"{"max": 3, "across": "servers"}"#);
+    let alone = "NOTICE:  the limit counts on this server alone, because session_limit.etcd_endpoints is empty\n";
+    assert_eq!(
+        cluster.psql("postgres", &across),
+        format!("{alone}SECURITY LABEL\n")
+    );
     let stored = "SELECT count(*) FROM pg_shseclabel";
     assert_eq!(cluster.superuser().value(stored), "3");
 }
@@ -455,6 +480,10 @@ const BAD_CLUSTER_LIMITS: &[(&str, &str)] = &[
     (
         r#"{"limits": [{"max": 1, "per": "address", "network": "ten"}]}"#,
         r#"Field "limits[0].network": "#,
+    ),
+    (
+        r#"{"max": 1, "per": "cluster", "across": "servers", "enforcement": "log"}"#,
+        r#"Field "across": "servers" is not allowed with "enforcement": "log""#,
     ),
     (r#"{"exempt": true}"#, r#"Field "exempt": "#),
 ];
@@ -585,6 +614,11 @@ const BROKEN: &[(&str, &str)] = &[
     (
         r#"'{"max": 9, "per": "role", "network": "ten"}'"#,
         r#"Field "network": "ten" is not a network"#,
+    ),
+    // Not counted across servers, but not taken for a limit on this server, either.
+    (
+        r#"'{"max": 9, "per": "role", "across": "servers", "enforcement": "log"}'"#,
+        r#"Field "across": "servers" is not allowed with "enforcement": "log""#,
     ),
     (COMPRESSED, "It is too long to be read at login."),
     (ELSEWHERE, "It is too long to be read at login."),

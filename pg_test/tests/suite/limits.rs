@@ -1,7 +1,7 @@
 //! The views and the function that show limits: `limits`, `usage` of every kind, `role_limits`,
 //! `explain_login`.
 
-use crate::scene::set_label;
+use crate::scene::{admitted, refused, set_label, wait_until};
 use pg_test::client::{Session, Target};
 use pg_test::cluster::Cluster;
 use pg_test::server::Server;
@@ -9,6 +9,7 @@ use pg_test::server::Server;
 tests![
     every_limit_that_is_set,
     usage_of_every_kind,
+    across_servers,
     the_limit_of_each_role,
     explained_with_names_and_numbers,
     what_cannot_be_explained,
@@ -122,6 +123,82 @@ fn usage_of_every_kind(server: &Server) {
         "role|bob|||",
     ];
     assert_eq!(lines(superuser.query(sql)), expected);
+}
+
+/// A limit across servers beside the same on this server: each has its own row everywhere, and both hold.
+fn across_servers(server: &Server) {
+    let cluster = Cluster::start(server, &[("session_limit.max_wait", "0")]);
+    cluster.sql(&[
+        "CREATE EXTENSION session_limit",
+        "CREATE ROLE alice LOGIN",
+        "CREATE ROLE bob LOGIN",
+        r#"SECURITY LABEL FOR session_limit ON ROLE alice IS '{"limits": [{"max": 3, "across": "servers"}, {"max": 2}]}'"#,
+    ]);
+    let limits = r#"{"limits": [{"max": 9, "per": "cluster", "across": "servers"}, {"max": 4, "per": "role", "across": "servers"}]}"#;
+    cluster.set(&[("session_limit.cluster_limits", limits)]);
+    let mut superuser = cluster.superuser();
+    let sql = "SELECT source, per, max, across FROM session_limit.limits ORDER BY source COLLATE \"C\", max";
+    let expected = [
+        "label on role alice|role|2|server",
+        "label on role alice|role|3|servers",
+        "session_limit.cluster_limits|role|4|servers",
+        "session_limit.cluster_limits|cluster|9|servers",
+    ];
+    assert_eq!(lines(superuser.query(sql)), expected);
+    let sql = "SELECT usename, max, source FROM session_limit.role_limits ORDER BY usename LIMIT 2";
+    let expected = [
+        "alice|2|label on role alice",
+        "bob|4|session_limit.cluster_limits",
+    ];
+    assert_eq!(lines(superuser.query(sql)), expected);
+
+    let alice = cluster.login_of("alice");
+    let _sessions = [admitted(&alice), admitted(&alice)];
+    let usage = "SELECT per, subject, in_use, max, free, across, elsewhere FROM session_limit.usage ORDER BY max, subject";
+    let expected = [
+        "role|alice|2|2|0|server|",
+        "role|alice|2|3|1|servers|",
+        "cluster||3|9|6|servers|",
+    ];
+    assert_eq!(lines(superuser.query(usage)), expected);
+    let explain = "SELECT per, in_use, max, fits, count, across, elsewhere FROM session_limit.explain_login('alice') ORDER BY max";
+    let expected = [
+        "role|2|2|f|sessions|server|",
+        "role|2|3|t|sessions|servers|",
+        "cluster|3|9|t|sessions|servers|",
+    ];
+    assert_eq!(lines(superuser.query(explain)), expected);
+    let refusal = refused(&alice);
+    assert_eq!(refusal.sqlstate(), "53300", "{refusal:?}");
+    let limit = "The limit is 2 sessions (label on role alice)";
+    assert!(refusal.detail().starts_with(limit), "{refusal:?}");
+
+    // Now the one across servers is the smaller.
+    superuser
+        .query("SELECT session_limit.set_limit(role => 'alice', max => 2, across => 'servers')");
+    superuser.query("SELECT session_limit.set_limit(role => 'alice', max => 5)");
+    assert_eq!(refused(&alice).sqlstate(), "53300");
+    let sql = "SELECT detail->>'max', detail->>'across' FROM session_limit.events WHERE event = 'refused' ORDER BY event_time";
+    assert_eq!(lines(superuser.query(sql)), ["2|", "2|servers"]);
+    let refusals = crate::events::logged_as(&cluster, "refused");
+    assert_eq!(
+        refusals.last().map(|it| &it["across"]),
+        Some(&"servers".into())
+    );
+    let sql =
+        "SELECT per, across, subject, max, admitted, refused_no_room FROM session_limit.limit_stats
+        WHERE per = 'role' ORDER BY across";
+    let expected = ["role|server|alice|2|2|1", "role|servers|alice|2|2|1"];
+    assert_eq!(lines(superuser.query(sql)), expected);
+    superuser.query(&set_label(
+        "ROLE alice",
+        r#"{"limits": [{"max": 2, "across": "servers", "max_wait": "10min"}, {"max": 2, "max_wait": "10min"}]}"#,
+    ));
+    let mut waiter = alice.connect();
+    waiter.send_startup(&alice);
+    let sql = "SELECT string_agg(it->>'across', ' ' ORDER BY it->>'across')
+        FROM session_limit.waiters, json_array_elements(limits) it";
+    wait_until(&mut superuser, sql, "server servers");
 }
 
 fn the_limit_of_each_role(server: &Server) {

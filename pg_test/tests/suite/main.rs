@@ -52,6 +52,9 @@ mod round_trips;
 mod scene;
 mod schema;
 mod seats;
+mod servers;
+mod servers_faults;
+mod servers_storms;
 mod settings;
 mod stats;
 mod storm;
@@ -96,6 +99,9 @@ const MODULES: &[(&str, &[Test])] = &[
     ("rolling_out", rolling_out::TESTS),
     ("round_trips", round_trips::TESTS),
     ("seats", seats::TESTS),
+    ("servers", servers::TESTS),
+    ("servers_faults", servers_faults::TESTS),
+    ("servers_storms", servers_storms::TESTS),
     ("settings", settings::TESTS),
     ("stats", stats::TESTS),
     ("storm", storm::TESTS),

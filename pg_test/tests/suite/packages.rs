@@ -13,7 +13,7 @@ use std::process::Command;
 tests![a_package_of_debian, an_extension_image];
 
 /// Built by the Makefile and `debian/`, installed, installed again under the running server, and removed; in a Debian of its
-/// own. The library is built outside of it, where Rust is.
+/// own. The libraries are built outside of it, where Rust is.
 fn a_package_of_debian(server: &Server) {
     // The major of Debian 12.
     if server.major != 15 {
@@ -30,8 +30,8 @@ fn a_package_of_debian(server: &Server) {
         .arg(&root)
         .arg(here.join("root")));
     let root = here.join("root");
-    let library = built_by_make(server);
-    copy_source(&root.join("session_limit"), &library);
+    let libraries = built_by_make(server);
+    copy_source(&root.join("session_limit"), &libraries);
     let script = place::checkout().join("pg_test/tests/suite/packages.sh");
     fs::copy(script, root.join("packages.sh")).expect("copy the script");
     let said = in_namespaces(
@@ -54,8 +54,8 @@ fn in_namespaces(script: &str, folder: &Path) -> Result<String, String> {
     try_run(unshare.args(["sh", "-c", script]).current_dir(folder))
 }
 
-/// The library for packages, which names no folder of this machine.
-fn built_by_make(server: &Server) -> PathBuf {
+/// The libraries for packages, which name no folder of this machine.
+fn built_by_make(server: &Server) -> [PathBuf; 2] {
     let target = place::target().join("15-package");
     let assigned = |name: &str, value: &Path| format!("{name}={}", value.display());
     let mut make = Command::new("make");
@@ -64,8 +64,16 @@ fn built_by_make(server: &Server) -> PathBuf {
     make.arg(assigned("PG_CONFIG", &server.pg_config))
         .arg(assigned("TARGET", &target));
     run(make.args(["CARGO_FLAGS=--quiet", "all"]));
-    let library = target.join("release/libsession_limit.so");
-    let bytes = fs::read(&library).expect("read the library");
+    let names = ["libsession_limit.so", "libsession_limit_servers.so"];
+    let libraries = names.map(|name| target.join("release").join(name));
+    libraries
+        .iter()
+        .for_each(|library| names_no_folder(library));
+    libraries
+}
+
+fn names_no_folder(library: &Path) {
+    let bytes = fs::read(library).expect("read the library");
     let text = String::from_utf8_lossy(&bytes);
     let home = std::env::var("HOME").expect("HOME");
     assert!(text.contains("cargo/registry/src/"), "panics name no files");
@@ -73,13 +81,12 @@ fn built_by_make(server: &Server) -> PathBuf {
         let named = text
             .find(&*folder)
             .map(|at| text[at..].chars().take(100).collect::<String>());
-        assert_eq!(named, None);
+        assert_eq!(named, None, "{}", library.display());
     }
-    library
 }
 
-/// The source without what is built of it, but for the library of 15, where the Makefile has it.
-fn copy_source(to: &Path, library: &Path) {
+/// The source without what is built of it, but for the libraries of 15, where the Makefile has them.
+fn copy_source(to: &Path, libraries: &[PathBuf]) {
     let release = to.join("target/pg15/release");
     fs::create_dir_all(&release).expect("create a folder");
     for entry in fs::read_dir(place::checkout())
@@ -90,7 +97,7 @@ fn copy_source(to: &Path, library: &Path) {
             run(Command::new("cp").arg("-a").arg(entry.path()).arg(to));
         }
     }
-    run(Command::new("cp").arg("-p").arg(library).arg(release));
+    run(Command::new("cp").arg("-p").args(libraries).arg(release));
 }
 
 /// The layout of an extension image: the server is told where the files are, by settings alone.
@@ -103,8 +110,9 @@ fn an_extension_image(server: &Server) {
     fs::create_dir_all(&library).expect("create a folder");
     fs::create_dir_all(&files).expect("create a folder");
     let checkout = place::checkout();
-    let installed = format!("{}/session_limit.so", server.config("--pkglibdir"));
-    run(Command::new("cp").arg(installed).arg(&library));
+    for name in ["session_limit", "session_limit_servers"] {
+        run(Command::new("cp").arg(server.library(name)).arg(&library));
+    }
     run(Command::new("cp")
         .arg("-r")
         .arg(checkout.join("sql/."))

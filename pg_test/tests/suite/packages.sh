@@ -1,11 +1,11 @@
-# Run by packages.rs, as root of a Debian 12 of its own: makes the package of /session_limit, whose library is built already,
+# Run by packages.rs, as root of a Debian 12 of its own: makes the package of /session_limit, whose libraries are built already,
 # and lives with it.
 set -eux
 export DEBIAN_FRONTEND=noninteractive
 
 cd /session_limit
 pg_buildext updatecontrol
-# The build's dependencies were for the library.
+# The build's dependencies were for the libraries.
 dpkg-buildpackage --build=binary --no-pre-clean --no-check-builddeps -us -uc
 deb=$(echo /postgresql-15-session-limit_*.deb)
 test -f /postgresql-15-session-limit-dbgsym_*.deb
@@ -15,8 +15,9 @@ dpkg-deb -c "$deb" | grep -F /examples/monitoring/grafana.json
 cd /
 
 apt-get install -y "$deb"
-library=/usr/lib/postgresql/15/lib/session_limit.so
-file -b $library | grep -F ', stripped'
+for library in session_limit session_limit_servers; do
+    file -b /usr/lib/postgresql/15/lib/$library.so | grep -F ', stripped'
+done
 pg_createcluster 15 limited -p 5499 -o shared_preload_libraries=session_limit -- --auth-local=trust
 pg_ctlcluster 15 limited start
 

@@ -47,6 +47,8 @@ fn from_a_dry_run_to_the_sweep(server: &Server) {
         "f",
         "log",
         "sessions",
+        "server",
+        "",
     ];
     assert_eq!(found[3], [limit.map(String::from).to_vec()]);
     assert!(

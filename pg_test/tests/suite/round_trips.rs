@@ -46,6 +46,8 @@ const LIMITS: &[&str] = &[
     "CREATE ROLE hank LOGIN IN ROLE seats",
     "CREATE ROLE ivan LOGIN",
     r#"SECURITY LABEL FOR session_limit ON ROLE ivan IS '{"max": 1, "per": ["role", "database"]}'"#,
+    "CREATE ROLE judy LOGIN",
+    r#"SECURITY LABEL FOR session_limit ON ROLE judy IS '{"limits": [{"max": 1, "across": "servers"}, {"max": 2}]}'"#,
     "CREATE DATABASE app CONNECTION LIMIT 9",
     r#"SECURITY LABEL FOR session_limit ON DATABASE app IS '{"max": 1}'"#,
     "CREATE DATABASE web CONNECTION LIMIT 1",
@@ -54,15 +56,16 @@ const LIMITS: &[&str] = &[
 ];
 
 /// How many of them are labels.
-const LABELS: usize = 6;
+const LABELS: usize = 7;
 
 /// In a database, a login that takes the last place, one that is too many, and the limit's source.
-const FULL: [(&str, [&str; 2], &str); 7] = [
+const FULL: [(&str, [&str; 2], &str); 8] = [
     ("postgres", ["alice", "alice"], "label on role alice"),
     ("postgres", ["bob", "bob"], "CONNECTION LIMIT of role bob"),
     ("postgres", ["carol", "dave"], "label on role team"),
     ("postgres", ["gina", "hank"], "label on role seats"),
     ("postgres", ["ivan", "ivan"], "label on role ivan"),
+    ("postgres", ["judy", "judy"], "label on role judy"),
     ("app", ["erin", "frank"], "label on database app"),
     ("web", ["erin", "frank"], "CONNECTION LIMIT of database web"),
 ];

@@ -150,7 +150,7 @@ fn a_bad_value_is_refused_by_name(server: &Server) {
     let words = "SELECT string_agg(enumvals::text, ' ' ORDER BY name) FROM pg_settings WHERE name LIKE 'session_limit.%'";
     assert_eq!(
         superuser.value(words),
-        "{on,log,off} {on,local,off} {refuse,replace_oldest,replace_idle} {off,log,terminate}"
+        "{on,log,off} {on,local,off} {refuse,replace_oldest,replace_idle} {local,refuse} {off,log,terminate}"
     );
 
     cluster.append(

@@ -156,7 +156,7 @@ fn waiters(server: &Server) {
         "SELECT usename, datname, client_addr, waitstart BETWEEN '{before}' AND clock_timestamp(), limits
         FROM session_limit.waiters"
     );
-    let limits = r#"[{"source" : "CONNECTION LIMIT of role alice", "per" : "role", "count" : "sessions", "subject" : "alice"}]"#;
+    let limits = r#"[{"source" : "CONNECTION LIMIT of role alice", "per" : "role", "count" : "sessions", "across" : "server", "subject" : "alice"}]"#;
     let expected = [["alice", "app", "127.0.0.1", "t", limits]];
     assert_eq!(superuser.query(&sql), expected);
     let usage = "SELECT per, waiting, longest_wait BETWEEN '1 microsecond' AND '10 min'
@@ -214,6 +214,8 @@ fn status(server: &Server) {
         let target = cluster.login_of("alice");
         move || admitted(&target)
     });
+    let servers = "SELECT etcd_reachable IS NULL FROM session_limit.status";
+    assert_eq!(superuser.value(servers), "t", "there is no etcd");
     let waiting = "SELECT waiting FROM session_limit.status";
     wait_until(&mut superuser, waiting, "1");
     assert_eq!(superuser.query(state), [["on", "2", "t", "1", "f"]]);
@@ -346,7 +348,7 @@ fn everything_has_a_comment(server: &Server) {
     assert_eq!(superuser.query(bare), Vec::<Vec<String>>::new());
     assert_eq!(
         superuser.value("SELECT count(*) FROM pg_settings WHERE name LIKE 'session_limit.%'"),
-        "18"
+        "29"
     );
 }
 

@@ -154,7 +154,8 @@ pub struct Driver {
 }
 
 impl Driver {
-    pub fn process(mut script: Command, stage: &Stage, port: u16) -> Driver {
+    /// To this port, or ports and hosts, as the script takes them.
+    pub fn process(mut script: Command, stage: &Stage, port: impl ToString) -> Driver {
         let errors = File::create(stage.cluster.dir.join("driver")).expect("a file for errors");
         script.arg(port.to_string());
         for (name, _) in std::env::vars_os() {

@@ -1,5 +1,7 @@
 //! The settings. Defined by the postmaster; every one but `max_events` and `max_seats` can be changed by reload.
 
+pub mod servers;
+
 use crate::error;
 use crate::pg::{backend, memory};
 use model::encoding;
@@ -256,6 +258,7 @@ pub fn define() {
     define_sweep();
     define_events();
     define_seats();
+    servers::define();
     // SAFETY: called by the postmaster while it preloads, as the function asks; the name is static.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"session_limit".as_ptr()) };
 }
