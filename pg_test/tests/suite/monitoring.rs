@@ -47,6 +47,10 @@ fn exporters_give_the_same_metrics(server: &Server) {
             r#"{"max": 1, "max_wait": 0, "on_excess": "replace_oldest"}"#,
         ),
         ("ROLE dave", r#"{"limits": [{"max": 4, "per": "address"}]}"#),
+        (
+            "ROLE eve",
+            r#"{"limits": [{"max": 5, "across": "servers"}, {"max": 3, "count": "addresses"}]}"#,
+        ),
         ("ROLE team", r#"{"max": 20, "per": "group"}"#),
     ] {
         superuser.query(&set_label(object, label));
@@ -55,8 +59,11 @@ fn exporters_give_the_same_metrics(server: &Server) {
     metrics.wait_for(r#"session_limit_status_worker_running"#, 1.0);
     metrics.wait_for(r#"session_limit_status_stats_lost"#, 0.0);
     metrics.wait_for(r#"session_limit_status_versions_differ"#, 0.0);
+    metrics.wait_for(r#"session_limit_status_etcd_unreachable"#, 0.0);
     metrics.wait_for(r#"session_limit_enforcement_active{mode="on"}"#, 1.0);
     metrics.wait_for(r#"session_limit_enforcement_active{mode="log"}"#, 0.0);
+    metrics.wait_for(r#"session_limit_usage_max{across="servers"}"#, 5.0);
+    metrics.wait_for(r#"session_limit_usage_max{count="addresses"}"#, 3.0);
     // Nobody is in.
     let team =
         r#"{source="label on role team",per="group",rolname="team",datname="",enforcement="on"}"#;
