@@ -34,7 +34,7 @@ mod books;
 mod changes;
 mod model;
 mod quiet;
-mod random;
+pub(crate) mod random;
 mod seats;
 
 use crate::bench::{Best, Figures, Table};

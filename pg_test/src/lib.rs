@@ -4,6 +4,7 @@
 
 pub mod bench;
 pub mod chaos;
+pub mod chaos_servers;
 pub mod client;
 pub mod cluster;
 pub mod etcd;

@@ -53,6 +53,7 @@ mod scene;
 mod schema;
 mod seats;
 mod servers;
+mod servers_chaos;
 mod servers_faults;
 mod servers_storms;
 mod settings;
@@ -100,6 +101,7 @@ const MODULES: &[(&str, &[Test])] = &[
     ("round_trips", round_trips::TESTS),
     ("seats", seats::TESTS),
     ("servers", servers::TESTS),
+    ("servers_chaos", servers_chaos::TESTS),
     ("servers_faults", servers_faults::TESTS),
     ("servers_storms", servers_storms::TESTS),
     ("settings", settings::TESTS),
