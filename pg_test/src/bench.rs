@@ -38,6 +38,10 @@ impl Figures {
         self.0.push(figure);
     }
 
+    pub fn extend(&mut self, others: Figures) {
+        self.0.extend(others.0);
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -81,6 +85,12 @@ impl Figures {
     pub fn over(&self, other: &Figures) -> Figures {
         let ratios = self.0.iter().zip(&other.0).map(|(one, two)| one / two);
         ratios.filter(|ratio| ratio.is_finite()).collect()
+    }
+
+    /// Less another variant's of the same round.
+    pub fn less(&self, other: &Figures) -> Figures {
+        let pairs = self.0.iter().zip(&other.0);
+        pairs.map(|(one, two)| one - two).collect()
     }
 
     /// The median, and between which two figures the middle four fifths of the rounds are.

@@ -98,6 +98,22 @@ one of a day.
 Then logins beside clients that take and give back all the time: they take their part of the machine's cores, with seats or without.",
     ),
     (
+        "servers",
+        "Limits across servers",
+        "Two fleets of three servers take turns; the etcd of one has one member, that of the other three. Servers, etcd and clients share the machine and its disk, to
+which etcd writes before it answers. A network between them adds its round trips.
+
+First logins one after the other, by the client's clock, from connecting to being in. A place is held where a session of the same role has just ended on that server. Etcd is asked
+where each login has another role, which no server holds a place for; beside it a put of one key to the same etcd, by the client that the servers use. The two servers without `etcd_endpoints`
+differ in nothing.
+
+Then clients that log in and close all the time, eight on each server: without a limit; all under one limit, as those of a pool; and each login as a role that
+the server holds no place for, with a limit of its own. Transactions are those that the servers have sent, by etcd's own count, with those that only look. Who is refused tries again at once, and its time goes on.
+
+Then etcd's leader is killed, and on each server a login begins that needs a place of etcd; with `on_unreachable = refuse`, and as long as it is refused it tries again. Who finds a place that its server holds, or has no such
+limit, is not held up. Where nothing happens, a server writes its sign of life, every 2.5 seconds.",
+    ),
+    (
         "chaos",
         "Survival",
         "Clients that log in, query, idle, vanish, wait, and are told to end, cancelled, replaced and killed with `kill -9`, under limits of every kind, on a primary
