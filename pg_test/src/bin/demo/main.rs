@@ -1,7 +1,8 @@
 //! `cargo demo`: the main job, on a PostgreSQL of its own. `cargo demo -- --keep`: the same cluster
-//! to play with. `cargo demo -- seats`: seats, through a PgBouncer.
+//! to play with. `cargo demo -- seats`: seats, through a PgBouncer. `cargo demo -- servers`: one limit for two servers.
 
 mod seats;
+mod servers;
 
 use pg_test::client::Refusal;
 use pg_test::cluster::Cluster;
@@ -15,16 +16,21 @@ const LOGINS: usize = 50;
 const USAGE: &str = "usage:
   cargo demo              one session for each role
   cargo demo -- --keep    the same cluster to play with
-  cargo demo -- seats     one login for each user of an application, through a PgBouncer in transaction mode";
+  cargo demo -- seats     one login for each user of an application, through a PgBouncer in transaction mode
+  cargo demo -- servers   one limit for a primary and its standby, counted in an etcd";
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let server = || server::servers().remove(0);
+    let server = || {
+        say("getting PostgreSQL and the libraries ready: minutes, if they must be built");
+        server::servers().remove(0)
+    };
     match arguments.as_slice() {
         [] => show(&limited(&server())),
         ["--keep"] => stay(&limited(&server())),
         ["seats"] => seats::show(&server()),
+        ["servers"] => servers::show(&server()),
         other => {
             eprintln!("{USAGE}\nnot {other:?}");
             exit(2);
@@ -108,6 +114,7 @@ fn show(cluster: &Cluster) {
 
     println!("\nThe same cluster to play with: cargo demo -- --keep");
     println!("One login for each user of an application: cargo demo -- seats");
+    println!("One limit for two servers: cargo demo -- servers");
 }
 
 fn stay(cluster: &Cluster) {
