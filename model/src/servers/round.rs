@@ -1,13 +1,14 @@
 //! One round: what this server asks of etcd for its places, and what it makes of the answer.
 //!
-//! [`plan`] and [`settle`] run under the table's exclusive lock and allocate nothing; what is between them does not.
+//! [`plan`] and [`settle`] run under the table's exclusive lock and allocate nothing; what is between them, in `exchange`,
+//! does not.
 
 use super::counter::Counter;
-use super::member::{self, Me};
 use super::place::{Holder, Number, PLACES_A_SLOT, Place};
-use super::transaction::{Answer, Compare, Operation, Outcome, Row, Transaction};
 use crate::table::Table;
 use std::collections::BTreeSet;
+
+mod exchange;
 
 /// So many places at most are in one transaction. etcd allows 128 operations in one, those of transactions within it
 /// among them (`--max-txn-ops`): tried, 125 transactions of 3 are taken, 126 are not.
@@ -18,9 +19,6 @@ const RAISED_A_ROUND: usize = 30;
 
 /// So many places at most are raised all or none.
 const PLACES_TOGETHER: usize = 20;
-
-/// What nobody lives for any more is deleted, so many keys in one transaction.
-const DELETED_AT_ONCE: usize = 20;
 
 /// For so long a place that nobody here needs is kept: half of the default `max_wait`, so that a login elsewhere still gets it,
 /// and a pool that connects again costs etcd nothing. In microseconds.
@@ -394,71 +392,6 @@ impl Rounds {
         true
     }
 
-    /// The transaction of the jobs that were planned; None if there are none.
-    pub fn transaction(&mut self, me: &Me) -> Option<Transaction> {
-        if self.jobs.is_empty() {
-            return None;
-        }
-        let mut success = vec![Operation::Range(format!("{}m/", self.prefix))];
-        for (index, first) in self.jobs.iter().enumerate() {
-            if first.group == index {
-                let group = self.jobs.iter().filter(|job| job.group == index);
-                success.push(Operation::Transaction(self.of_group(group, me)));
-            }
-        }
-        for _ in 0..DELETED_AT_ONCE {
-            success.extend(self.trash.pop_first().map(Operation::Delete));
-        }
-        Some(Transaction {
-            compare: vec![me.lives(&self.prefix)],
-            success,
-            failure: vec![],
-        })
-    }
-
-    fn of_group<'a>(&self, jobs: impl Iterator<Item = &'a Job>, me: &Me) -> Transaction {
-        let mut inner = Transaction::default();
-        let mut reads = Vec::new();
-        let mut takes = false;
-        for job in jobs {
-            let all = format!("{}c/{}/", self.prefix, job.counter.text());
-            let (place, wish) = (format!("{all}p/{}", me.id), format!("{all}w/{}", me.id));
-            let view = self.views.get(job.number as usize);
-            let (revision, own_revision) = view.map_or((0, 0), |it| (it.revision, it.own_revision));
-            let unchanged = Compare::ModifiedAt(place.clone(), own_revision);
-            takes |= matches!(job.act, Act::Raise(_) | Act::Assert(_) | Act::Wish(_));
-            match job.act {
-                Act::Raise(held) => {
-                    let others = format!("{all}p/");
-                    inner
-                        .compare
-                        .push(Compare::UnmodifiedSince(others, revision));
-                    inner.success.push(Operation::Put(place, held.to_string()));
-                    inner.success.push(Operation::Delete(wish));
-                }
-                Act::Lower(0) => {
-                    inner.compare.push(unchanged);
-                    inner.success.push(Operation::Delete(place));
-                }
-                Act::Lower(held) | Act::Assert(held) => {
-                    inner.compare.push(unchanged);
-                    inner.success.push(Operation::Put(place, held.to_string()));
-                }
-                Act::Wish(number) => inner.success.push(Operation::Put(wish, number.to_string())),
-                Act::Unwish => inner.success.push(Operation::Delete(wish)),
-                Act::Look => {}
-            }
-            reads.push(Operation::Range(all));
-        }
-        // What arrives late, when this server does not know of it, would stay.
-        inner
-            .compare
-            .extend(takes.then(|| me.is_in_time(&self.prefix)));
-        inner.failure.clone_from(&reads);
-        inner.success.extend(reads);
-        inner
-    }
-
     /// Another server has taken places for its sessions, whatever others held: what is held here may be too many now.
     pub fn look_again(&mut self) {
         for view in &mut self.views {
@@ -480,45 +413,6 @@ impl Rounds {
                 view.known = Known::Uncertain;
             }
         }
-    }
-
-    /// Reads the answer to the transaction, whose conditions held. `lives` says which servers live.
-    pub fn read(
-        &mut self,
-        answer: &Answer,
-        me: &Me,
-        lives: impl Fn(&str) -> bool,
-    ) -> Result<(), String> {
-        let unexpected = || "etcd's answer is not that to what was asked".to_string();
-        self.read.clear();
-        self.read.resize(self.jobs.len(), Read::default());
-        let mut results = answer.results.iter().skip(1);
-        for group in 0..self.jobs.len() {
-            if self
-                .jobs
-                .get(group)
-                .is_none_or(|first| first.group != group)
-            {
-                continue;
-            }
-            let Some(Outcome::Transaction(inner)) = results.next() else {
-                return Err(unexpected());
-            };
-            let mut ranges = inner.results.iter().filter_map(|result| match result {
-                Outcome::Range(rows) => Some(rows),
-                _ => None,
-            });
-            let jobs = self.jobs.iter().zip(&mut self.read);
-            for (_, read) in jobs.filter(|(job, _)| job.group == group) {
-                let rows = ranges.next().ok_or_else(unexpected)?;
-                *read = Read {
-                    done: inner.succeeded,
-                    revision: answer.revision,
-                    ..Read::of(rows, me, &lives, &mut self.trash)
-                };
-            }
-        }
-        Ok(())
     }
 
     /// Makes the answer that was read part of the table.
@@ -633,45 +527,5 @@ impl View {
             room_since: self.room_since,
             looked: now,
         };
-    }
-}
-
-impl Read {
-    /// From all keys of a counter. What is of servers that do not live goes into the trash. Of one that lives, a number that
-    /// cannot be read may be any.
-    fn of(
-        rows: &[Row],
-        me: &Me,
-        lives: impl Fn(&str) -> bool,
-        trash: &mut BTreeSet<String>,
-    ) -> Read {
-        let mut read = Read::default();
-        let mut wishes = Vec::new();
-        for row in rows {
-            let mut parts = row.key.rsplit('/');
-            let (id, kind) = (parts.next().unwrap_or_default(), parts.next());
-            let number = row.value.parse().unwrap_or(u32::MAX);
-            if !lives(id) {
-                trash.insert(row.key.clone());
-                continue;
-            }
-            match (kind, id == me.id) {
-                (Some("p"), true) => (read.own, read.own_revision) = (number, row.modified),
-                (Some("p"), false) => {
-                    read.others = read.others.saturating_add(number);
-                    if number > read.holder.places {
-                        let id = member::number(id);
-                        read.holder = Holder { id, places: number };
-                    }
-                }
-                (Some("w"), true) => read.wish = Some(row.created),
-                (Some("w"), false) => wishes.push((row.created, number)),
-                _ => {}
-            }
-        }
-        let before = |wish: &&(i64, u32)| read.wish.is_none_or(|own| wish.0 < own);
-        let ahead = wishes.iter().filter(before).map(|wish| wish.1);
-        read.ahead = ahead.fold(0, u32::saturating_add);
-        read
     }
 }

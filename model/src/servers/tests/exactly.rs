@@ -45,8 +45,7 @@ fn a_login_waits_for_the_answer_and_is_in_after_one_transaction() {
 #[test]
 fn whoever_is_in_elsewhere_counts_until_its_session_ends() {
     let mut world = joined(2, 1, 9);
-    world.log_in(0, 0, ALICE);
-    world.rest();
+    world.log_in_and_rest(0, 0, ALICE);
     world.log_in(1, 0, ALICE);
     let verdicts = world.rest();
     assert!(
@@ -54,32 +53,28 @@ fn whoever_is_in_elsewhere_counts_until_its_session_ends() {
         "{verdicts:?}"
     );
     // Another role is not concerned.
-    world.log_in(1, 1, BOB);
-    world.rest();
+    world.log_in_and_rest(1, 1, BOB);
     assert_eq!(world.sessions(1, of_role(BOB)), 1);
     world.log_out(0, 0);
     world.now += LINGER;
     world.rest();
     world.now += LINGER;
     world.rest();
-    world.log_in(1, 0, ALICE);
-    world.rest();
+    world.log_in_and_rest(1, 0, ALICE);
     assert_eq!(world.sessions(1, of_role(ALICE)), 1);
 }
 
 #[test]
 fn a_login_over_a_limit_that_this_server_has_used_up_is_refused_at_once() {
     let mut world = joined(2, 1, 9);
-    world.log_in(0, 0, ALICE);
-    world.rest();
+    world.log_in_and_rest(0, 0, ALICE);
     assert!(is_refused(world.log_in(0, 1, ALICE)));
 }
 
 #[test]
 fn a_place_is_kept_for_a_moment_and_costs_nothing_then() {
     let mut world = joined(2, 1, 9);
-    world.log_in(0, 0, ALICE);
-    world.rest();
+    world.log_in_and_rest(0, 0, ALICE);
     for _ in 0..10 {
         world.log_out(0, 0);
         world.now += 10_000;
@@ -111,11 +106,9 @@ fn a_burst_gets_its_places_in_one_transaction() {
 #[test]
 fn nobody_holds_a_place_under_one_limit_while_another_is_full() {
     let mut world = joined(2, 5, 1);
-    world.log_in(0, 0, ALICE);
-    world.rest();
+    world.log_in_and_rest(0, 0, ALICE);
     world.max_wait = Duration::from_secs(1);
-    world.log_in(1, 0, BOB);
-    world.rest();
+    world.log_in_and_rest(1, 0, BOB);
     assert!(
         world.servers[1].waiting.contains_key(&0),
         "the database is full"
@@ -144,11 +137,9 @@ fn of_two_logins_that_need_both_places_one_goes_in() {
 #[test]
 fn a_waiter_gets_the_place_that_becomes_free_elsewhere() {
     let mut world = joined(2, 1, 9);
-    world.log_in(0, 0, ALICE);
-    world.rest();
+    world.log_in_and_rest(0, 0, ALICE);
     world.max_wait = Duration::from_secs(1);
-    world.log_in(1, 0, ALICE);
-    world.rest();
+    world.log_in_and_rest(1, 0, ALICE);
     assert!(world.servers[1].waiting.contains_key(&0));
     world.log_out(0, 0);
     // The other server knows of the wish only when it looks.
@@ -162,11 +153,9 @@ fn a_waiter_gets_the_place_that_becomes_free_elsewhere() {
 #[test]
 fn a_waiter_stands_in_line_under_one_limit_whatever_is_free_under_another() {
     let mut world = joined(2, 2, 1);
-    world.log_in(0, 0, ALICE);
-    world.rest();
+    world.log_in_and_rest(0, 0, ALICE);
     world.max_wait = Duration::from_millis(500);
-    world.log_in(1, 0, ALICE);
-    world.rest();
+    world.log_in_and_rest(1, 0, ALICE);
     world.log_out(0, 0);
     for _ in 0..10 {
         world.now += 10_000;
@@ -207,8 +196,7 @@ fn without_etcd_a_limit_is_that_of_this_server_or_lets_nobody_in() {
 #[test]
 fn a_place_that_is_held_serves_until_others_may_take_this_server_for_gone() {
     let mut world = joined(1, 1, 9);
-    world.log_in(0, 0, ALICE);
-    world.rest();
+    world.log_in_and_rest(0, 0, ALICE);
     world.log_out(0, 0);
     world.send(0);
     world.time_out(0);
@@ -235,27 +223,23 @@ fn a_login_waits_for_an_answer_no_longer_than_it_may() {
 #[test]
 fn the_places_of_a_server_that_is_gone_become_free() {
     let mut world = joined(2, 1, 9);
-    world.log_in(0, 0, ALICE);
-    world.rest();
+    world.log_in_and_rest(0, 0, ALICE);
     let member = world.servers.remove(0);
     drop(member);
     for _ in 0..11 {
         world.now += TIMEOUT.as_micros() as u64 / 10;
         world.rest();
     }
-    world.log_in(0, 0, ALICE);
-    world.rest();
+    world.log_in_and_rest(0, 0, ALICE);
     assert_eq!(world.sessions(0, of_role(ALICE)), 1);
 }
 
 #[test]
 fn a_server_that_was_taken_for_gone_joins_again_with_its_sessions() {
     let mut world = joined(2, 1, 9);
-    world.log_in(0, 0, ALICE);
-    world.rest();
+    world.log_in_and_rest(0, 0, ALICE);
     world.cut_off(0);
-    world.log_in(1, 0, ALICE);
-    world.rest();
+    world.log_in_and_rest(1, 0, ALICE);
     assert_eq!(world.sessions(1, of_role(ALICE)), 1, "the place was free");
     world.time_out(0);
     world.rest();
@@ -277,8 +261,7 @@ fn a_server_that_was_taken_for_gone_joins_again_with_its_sessions() {
 fn what_servers_leave_that_are_gone_is_deleted() {
     let mut world = joined(3, 1, 9);
     world.log_in(0, 0, ALICE);
-    world.log_in(1, 0, BOB);
-    world.rest();
+    world.log_in_and_rest(1, 0, BOB);
     let [gone, living] = [0, 1].map(|index| world.servers[index].protocol.id());
     let [gone, living] = [gone, living].map(|id| id.expect("a life").to_string());
     for role in 0..350 {
@@ -308,8 +291,7 @@ fn what_servers_leave_that_are_gone_is_deleted() {
 #[test]
 fn a_session_that_two_limits_count_alike_has_one_place() {
     let mut world = joined(1, 2, 9);
-    world.log_in(0, 0, ALICE);
-    world.rest();
+    world.log_in_and_rest(0, 0, ALICE);
     let counter = Counter::of(of_role(ALICE), &by_oid);
     let wanted = [0, 1].map(|limit| Wanted::new(limit, counter, 2)).to_vec();
     let claim = Claim::new(100, ALICE);
@@ -324,10 +306,8 @@ fn a_session_that_two_limits_count_alike_has_one_place() {
 fn a_lowering_that_was_lost_is_repeated_while_others_wait_here() {
     let mut world = joined(2, 1, 9);
     world.max_wait = Duration::from_secs(60);
-    world.log_in(0, 0, ALICE);
-    world.rest();
-    world.log_in(1, 0, ALICE);
-    world.rest();
+    world.log_in_and_rest(0, 0, ALICE);
+    world.log_in_and_rest(1, 0, ALICE);
     world.log_in(0, 1, ALICE);
     world.now += 10_000;
     world.rest();
@@ -369,10 +349,8 @@ fn a_limit_without_room_for_its_place_is_as_if_etcd_could_not_be_reached() {
 fn a_server_hears_of_sessions_that_were_let_in_without_etcd() {
     let mut world = joined(2, 2, 9);
     world.on_unreachable = OnUnreachable::Local;
-    world.log_in(0, 0, ALICE);
-    world.rest();
-    world.log_in(1, 0, ALICE);
-    world.rest();
+    world.log_in_and_rest(0, 0, ALICE);
+    world.log_in_and_rest(1, 0, ALICE);
     // For a moment one server is alone, and lets in one more.
     world.log_in(0, 1, ALICE);
     world.send(0);
@@ -395,11 +373,9 @@ fn a_server_hears_of_sessions_that_were_let_in_without_etcd() {
 #[test]
 fn nobody_is_let_in_while_a_server_that_came_back_makes_it_too_many() {
     let mut world = joined(2, 1, 9);
-    world.log_in(0, 0, ALICE);
-    world.rest();
+    world.log_in_and_rest(0, 0, ALICE);
     world.cut_off(0);
-    world.log_in(1, 0, ALICE);
-    world.rest();
+    world.log_in_and_rest(1, 0, ALICE);
     world.time_out(0);
     world.rest();
     world.now += TIMEOUT.as_micros() as u64 / 4;
@@ -414,8 +390,7 @@ fn nobody_is_let_in_while_a_server_that_came_back_makes_it_too_many() {
 #[test]
 fn nobody_is_taken_for_gone_because_etcd_was_down() {
     let mut world = joined(2, 1, 9);
-    world.log_in(0, 0, ALICE);
-    world.rest();
+    world.log_in_and_rest(0, 0, ALICE);
     world.now += 2 * TIMEOUT.as_micros() as u64;
     // The other server is first.
     for _ in 0..3 {
@@ -424,8 +399,7 @@ fn nobody_is_taken_for_gone_because_etcd_was_down() {
         }
     }
     world.rest();
-    world.log_in(1, 0, ALICE);
-    world.rest();
+    world.log_in_and_rest(1, 0, ALICE);
     assert_eq!(world.sessions(1, of_role(ALICE)), 0);
     assert_eq!(world.held(0, of_role(ALICE)), Some((1, 1)));
 }
@@ -433,8 +407,7 @@ fn nobody_is_taken_for_gone_because_etcd_was_down() {
 #[test]
 fn a_place_that_was_taken_again_is_not_given_back_late() {
     let mut world = joined(2, 1, 9);
-    world.log_in(0, 0, ALICE);
-    world.rest();
+    world.log_in_and_rest(0, 0, ALICE);
     world.log_out(0, 0);
     world.rest();
     world.now += LINGER;
@@ -442,8 +415,7 @@ fn a_place_that_was_taken_again_is_not_given_back_late() {
     world.time_out(0);
     let late = world.letters.remove(0);
     world.rest();
-    world.log_in(0, 0, ALICE);
-    world.rest();
+    world.log_in_and_rest(0, 0, ALICE);
     assert_eq!(world.held(0, of_role(ALICE)), Some((1, 1)));
     assert_eq!(world.sessions(0, of_role(ALICE)), 1);
     world.letters.push(late);
@@ -463,8 +435,7 @@ fn a_request_that_comes_late_takes_no_place() {
     world.letters.push(late);
     world.deliver(0, false);
     world.rest();
-    world.log_in(1, 0, ALICE);
-    world.rest();
+    world.log_in_and_rest(1, 0, ALICE);
     assert_eq!(world.sessions(1, of_role(ALICE)), 1);
 }
 

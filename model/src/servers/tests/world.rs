@@ -336,6 +336,12 @@ impl World {
         }
     }
 
+    /// A login, and what it leads to.
+    pub fn log_in_and_rest(&mut self, index: usize, slot: usize, role: u32) {
+        self.log_in(index, slot, role);
+        self.rest();
+    }
+
     /// How many sessions under this scope a server has.
     pub fn sessions(&self, index: usize, scope: Scope) -> u32 {
         let sessions = self.servers[index].sessions.values();
