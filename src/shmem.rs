@@ -239,23 +239,23 @@ unsafe fn lay_out() -> Option<Memory> {
     }
 }
 
-/// For how many counters this server has places at most; 0 where servers share no limits.
-fn max_places(slots: usize) -> usize {
+/// How many counters this server has places for, slots that can have such places, and servers that it can know; none where
+/// servers share no limits.
+fn places_lengths(slots: usize) -> [usize; 3] {
     match settings::servers::are_shared() {
-        true => slots * COUNTERS_A_SLOT,
-        false => 0,
+        true => [slots * COUNTERS_A_SLOT, slots, KNOWN_SERVERS],
+        false => [0; 3],
     }
 }
 
 /// What places under limits across servers take, in bytes.
 fn places_size(slots: usize) -> usize {
-    let places = max_places(slots);
-    let slots = if places > 0 { slots } else { 0 };
+    let [places, slots, known] = places_lengths(slots);
     let sizes = [
         array_size::<ServerPlace>(places),
         array_size::<Counter>(places),
         array_size::<OfSlot>(slots),
-        array_size::<KnownServer>(if places > 0 { KNOWN_SERVERS } else { 0 }),
+        array_size::<KnownServer>(known),
         array_size::<Reach>(1),
     ];
     sizes.iter().sum()
@@ -264,11 +264,7 @@ fn places_size(slots: usize) -> usize {
 /// # Safety
 /// Only in the shmem_startup_hook, once.
 unsafe fn server_places(slots: usize) -> Option<Places<'static>> {
-    let places = max_places(slots);
-    let (slots, known) = match places {
-        0 => (0, 0),
-        _ => (slots, KNOWN_SERVERS),
-    };
+    let [places, slots, known] = places_lengths(slots);
     // SAFETY: as the caller says.
     unsafe {
         Some(Places::new(
@@ -418,7 +414,8 @@ pub fn snapshot() -> OwnTable {
     let slots = max_backends();
     memory::require(slots * COPIED_BYTES_A_SLOT + places_size(slots));
     let conditions = slots * CONDITIONS_A_SLOT;
-    let mut copy = OwnTable::with_places(slots, conditions, max_places(slots));
+    let [places, ..] = places_lengths(slots);
+    let mut copy = OwnTable::with_places(slots, conditions, places);
     memory().table.shared(|table| copy.copy(table));
     copy
 }

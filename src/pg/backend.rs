@@ -137,23 +137,22 @@ pub fn now() -> i64 {
 
 /// The tick: microseconds since the machine started, the same in every process. Nobody can set this clock.
 pub fn tick() -> u64 {
-    let mut now = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: writes to a local variable. It cannot fail for this clock.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
-    now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000
+    microseconds_of(libc::CLOCK_MONOTONIC)
 }
 
 /// As `tick`, but this clock goes on while the machine is suspended.
 pub fn boottime() -> u64 {
+    microseconds_of(libc::CLOCK_BOOTTIME)
+}
+
+/// One of these two.
+fn microseconds_of(clock: libc::clockid_t) -> u64 {
     let mut now = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: writes to a local variable. It cannot fail for this clock.
-    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut now) };
+    // SAFETY: writes to a local variable. It cannot fail for these clocks.
+    unsafe { libc::clock_gettime(clock, &mut now) };
     now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000
 }
 
