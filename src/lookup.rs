@@ -313,8 +313,8 @@ pub fn applying<'a>(
     (applying, members)
 }
 
-/// The limits that need a place, each with what it needs; none where servers share no limits.
-pub fn across_servers(limits: &[Limit]) -> Vec<(Limit, Wanted)> {
+/// What those of these limits want that need a place; nothing where servers share no limits.
+pub fn across_servers(limits: &[Limit]) -> Vec<Wanted> {
     if !settings::servers::are_shared() {
         return Vec::new();
     }
@@ -322,8 +322,7 @@ pub fn across_servers(limits: &[Limit]) -> Vec<(Limit, Wanted)> {
     let limits = limits.iter().enumerate();
     let limits = limits.filter(|(_, limit)| need(limit));
     let wanted = |(index, limit): (usize, &Limit)| {
-        let counter = Counter::of(limit.scope, &name_of);
-        (*limit, Wanted::new(index, counter, limit.max))
+        Wanted::new(index, Counter::of(limit.scope, &name_of), limit.max)
     };
     limits.map(wanted).collect()
 }

@@ -171,7 +171,8 @@ fn give_places(settings: &Settings) {
     let (applying, members) = lookup::applying(all, settings);
     let count_walsenders = !settings.exempt_replication;
     let wanted = lookup::across_servers(&applying.limits).into_iter();
-    let wanted = wanted.filter_map(|(limit, one)| {
+    let wanted = wanted.filter_map(|one| {
+        let limit = applying.limits.get(one.limit)?;
         let filter = SessionFilter::new(limit.scope, count_walsenders, &members);
         Some((filter.ok()?, one))
     });
@@ -198,7 +199,7 @@ fn end_and_say(settings: &Settings, said: &mut SaidBefore) {
     let table = copy.table();
     let sessions: Vec<Session> = table.sessions().map(|(_, session)| session).collect();
     let (mut applying, members) = lookup::applying(sessions.iter(), settings);
-    for (_, wanted) in lookup::across_servers(&applying.limits) {
+    for wanted in lookup::across_servers(&applying.limits) {
         if let Some(limit) = applying.limits.get_mut(wanted.limit) {
             limit.place = table.places.known(&wanted);
         }

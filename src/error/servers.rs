@@ -29,9 +29,11 @@ pub fn bad_etcd_setting(why: &str) {
 
 /// Others may take a server for gone too early, or too late.
 pub fn server_timeouts_differ(name: &str, timeout_ms: u64) {
-    log(format!(
+    let code = PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION;
+    let message = format!(
         "session_limit: server \"{name}\" has another session_limit.server_timeout: {timeout_ms} ms"
-    ));
+    );
+    Report::new(code, text(&message)).send(PgLogLevel::LOG);
 }
 
 /// etcd stores so many bytes.
@@ -56,11 +58,6 @@ pub fn no_room_for_count() {
     .detail(c"For its limit session_limit.on_unreachable holds, as if etcd could not be reached.")
     .hint(c"There is room for 8 of one login, and for twice as many as there can be backends of all: raise max_connections, or set fewer such limits.")
     .send(PgLogLevel::WARNING);
-}
-
-fn log(message: String) {
-    let code = PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION;
-    Report::new(code, text(&message)).send(PgLogLevel::LOG);
 }
 
 fn text(text: &str) -> Vec<u8> {

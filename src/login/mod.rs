@@ -253,7 +253,7 @@ impl Asked {
             record::unreadable_label(object);
             error::invalid_label(object, why);
         }
-        let wanted = lookup::across_servers(&applicable.limits).into_iter();
+        let wanted = lookup::across_servers(&applicable.limits);
         let replaces = |limit: &Limit| limit.enforced && limit.replaces();
         let asked_for = database.as_ref();
         let asked_for = asked_for.filter(|_| applicable.limits.iter().any(replaces));
@@ -271,7 +271,7 @@ impl Asked {
                 exempt: applicable.exempt,
                 arrival,
             },
-            wanted: wanted.map(|(_, wanted)| wanted).collect(),
+            wanted,
             limits: applicable.limits,
             members,
             problems,

@@ -11,7 +11,7 @@ use model::decide;
 use model::limit::{Across, Limit};
 use model::members::Members;
 use model::servers::counter::Counter;
-use model::servers::place::{AcrossRules, Contact};
+use model::servers::place::{AcrossRules, Contact, Wanted};
 use model::session::Session;
 use model::sweep::Applying;
 use model::table::Table;
@@ -74,9 +74,8 @@ pub fn elsewhere(table: &Table, limit: &Limit) -> Option<i64> {
         return None;
     }
     let is_known = table.places.contact(backend::boottime()) == Contact::Good;
-    let counter = Counter::of(limit.scope, &name_of);
-    let mut places = table.places.all();
-    let (_, place, _) = places.find(|(_, _, name)| **name == counter)?;
+    let wanted = Wanted::new(0, Counter::of(limit.scope, &name_of), limit.max);
+    let place = table.places.get(table.places.known(&wanted)?)?;
     (is_known && place.was_looked_at_since(1)).then(|| place.elsewhere.into())
 }
 
