@@ -16,6 +16,7 @@ use model::limit::{Across, Limit, OnExcess, Scope, Source, Unit, Who};
 use model::members::Members;
 use model::own_table::{OwnAtomics, OwnRows, OwnTable};
 use model::per::Per;
+use model::servers::place::AcrossRules;
 use model::session::{Claim, Session};
 use model::verdict::Verdict;
 use std::time::Duration;
@@ -64,6 +65,7 @@ impl Server {
             limits,
             members: &members,
             is_idle: &|_, _| false,
+            across: AcrossRules::NONE,
             rules: RULES,
         };
         let verdict = {
@@ -172,6 +174,7 @@ fn at_most(max: u32, role: u32) -> Limit {
         source: Source::MaxSessionsPerRole,
         on_excess: OnExcess::Refuse,
         max_wait: Duration::from_secs(1),
+        place: None,
         enforced: true,
     }
 }
