@@ -150,6 +150,17 @@ pub struct Counts {
     pub faults: [u64; FAULTS],
 }
 
+impl Counts {
+    /// Whether limits were full, and servers in trouble, often enough for a run to say something. A busy machine needs more
+    /// time for that.
+    pub fn are_enough(&self) -> bool {
+        self.admitted > 100
+            && self.full > 50
+            && self.filled > 50
+            && self.faults.iter().sum::<u64>() >= 5
+    }
+}
+
 /// What came out.
 pub struct Outcome {
     pub seed: u64,
@@ -186,7 +197,7 @@ impl Outcome {
     }
 }
 
-/// Runs for so long at least; or says why there is no etcd that runs here.
+/// Runs for so long at least, and until enough has happened; or says why there is no etcd that runs here.
 pub fn run(server: &Server, seed: u64, at_least: Duration) -> Result<Outcome, String> {
     let timeout = format!("{}ms", SERVER_TIMEOUT.as_millis());
     let settings = [
@@ -214,11 +225,13 @@ pub fn run(server: &Server, seed: u64, at_least: Duration) -> Result<Outcome, St
     let mut promoted = false;
     for round in 0.. {
         let left = at_least.saturating_sub(began.elapsed());
-        if left.is_zero() || scene.books.violations() > 0 {
+        let is_over = left.is_zero() && scene.books.counts().are_enough();
+        if is_over || began.elapsed() > at_least * 10 || scene.books.violations() > 0 {
             break;
         }
         let promotes = !std::mem::replace(&mut promoted, round > 0 || left <= ROUND) && promoted;
-        scene.round(round, &mut fleet, left.min(ROUND), promotes);
+        let time = if left.is_zero() { at_least } else { left };
+        scene.round(round, &mut fleet, time.min(ROUND), promotes);
         scene.settle(&fleet.etcd);
         let (counts, violations) = (scene.books.counts(), scene.books.violations());
         say(format_args!(

@@ -102,7 +102,8 @@ struct Use {
     lacking: u32,
     /// So many of these wait for one, and not only for an answer.
     wishing: u32,
-    /// One of the waiters came after the last look.
+    /// One of the waiters came after the last look. Even if there is a place for it here, etcd is looked at: if others took
+    /// that place before the waiter runs, it would have no answer after `etcd_timeout`, and go in as if etcd were silent.
     unanswered: bool,
 }
 
