@@ -212,8 +212,13 @@ pub fn bad_setting(why: &str, target: LabelTarget) {
 
 /// The list that `log_events` was to have names something else.
 pub fn not_an_event(why: &str) {
-    let words = EventKind::ALL.map(EventKind::word).join(", ");
-    let hint = format!("Name none, excess, all, or some of {words}.");
+    let mut hint = "Name none, excess, all, or some of".to_string();
+    // Not with `join`: the compiler unrolls that for an array, and thinks about it for minutes.
+    for (index, kind) in EventKind::ALL.into_iter().enumerate() {
+        hint += if index == 0 { " " } else { ", " };
+        hint += kind.word();
+    }
+    hint.push('.');
     say_of_setting(sentence(why), hint.into_bytes());
 }
 
