@@ -3,6 +3,7 @@
 
 use libtest_mimic::{Arguments, Trial};
 use pg_test::server::{self, Server};
+use std::thread::available_parallelism;
 
 type Test = (&'static str, fn(&Server));
 
@@ -116,7 +117,10 @@ const MODULES: &[(&str, &[Test])] = &[
 ];
 
 fn main() {
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    // A test waits for more time than it computes.
+    let threads = available_parallelism().map_or(1, usize::from);
+    arguments.test_threads.get_or_insert(2 * threads);
     let servers = server::servers();
     let mut trials = Vec::new();
     for server in &servers {
