@@ -9,19 +9,24 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The Markdown files below a folder, but for those that a build makes.
-fn pages(folder: &Path) -> Vec<PathBuf> {
-    let mut pages = Vec::new();
+/// Files and folders below a folder, but for those that a build makes.
+fn everything(folder: &Path) -> Vec<PathBuf> {
+    let mut everything = Vec::new();
     for entry in fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("an entry").path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if path.is_dir() && name != "target" && !name.starts_with('.') {
-            pages.extend(self::pages(&path));
-        } else if name.ends_with(".md") {
-            pages.push(path);
+            everything.extend(self::everything(&path));
         }
+        everything.push(path);
     }
-    pages
+    everything
+}
+
+/// The Markdown files among them.
+fn pages(folder: &Path) -> Vec<PathBuf> {
+    let is_page = |path: &PathBuf| path.extension().is_some_and(|it| it == "md");
+    everything(folder).into_iter().filter(is_page).collect()
 }
 
 /// The lines that are no code.
@@ -119,6 +124,29 @@ fn every_link_leads_somewhere() {
     }
     assert!(links > 100, "{links}");
     assert!(dead.is_empty(), "\n{}", dead.join("\n"));
+}
+
+/// A file or folder is named by the end of its path.
+#[test]
+fn whoever_changes_something_finds_the_file() {
+    let there = everything(place::checkout());
+    let is_path = |word: &&str| {
+        let is_plain = word
+            .chars()
+            .all(|it| it.is_alphanumeric() || "_./-".contains(it));
+        is_plain && !word.starts_with("target/") && (word.ends_with(".rs") || word.ends_with('/'))
+    };
+    for page in ["ARCHITECTURE.md", "CONTRIBUTING.md"] {
+        let text = read(&place::checkout().join(page));
+        let prose: String = prose(&text).map(|line| format!("{line}\n")).collect();
+        let code: Vec<&str> = prose.split('`').skip(1).step_by(2).collect();
+        let named: Vec<&str> = code.into_iter().filter(is_path).collect();
+        assert!(named.len() > 20, "{page}: {named:?}");
+        for name in named {
+            let is_there = there.iter().any(|path| path.ends_with(name));
+            assert!(is_there, "{page}: there is no {name}");
+        }
+    }
 }
 
 #[test]
