@@ -21,6 +21,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde_json::json;
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
@@ -142,6 +143,8 @@ impl Worker {
             address: format!("{}:{}", backend::host_name(), backend::port()),
             since: backend::now(),
             timeout_ms: settings::server_timeout().as_millis() as u64,
+            // Others see whether it changes, also from what a worker before this one wrote.
+            asserted: backend::random_number(),
             ..Member::default()
         };
         let prefix = settings::etcd().prefix;
@@ -190,8 +193,15 @@ impl Worker {
         }
         if self.is_large() {
             let table = &shmem::memory().table;
-            table.exclusively(|table| self.protocol.fail(table, true));
-            wake_asking();
+            let is_new = table.exclusively(|table| {
+                let answered = table.places.reach.answers;
+                self.protocol.fail(table, true);
+                answered
+            });
+            // Who waits for room on this server wakes this worker, and must not be woken by it each time.
+            if is_new {
+                wake_asking();
+            }
             return LOOK_AT_SIZE_EVERY;
         }
         let now = now();
@@ -356,7 +366,11 @@ fn configuration(settings: &EtcdSettings) -> Result<String, String> {
     let password = match settings.password_file.as_str() {
         "" => String::new(),
         file => {
-            let text = fs::read_to_string(file);
+            // What is no file, such as a pipe, might never end.
+            let text = fs::metadata(file).and_then(|about| match about.is_file() {
+                true => fs::read_to_string(file),
+                false => Err(io::Error::other("it is no regular file")),
+            });
             let text = text
                 .map_err(|why| format!("password_file: could not read file \"{file}\": {why}"))?;
             let password = text.trim_end_matches(['\r', '\n']);

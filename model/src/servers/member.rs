@@ -64,7 +64,7 @@ pub struct Member {
     pub places: u64,
     /// One more with each writing.
     pub beat: u64,
-    /// One more each time that it has taken places for sessions that were in, whatever others held.
+    /// Another number each time that it has taken places for sessions that were in, whatever others held.
     #[serde(default)]
     pub asserted: u64,
 }

@@ -193,7 +193,7 @@ impl Protocol {
         }
         if !self.due.asserting && self.rounds.take_asserted() {
             // The others are to hear of it, and look at what they hold.
-            self.member.asserted += 1;
+            self.member.asserted = self.member.asserted.wrapping_add(1);
             self.beat.tick = 0;
             self.due.now = true;
         }
@@ -326,9 +326,14 @@ impl Protocol {
         Ok(())
     }
 
-    /// The server stops: if no session is left, nothing is held here any more. Says whether it is so; then `farewell` is sent.
+    /// The server stops: if no session is left that has places, nothing is held here any more. Says whether it is so; then
+    /// `farewell` is sent. Walsenders end after this worker.
     pub fn leave(&mut self, table: &mut Table) -> bool {
-        let is_empty = table.shared.claims().next().is_none() && table.waiters().next().is_none();
+        let has_places = |slot| table.places.of(slot).next().is_some();
+        let stays = |slot| table.session(slot).is_some_and(|it| !it.walsender);
+        let mut claimed = table.shared.claims().map(|(slot, _)| slot);
+        let is_empty = !claimed.any(|slot| has_places(slot) && stays(slot))
+            && table.waiters().next().is_none();
         if is_empty {
             (table.places.reach.valid_until, table.places.reach.life) = (0, (0, 0));
             self.rounds.be_born(table);

@@ -4,7 +4,7 @@ use crate::scene::{admitted, go_on, refused, set_label, stop, wait_until};
 use pg_test::cluster::{Cluster, Stop};
 use pg_test::fleet::{Fleet, Servers};
 use pg_test::server::Server;
-use pg_test::{say, wait_for};
+use pg_test::{run, say, wait_for};
 
 tests![
     only_superusers_set_limits_across_servers,
@@ -14,6 +14,7 @@ tests![
     the_view_shows_the_servers_that_count_together,
     sessions_that_were_in_before_count_after_a_sweep,
     a_server_that_stops_gives_its_places_back_at_once,
+    a_primary_with_a_standby_gives_its_places_back_too,
     several_limits_across_servers_hold_together,
     a_server_that_is_cut_off_is_gone_and_comes_back,
     a_session_that_opens_others_elsewhere_counts_once_by_its_network,
@@ -239,6 +240,26 @@ fn a_server_that_stops_gives_its_places_back_at_once(server: &Server) {
     fleet.clusters[1].start_again();
     fleet.clusters[0].start_again();
     wait_for("the place", || one.login().ok()).end();
+}
+
+/// Its walsender ends later than the worker.
+fn a_primary_with_a_standby_gives_its_places_back_too(server: &Server) {
+    let settings = [("session_limit.server_timeout", "10min")];
+    let Some(mut fleet) = fleet_of(server, 1, Servers::Standbys(1), &settings) else {
+        return;
+    };
+    let label = set_label("ROLE alice", r#"{"max": 1, "across": "servers"}"#);
+    fleet.sql(&["CREATE ROLE alice LOGIN", &label]);
+    let [primary, standby] = [0, 1].map(|index| fleet.clusters[index].login_of("alice"));
+    let session = admitted(&primary);
+    wait_for("the label", || standby.login().err());
+    fleet.clusters[0].stop(Stop::Fast);
+    drop(session);
+    let mut ctl = fleet.etcd.ctl();
+    let living = ["get", "--prefix", "--keys-only", "/session_limit/v1/m/"];
+    let living = run(ctl.args(living));
+    assert_eq!(living.split_whitespace().count(), 1, "{living}");
+    wait_for("the place", || standby.login().ok()).end();
 }
 
 fn several_limits_across_servers_hold_together(server: &Server) {

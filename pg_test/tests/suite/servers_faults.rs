@@ -3,7 +3,7 @@
 
 use crate::scene::{admitted, crash, refused, set_label, wait_until};
 use pg_test::client::{Session, Target};
-use pg_test::cluster::{Cluster, Stop, printed};
+use pg_test::cluster::{Cluster, Stop, cpu, printed};
 use pg_test::etcd::{Etcd, PASSWORD, Security, USER};
 use pg_test::fleet::Fleet;
 use pg_test::server::Server;
@@ -345,7 +345,7 @@ fn tls_and_users(server: &Server) {
     pg_test::run(etcd.ctl().args(["user", "add", "nobody:secret"]));
     let (named, named_key) = (file("named.pem"), file("named.key"));
     use Said::{Event, Setting};
-    let cases: [(&[(&str, &str)], Said); 11] = [
+    let cases: [(&[(&str, &str)], Said); 12] = [
         (
             &[("cert_file", &named), ("key_file", &named_key)],
             Event("CommonName"),
@@ -359,6 +359,10 @@ fn tls_and_users(server: &Server) {
         (
             &[("password_file", "closed")],
             Setting("password_file: could not read file \"closed\""),
+        ),
+        (
+            &[("password_file", "base")],
+            Setting("password_file: could not read file \"base\": it is no regular file"),
         ),
         (
             &[("password_file", "")],
@@ -553,6 +557,21 @@ fn a_large_etcd(server: &Server) {
     let before = relay.transactions();
     only_alice_is_out(&cluster, "large again");
     assert_eq!(relay.transactions(), before, "nothing is written");
+    a_waiter_sleeps(&cluster);
+}
+
+/// It waits for room on this server, and for nothing of etcd.
+fn a_waiter_sleeps(cluster: &Cluster) {
+    cluster.set(&[
+        ("session_limit.on_unreachable", "local"),
+        ("session_limit.max_wait", "3s"),
+    ]);
+    let _session = admitted(&cluster.login_of("alice"));
+    let worker = worker(cluster);
+    let before = cpu(worker);
+    assert_eq!(refused(&cluster.login_of("alice")).sqlstate(), "53300");
+    let used = cpu(worker) - before;
+    assert!(used < 0.2, "the worker used {used} s");
 }
 
 /// Of two servers the first does not reach etcd, and refuses alice; the second lets her in.
