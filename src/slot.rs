@@ -40,6 +40,9 @@ static IDLE_VICTIMS: Local<RefCell<Vec<(usize, u64)>>> = Local::new(RefCell::new
 /// This backend's login is under limits across servers.
 static HAS_PLACES: Local<Cell<bool>> = Local::new(Cell::new(false));
 
+/// Since which tick this backend's login asks for places; 0: it does not.
+static ASKS_SINCE: Local<Cell<u64>> = Local::new(Cell::new(0));
+
 /// This backend may be in the queue.
 static QUEUED: Local<Cell<bool>> = Local::new(Cell::new(false));
 
@@ -78,7 +81,7 @@ pub fn decide(attempt: &Attempt, wanted: &[Wanted]) -> Result<(Verdict, Vec<InUs
         [] => Vec::new(),
         _ => attempt.limits.to_vec(),
     };
-    let mut have_room = true;
+    let (mut have_room, mut asks_since) = (true, 0);
     let verdict = memory.table.exclusively(|table| {
         if wanted.is_empty() {
             return decide::attempt(table, &mut counter, attempt);
@@ -86,8 +89,11 @@ pub fn decide(attempt: &Attempt, wanted: &[Wanted]) -> Result<(Verdict, Vec<InUs
         have_room = table.enter(attempt.slot, wanted, &mut limits);
         table.wait_for_nothing(&mut limits, &attempt.across);
         let limits = &limits;
-        decide::attempt(table, &mut counter, &Attempt { limits, ..*attempt })
+        let verdict = decide::attempt(table, &mut counter, &Attempt { limits, ..*attempt });
+        asks_since = table.places.asks_since(attempt.slot);
+        verdict
     });
+    ASKS_SINCE.set(asks_since);
     if !have_room && memory.servers_mailbox.may_complain() {
         error::no_room_for_count();
     }
@@ -108,6 +114,11 @@ pub fn decide(attempt: &Attempt, wanted: &[Wanted]) -> Result<(Verdict, Vec<InUs
     }
     counter.wake.iter().copied().for_each(backend::wake);
     verdict.map(|verdict| (verdict, counter.in_use))
+}
+
+/// Since which tick this backend's login, which waits, asks for places; None if it does not.
+pub fn asks_since() -> Option<u64> {
+    Some(ASKS_SINCE.get()).filter(|since| *since > 0)
 }
 
 /// Notes that this backend's victims are told to end, and returns their process IDs. None if one of them was chosen because

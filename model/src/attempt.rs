@@ -134,11 +134,30 @@ impl<'a> Attempt<'a> {
     pub fn awaits_answer(&self, table: &Table, contact: Contact, limit: &Limit) -> bool {
         let condition = limit.condition();
         let place = condition.place.and_then(|number| table.places.get(number));
-        let is_full = |max| place.is_none_or(|place| place.is_full(max, self.session.arrival));
-        let has_time = self.rules.tried < self.across.timeout;
         let contact = self.contact(table, contact, &condition, &self.session);
-        let may_answer = matches!(contact, Contact::Good | Contact::Joining);
-        limit.max > 0 && has_time && may_answer && !is_full(limit.max)
+        let (arrival, max) = (self.session.arrival, limit.max);
+        let may_answer = match contact {
+            Contact::Good => place.is_some_and(|place| !place.is_full(max, arrival)),
+            // What is held does not count any more.
+            Contact::Joining => place.is_some_and(|place| !place.had_none_free(arrival)),
+            Contact::Silent | Contact::Lost => false,
+        };
+        max > 0 && may_answer && !self.is_impatient(table)
+    }
+
+    /// Whether the login has asked etcd for as long as it may.
+    fn is_impatient(&self, table: &Table) -> bool {
+        let since = table.places.asks_since(self.slot);
+        let asked = Duration::from_micros(self.across.now.saturating_sub(since));
+        since > 0 && asked >= self.across.timeout
+    }
+
+    /// Whether the login has asked for as long as it may, and not heard of one of its limits.
+    pub fn was_not_answered(&self, table: &Table) -> bool {
+        let places = self.limits.iter().filter_map(|limit| limit.place);
+        let mut places = places.filter_map(|number| table.places.get(number));
+        self.is_impatient(table)
+            && places.any(|place| !place.was_looked_at_since(self.session.arrival))
     }
 
     /// The contact to etcd, for the session's room under this condition. A login that has waited for an answer for too long
@@ -154,7 +173,7 @@ impl<'a> Attempt<'a> {
         let answered = place.is_none_or(|place| place.was_looked_at_since(session.arrival));
         let is_own = session.arrival == self.session.arrival;
         match contact {
-            contact if !is_own || answered || self.rules.tried < self.across.timeout => contact,
+            contact if !is_own || answered || !self.is_impatient(table) => contact,
             Contact::Good => Contact::Silent,
             Contact::Joining => Contact::Lost,
             contact => contact,

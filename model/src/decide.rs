@@ -53,7 +53,7 @@ fn decide(
     if across {
         counter.contact = table.places.contact((login.across.boottime)());
         // Nobody has joined for so long: others need not wait for that, too.
-        if counter.contact == Contact::Joining && login.rules.tried >= login.across.timeout {
+        if counter.contact == Contact::Joining && login.was_not_answered(table) {
             table.places.reach.answers = false;
             counter.contact = Contact::Lost;
         }
@@ -101,7 +101,8 @@ fn decide(
                         .first_full(table, counter, elsewhere, |_| true)?
                         .is_none();
                 note_extra(table, counter, login);
-                table.places.note(login.slot, asks, only_asks);
+                let now = login.across.now;
+                table.places.wait(login.slot, asks, only_asks, now);
                 return Ok(Verdict::Waiting);
             }
         }

@@ -158,8 +158,7 @@ fn admit(client: &Client) {
             },
             Verdict::Refused(excess) => refuse(&excess, excess.why_refused(), None),
             Verdict::Waiting => {
-                let asks = !asked.wanted.is_empty();
-                if let Err(ClientIsGone) = wait.sleep(client, &asked.limits, asks) {
+                if let Err(ClientIsGone) = wait.sleep(client, &asked.limits) {
                     abandon();
                 }
             }
@@ -173,6 +172,7 @@ fn admit(client: &Client) {
 fn decide(client: &Client, wait: &Wait, asked: &Asked) -> (Verdict, Vec<InUse>) {
     let limits = &asked.limits;
     let settings = settings::current();
+    let now = backend::tick();
     let rules = Rules {
         count_walsenders: !settings.exempt_replication,
         may_wait: None,
@@ -183,7 +183,7 @@ fn decide(client: &Client, wait: &Wait, asked: &Asked) -> (Verdict, Vec<InUse>) 
             allowed: asked.may_replace
                 && limits.iter().any(Limit::replaces)
                 && wait.may_replace(client),
-            now: backend::tick(),
+            now,
             min_age: settings.replace_min_age,
             idle_after: settings.replace_idle_after,
         },
@@ -211,6 +211,7 @@ fn decide(client: &Client, wait: &Wait, asked: &Asked) -> (Verdict, Vec<InUse>) 
             is_idle: &compat::is_idle,
             across: AcrossRules {
                 boottime: &backend::boottime,
+                now,
                 timeout: settings::servers::etcd_timeout(),
                 on_unreachable: settings::servers::on_unreachable(),
             },

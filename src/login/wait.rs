@@ -138,16 +138,18 @@ impl Wait {
         ends.min().unwrap_or(LOOK_EVERY)
     }
 
-    /// Returns when there may be room, or when it is time to give up.
-    /// If it `asks` for places, it gives up after `session_limit.etcd_timeout`, too.
-    pub fn sleep(&self, client: &Client, limits: &[Limit], asks: bool) -> Result<(), ClientIsGone> {
+    /// Returns when there may be room, or when it is time to give up. If it asks for places, it gives up
+    /// `session_limit.etcd_timeout` after it has begun to, too.
+    pub fn sleep(&self, client: &Client, limits: &[Limit]) -> Result<(), ClientIsGone> {
         if self.asleep.get().is_none() {
             self.asleep.set(Some(Instant::now()));
             // If the login is let in, the server sets the next one.
             compat::set_process_title(c"authentication waiting for room");
         }
-        let for_answer = etcd_timeout().saturating_sub(self.tried());
-        let for_answer = Some(for_answer).filter(|left| asks && !left.is_zero());
+        let asked = |since| Duration::from_micros(backend::tick().saturating_sub(since));
+        let for_answer =
+            slot::asks_since().map(|since| etcd_timeout().saturating_sub(asked(since)));
+        let for_answer = for_answer.filter(|left| !left.is_zero());
         let left = self.left(limits).min(LOOK_EVERY);
         self.look(client, for_answer.map_or(left, |it| it.min(left)))
     }

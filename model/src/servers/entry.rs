@@ -41,13 +41,13 @@ impl Table<'_> {
             if let Some(place) = place.and_then(|number| self.places.get_mut(number))
                 && place.max != max
             {
-                // What was free then was so under another limit.
-                (place.max, place.looked_at) = (max, 0);
+                place.max = max;
+                place.free = max
+                    .saturating_sub(place.elsewhere)
+                    .saturating_sub(place.held);
             }
         }
-        if let Some(of_slot) = self.places.of_slots.get_mut(slot) {
-            of_slot.numbers = numbers;
-        }
+        self.places.set(slot, numbers);
         have_room
     }
 
@@ -115,9 +115,7 @@ impl Table<'_> {
                 length += 1;
             }
         }
-        if let Some(of_slot) = self.places.of_slots.get_mut(slot) {
-            of_slot.numbers = numbers;
-        }
+        self.places.set(slot, numbers);
     }
 
     /// The owner of `slot` has none, and asks for none.

@@ -62,8 +62,8 @@ pub struct Holder {
 pub struct OfSlot {
     /// Each one more than its number; 0: none.
     pub(crate) numbers: [u32; PLACES_A_SLOT],
-    /// It waits, and lacks nothing but places.
-    asks: bool,
+    /// Since this tick it waits, and lacks nothing but places; 0: it does not.
+    asks_since: u64,
     /// It waits only for an answer of etcd. That is not counted as waiting for room.
     only_asks: bool,
 }
@@ -257,7 +257,12 @@ impl<'a> Places<'a> {
 
     /// Whether the waiter at `slot` lacks nothing but places.
     pub fn asks(&self, slot: usize) -> bool {
-        self.of_slots.get(slot).is_some_and(|it| it.asks)
+        self.asks_since(slot) > 0
+    }
+
+    /// Since which tick; 0: it does not.
+    pub fn asks_since(&self, slot: usize) -> u64 {
+        self.of_slots.get(slot).map_or(0, |it| it.asks_since)
     }
 
     /// Whether the waiter at `slot` waits only for an answer of etcd.
@@ -289,10 +294,27 @@ impl<'a> Places<'a> {
         Some(number as Number)
     }
 
-    /// Notes what becomes of the owner of `slot`.
-    pub(crate) fn note(&mut self, slot: usize, asks: bool, only_asks: bool) {
+    /// The owner of `slot` waits, at this tick.
+    pub(crate) fn wait(&mut self, slot: usize, asks: bool, only_asks: bool, now: u64) {
         if let Some(of_slot) = self.of_slots.get_mut(slot) {
-            (of_slot.asks, of_slot.only_asks) = (asks, only_asks);
+            of_slot.only_asks = only_asks;
+            of_slot.asks_since = match (asks, of_slot.asks_since) {
+                (true, 0) => now.max(1),
+                (true, since) => since,
+                (false, _) => 0,
+            };
+        }
+    }
+
+    /// The owner of `slot` has these places from now on, or asks for them.
+    pub(crate) fn set(&mut self, slot: usize, numbers: [u32; PLACES_A_SLOT]) {
+        if let Some(of_slot) = self.of_slots.get_mut(slot)
+            && of_slot.numbers != numbers
+        {
+            *of_slot = OfSlot {
+                numbers,
+                ..OfSlot::default()
+            };
         }
     }
 
@@ -307,7 +329,7 @@ impl<'a> Places<'a> {
                 place.spare_since = 0;
             }
         }
-        self.note(slot, false, false);
+        self.wait(slot, false, false, 0);
     }
 }
 
@@ -371,7 +393,12 @@ impl Place {
     /// Whether there is no place for a login that arrived at this tick: this server holds all that there are, or a look at
     /// etcd that began after the login had arrived found none.
     pub fn is_full(&self, max: u32, arrival: u64) -> bool {
-        self.held >= max || self.looked_at >= arrival && self.free == 0
+        self.held >= max || self.had_none_free(arrival)
+    }
+
+    /// Whether such a look found none.
+    pub fn had_none_free(&self, arrival: u64) -> bool {
+        self.looked_at >= arrival && self.free == 0
     }
 }
 
@@ -380,7 +407,9 @@ impl Place {
 pub struct AcrossRules<'a> {
     /// Reads CLOCK_BOOTTIME, in microseconds. It is asked under the lock.
     pub boottime: &'a dyn Fn() -> u64,
-    /// A login waits for an answer of etcd at most until it has tried for so long.
+    /// The tick.
+    pub now: u64,
+    /// A login waits for an answer of etcd at most so long, from when it began to ask.
     pub timeout: Duration,
     pub on_unreachable: OnUnreachable,
 }
@@ -389,6 +418,7 @@ impl AcrossRules<'_> {
     /// For a login that has no such limit.
     pub const NONE: AcrossRules<'static> = AcrossRules {
         boottime: &|| 0,
+        now: 0,
         timeout: Duration::ZERO,
         on_unreachable: OnUnreachable::Local,
     };

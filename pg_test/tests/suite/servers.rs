@@ -1,10 +1,13 @@
 //! Limits that count over several servers, with a real etcd.
 
 use crate::scene::{admitted, go_on, refused, set_label, stop, wait_until};
+use pg_test::client::Session;
 use pg_test::cluster::{Cluster, Stop};
 use pg_test::fleet::{Fleet, Servers};
 use pg_test::server::Server;
 use pg_test::{run, say, wait_for};
+use std::thread;
+use std::time::Duration;
 
 tests![
     only_superusers_set_limits_across_servers,
@@ -15,6 +18,7 @@ tests![
     sessions_that_were_in_before_count_after_a_sweep,
     a_server_that_stops_gives_its_places_back_at_once,
     a_primary_with_a_standby_gives_its_places_back_too,
+    a_login_that_waited_for_something_else_asks_then,
     several_limits_across_servers_hold_together,
     a_server_that_is_cut_off_is_gone_and_comes_back,
     a_session_that_opens_others_elsewhere_counts_once_by_its_network,
@@ -260,6 +264,34 @@ fn a_primary_with_a_standby_gives_its_places_back_too(server: &Server) {
     let living = run(ctl.args(living));
     assert_eq!(living.split_whitespace().count(), 1, "{living}");
     wait_for("the place", || standby.login().ok()).end();
+}
+
+/// For longer than it would wait for etcd.
+fn a_login_that_waited_for_something_else_asks_then(server: &Server) {
+    let settings = [("session_limit.etcd_timeout", "300ms")];
+    let Some(fleet) = fleet(server, 2, &settings) else {
+        return;
+    };
+    let label = set_label("ROLE alice", r#"{"max": 1, "across": "servers"}"#);
+    fleet.sql(&["CREATE ROLE alice LOGIN", "CREATE ROLE bob LOGIN", &label]);
+    let one_in_all = r#"{"limits": [{"per": "cluster", "max": 1, "max_wait": "1min"}]}"#;
+    fleet.clusters[0].set(&[("session_limit.cluster_limits", one_in_all)]);
+    let [here, there] = [0, 1].map(|index| fleet.clusters[index].login_of("alice"));
+    let bob = admitted(&fleet.clusters[0].login_of("bob"));
+    let outcome = thread::scope(|scope| {
+        let waiting = scope.spawn(|| here.login());
+        let title = "authentication waiting for room";
+        wait_for("alice to wait", || {
+            fleet.clusters[0].processes(title).first().copied()
+        });
+        let _alice = admitted(&there);
+        thread::sleep(Duration::from_millis(500));
+        bob.end();
+        waiting.join().expect("a login").map(Session::end)
+    });
+    let refusal = outcome.expect_err("she is in on the other server");
+    assert_eq!(refusal.sqlstate(), "53300");
+    assert!(refusal.detail().contains("across 2 servers"), "{refusal:?}");
 }
 
 fn several_limits_across_servers_hold_together(server: &Server) {

@@ -468,3 +468,146 @@ fn servers_that_always_wait_get_equal_shares() {
     let (least, most) = (least.expect("three"), most.expect("three"));
     assert!(*least > 200 && least * 12 > most * 10, "{served:?}");
 }
+
+/// How many are in on all servers.
+fn sessions_of(world: &World, role: u32) -> u32 {
+    let servers = 0..world.servers.len();
+    servers
+        .map(|index| world.sessions(index, of_role(role)))
+        .sum()
+}
+
+/// The same, with limits of roles only; without an answer of etcd a login goes in as if its server were alone.
+fn joined_local(servers: usize, of_each_role: u32) -> World {
+    let mut world = joined(servers, of_each_role, 99);
+    world.limits.pop();
+    world.on_unreachable = OnUnreachable::Local;
+    world
+}
+
+#[test]
+fn a_login_that_has_waited_for_something_else_asks_etcd_then() {
+    let mut world = joined_local(2, 1);
+    world.alone.push((in_database(APP), 1));
+    world.log_in_and_rest(0, 0, BOB);
+    assert!(is_waiting(world.log_in(0, 1, ALICE)));
+    world.rest();
+    world.log_in_and_rest(1, 0, ALICE);
+    assert_eq!(sessions_of(&world, ALICE), 1);
+    world.now += 3 * ANSWER_WITHIN.as_micros() as u64;
+    world.rest();
+    world.log_out(0, 0);
+    let verdict = world.wake(0, 1);
+    assert!(is_waiting(verdict), "it has asked nobody so far");
+    world.rest();
+    assert_eq!(sessions_of(&world, ALICE), 1);
+    // Nor does it wait for ever.
+    assert!(world.servers[0].waiting.is_empty());
+}
+
+#[test]
+fn a_login_that_comes_to_be_decided_late_asks_all_the_same() {
+    for on_unreachable in [OnUnreachable::Local, OnUnreachable::Refuse] {
+        let mut world = joined(2, 1, 9);
+        world.limits.pop();
+        world.on_unreachable = on_unreachable;
+        world.log_in_and_rest(1, 0, ALICE);
+        let verdict = world.log_in_late(0, 0, ALICE, 2 * ANSWER_WITHIN);
+        assert!(matches!(verdict, Verdict::Waiting), "{verdict:?}");
+        let verdicts = world.rest();
+        let [(0, 0, Verdict::Refused(excess))] = &verdicts[..] else {
+            panic!("{verdicts:?}");
+        };
+        assert!(matches!(excess.elsewhere, Some(Elsewhere::Held(1, _))));
+        assert_eq!(sessions_of(&world, ALICE), 1);
+    }
+}
+
+#[test]
+fn a_limit_that_changes_lets_nobody_in_unasked() {
+    let mut world = joined_local(3, 2);
+    world.max_wait = Duration::from_secs(60);
+    for index in [0, 1] {
+        world.log_in_and_rest(index, 0, ALICE);
+    }
+    for index in 0..3 {
+        for slot in 1..4 {
+            world.log_in(index, slot, ALICE);
+        }
+    }
+    world.rest();
+    world.now += 3 * ANSWER_WITHIN.as_micros() as u64;
+    world.rest();
+    // What is lowered ends nobody's session.
+    for (max, most) in [(3, 3), (2, 3), (4, 4)] {
+        world.limits[0].1 = max;
+        for index in 0..3 {
+            world.wake_all(index);
+        }
+        assert!(sessions_of(&world, ALICE) <= most, "nobody has asked");
+        world.now += 1_000_000;
+        world.rest();
+        assert_eq!(sessions_of(&world, ALICE), most);
+    }
+}
+
+#[test]
+fn a_limit_that_is_set_while_somebody_waits_is_asked_for() {
+    let mut world = joined_local(2, 1);
+    world.max_wait = Duration::from_secs(60);
+    world.log_in_and_rest(0, 0, ALICE);
+    world.log_in_and_rest(0, 1, ALICE);
+    world.now += 3 * ANSWER_WITHIN.as_micros() as u64;
+    world.rest();
+    world.limits.push((in_database(APP), 1));
+    world.log_in(1, 0, BOB);
+    world.send(1);
+    world.deliver(0, true);
+    world.wake(1, 0);
+    assert_eq!(sessions_of(&world, BOB), 1);
+    world.log_out(0, 0);
+    let verdict = world.wake(0, 1);
+    assert!(is_waiting(verdict), "it has not asked for the database");
+}
+
+#[test]
+fn a_limit_that_is_raised_when_the_answer_is_there_lets_one_more_in() {
+    let mut world = joined_local(2, 1);
+    world.log_in_and_rest(0, 0, ALICE);
+    world.log_in(1, 0, ALICE);
+    world.send(1);
+    world.deliver(0, true);
+    world.limits[0].1 = 2;
+    assert!(
+        is_waiting(world.wake(1, 0)),
+        "it was full under another limit"
+    );
+    world.rest();
+    assert_eq!(sessions_of(&world, ALICE), 2);
+}
+
+#[test]
+fn a_worker_that_stands_still_locks_nobody_out_whose_place_is_held() {
+    let mut world = joined_local(1, 1);
+    world.log_in_and_rest(0, 0, ALICE);
+    world.log_out(0, 0);
+    // Nothing is given back, and nothing counts any more.
+    world.now += 3 * TIMEOUT.as_micros() as u64;
+    assert!(is_waiting(world.log_in(0, 0, ALICE)));
+    world.now += ANSWER_WITHIN.as_micros() as u64;
+    world.wake(0, 0);
+    assert_eq!(sessions_of(&world, ALICE), 1);
+}
+
+#[test]
+fn a_moment_without_a_life_ends_nobodys_contact() {
+    let mut world = joined_local(2, 1);
+    world.alone.push((in_database(APP), 1));
+    world.log_in_and_rest(0, 0, BOB);
+    assert!(is_waiting(world.log_in(0, 1, ALICE)));
+    world.now += 3 * ANSWER_WITHIN.as_micros() as u64;
+    world.log_out(0, 0);
+    world.servers[0].memory.table().places.reach.valid_until = 0;
+    assert!(is_waiting(world.wake(0, 1)));
+    assert!(world.servers[0].memory.table().places.reach.answers);
+}

@@ -52,6 +52,8 @@ pub struct World {
     /// Microseconds.
     pub now: u64,
     pub limits: Vec<(Scope, u32)>,
+    /// Those that each server counts alone. A login may wait as long as it likes for them.
+    pub alone: Vec<(Scope, u32)>,
     pub max_wait: Duration,
     pub on_unreachable: OnUnreachable,
     /// What is held counts for ever, to see that a test would notice.
@@ -76,6 +78,7 @@ impl World {
                 (of_role(2), of_each_role),
                 (in_database(APP), in_all),
             ],
+            alone: Vec::new(),
             max_wait: Duration::ZERO,
             on_unreachable: OnUnreachable::Refuse,
             never_invalid: false,
@@ -149,6 +152,15 @@ impl World {
         Some(self.decide(index, slot, role, self.arrivals))
     }
 
+    /// A login that is decided so long after it has arrived.
+    pub fn log_in_late(&mut self, index: usize, slot: usize, role: u32, late: Duration) -> Verdict {
+        self.arrivals = self.now.max(self.arrivals + 1);
+        let arrival = self.arrivals;
+        self.now += late.as_micros() as u64;
+        self.rest();
+        self.decide(index, slot, role, arrival)
+    }
+
     /// A waiter is woken.
     pub fn wake(&mut self, index: usize, slot: usize) -> Option<Verdict> {
         let (role, arrival) = *self.servers[index].waiting.get(&slot)?;
@@ -167,7 +179,13 @@ impl World {
 
     fn decide(&mut self, index: usize, slot: usize, role: u32, arrival: u64) -> Verdict {
         let mut limits = self.limits_of(role);
-        let wanted: Vec<Wanted> = (limits.iter().enumerate())
+        let across = limits.len();
+        let alone = self.alone.iter().map(|(scope, max)| Limit {
+            max_wait: Duration::MAX,
+            ..at_most(*max, *scope)
+        });
+        limits.extend(alone);
+        let wanted: Vec<Wanted> = (limits.iter().take(across).enumerate())
             .map(|(index, limit)| Wanted::new(index, Counter::of(limit.scope, &by_oid), limit.max))
             .collect();
         let boottime = if self.never_invalid { 0 } else { self.now };
@@ -192,6 +210,7 @@ impl World {
             is_idle: &|_, _| false,
             across: AcrossRules {
                 boottime: &|| boottime,
+                now: self.now,
                 timeout: ANSWER_WITHIN,
                 on_unreachable: self.on_unreachable,
             },
