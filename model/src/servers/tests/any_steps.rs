@@ -1,12 +1,15 @@
 //! Any sequence of steps of servers, clients, the network and etcd: no login goes in over a limit.
 
 use super::fake_etcd::Ignores;
-use super::world::{SLOTS, TIMEOUT, World};
+use super::world::{APP, SLOTS, TIMEOUT, World};
 use crate::limit::Scope;
+use crate::limit::tests::in_database;
+use crate::servers::place::OnUnreachable;
 use crate::verdict::Verdict;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use std::time::Duration;
 
 const SERVERS: usize = 3;
 const OF_EACH_ROLE: u32 = 2;
@@ -268,6 +271,71 @@ proptest! {
             world.rest();
         }
         prop_assert_eq!(world.servers[last].sessions.len(), 3);
+    }
+}
+
+/// All is well with the network and etcd, and logins wait for other things, too.
+#[derive(Clone, Debug)]
+enum Quiet {
+    Step(Step),
+    /// A limit is another one from now on.
+    Limit(usize, u32),
+    /// Whatever was sent is answered before the time passes.
+    Rest(u64),
+}
+
+fn quiet_step() -> impl Strategy<Value = Quiet> {
+    let server = 0..SERVERS;
+    let slot = 0..SLOTS;
+    prop_oneof![
+        6 => (server.clone(), slot.clone(), 1..3_u32)
+            .prop_map(|(server, slot, role)| Quiet::Step(Step::LogIn(server, slot, role))),
+        6 => server.clone().prop_map(|server| Quiet::Step(Step::Wake(server))),
+        4 => (server.clone(), slot.clone())
+            .prop_map(|(server, slot)| Quiet::Step(Step::LogOut(server, slot))),
+        1 => (server.clone(), slot)
+            .prop_map(|(server, slot)| Quiet::Step(Step::GiveUp(server, slot))),
+        4 => server.prop_map(|server| Quiet::Step(Step::Send(server))),
+        4 => any::<usize>().prop_map(|letter| Quiet::Step(Step::Deliver(letter))),
+        1 => (0..3_usize, 1..=IN_ALL).prop_map(|(limit, max)| Quiet::Limit(limit, max)),
+        4 => (1..150_u64).prop_map(|ms| Quiet::Rest(ms * 10_000)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(Config { cases: 400, max_shrink_iters: 20_000, ..Config::default() })]
+
+    /// Nobody goes in as if etcd were silent.
+    #[test]
+    fn while_etcd_answers_nobody_goes_in_unasked(steps in vec(quiet_step(), 1..200)) {
+        let mut world = World::new(SERVERS, OF_EACH_ROLE, IN_ALL, Ignores::Nothing);
+        world.on_unreachable = OnUnreachable::Local;
+        world.max_wait = Duration::from_secs(10);
+        world.alone.push((in_database(APP), 2));
+        world.rest();
+        let mut most: Vec<u32> = world.limits.iter().map(|(_, max)| *max).collect();
+        for step in &steps {
+            match step {
+                Quiet::Step(step) => take(&mut world, step).map_err(TestCaseError::fail)?,
+                Quiet::Limit(limit, max) => {
+                    world.limits[*limit].1 = *max;
+                    most[*limit] = most[*limit].max(*max);
+                    // What is lowered ends nobody's session.
+                    world.excused[*limit] = most[*limit] - max;
+                }
+                Quiet::Rest(time) => {
+                    while !world.letters.is_empty() {
+                        world.deliver(0, true);
+                    }
+                    world.rest();
+                    world.now += time;
+                }
+            }
+            for ((scope, _), most) in world.limits.clone().into_iter().zip(&most) {
+                let sessions: u32 = (0..SERVERS).map(|index| world.sessions(index, scope)).sum();
+                prop_assert!(sessions <= *most, "{} under {} for {:?}", sessions, most, scope);
+            }
+        }
     }
 }
 
