@@ -40,7 +40,7 @@ static IDLE_VICTIMS: Local<RefCell<Vec<(usize, u64)>>> = Local::new(RefCell::new
 /// This backend's login is under limits across servers.
 static HAS_PLACES: Local<Cell<bool>> = Local::new(Cell::new(false));
 
-/// Since which tick this backend's login asks for places; 0: it does not.
+/// Since which tick this backend's login asks for places, which etcd may answer; 0: it does not.
 static ASKS_SINCE: Local<Cell<u64>> = Local::new(Cell::new(0));
 
 /// This backend may be in the queue.
@@ -90,7 +90,9 @@ pub fn decide(attempt: &Attempt, wanted: &[Wanted]) -> Result<(Verdict, Vec<InUs
         table.wait_for_nothing(&mut limits, &attempt.across);
         let limits = &limits;
         let verdict = decide::attempt(table, &mut counter, &Attempt { limits, ..*attempt });
-        asks_since = table.places.asks_since(attempt.slot);
+        if table.places.reach.answers {
+            asks_since = table.places.asks_since(attempt.slot);
+        }
         verdict
     });
     ASKS_SINCE.set(asks_since);
@@ -116,7 +118,7 @@ pub fn decide(attempt: &Attempt, wanted: &[Wanted]) -> Result<(Verdict, Vec<InUs
     verdict.map(|verdict| (verdict, counter.in_use))
 }
 
-/// Since which tick this backend's login, which waits, asks for places; None if it does not.
+/// Since which tick this backend's login, which waits, asks for places; None if it does not, or etcd does not answer.
 pub fn asks_since() -> Option<u64> {
     Some(ASKS_SINCE.get()).filter(|since| *since > 0)
 }

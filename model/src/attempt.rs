@@ -152,12 +152,17 @@ impl<'a> Attempt<'a> {
         since > 0 && asked >= self.across.timeout
     }
 
-    /// Whether the login has asked for as long as it may, and not heard of one of its limits.
-    pub fn was_not_answered(&self, table: &Table) -> bool {
+    /// Whether the login has asked for as long as it may while this server joined the others, and was not answered, or this
+    /// server has been about to join for as long.
+    pub fn gives_up_on_joining(&self, table: &Table, boottime: u64) -> bool {
         let places = self.limits.iter().filter_map(|limit| limit.place);
         let mut places = places.filter_map(|number| table.places.get(number));
+        let arrival = self.session.arrival;
+        let lost = table.places.reach.valid_until;
+        let joining = Duration::from_micros(boottime.saturating_sub(lost));
         self.is_impatient(table)
-            && places.any(|place| !place.was_looked_at_since(self.session.arrival))
+            && (places.any(|place| !place.was_looked_at_since(arrival))
+                || lost > 0 && joining >= self.across.timeout)
     }
 
     /// The contact to etcd, for the session's room under this condition. A login that has waited for an answer for too long

@@ -51,9 +51,10 @@ fn decide(
     table.vacate(login.slot);
     let across = login.limits.iter().any(|limit| limit.place.is_some());
     if across {
-        counter.contact = table.places.contact((login.across.boottime)());
+        let boottime = (login.across.boottime)();
+        counter.contact = table.places.contact(boottime);
         // Nobody has joined for so long: others need not wait for that, too.
-        if counter.contact == Contact::Joining && login.was_not_answered(table) {
+        if counter.contact == Contact::Joining && login.gives_up_on_joining(table, boottime) {
             table.places.reach.answers = false;
             counter.contact = Contact::Lost;
         }
@@ -88,7 +89,7 @@ fn decide(
             counter.refresh(table);
             exceeded = find_exceeded(table, counter, login)?;
             follows = follows_a_successor(table, counter, login, exceeded)?;
-            only_asks &= asks(table, exceeded);
+            only_asks = asks(table, exceeded);
             let waits = |limit: &Limit| login.lets_wait(limit) || follows || only_asks;
             if exceeded.is_some_and(|(limit, _)| waits(limit)) {
                 let has_place = |limit: &Limit| {
@@ -102,7 +103,8 @@ fn decide(
                         .is_none();
                 note_extra(table, counter, login);
                 let now = login.across.now;
-                table.places.wait(login.slot, asks, only_asks, now);
+                let can_ask = matches!(contact, Contact::Good | Contact::Joining);
+                table.places.wait(login.slot, asks, only_asks, can_ask, now);
                 return Ok(Verdict::Waiting);
             }
         }

@@ -172,7 +172,6 @@ fn admit(client: &Client) {
 fn decide(client: &Client, wait: &Wait, asked: &Asked) -> (Verdict, Vec<InUse>) {
     let limits = &asked.limits;
     let settings = settings::current();
-    let now = backend::tick();
     let rules = Rules {
         count_walsenders: !settings.exempt_replication,
         may_wait: None,
@@ -183,7 +182,7 @@ fn decide(client: &Client, wait: &Wait, asked: &Asked) -> (Verdict, Vec<InUse>) 
             allowed: asked.may_replace
                 && limits.iter().any(Limit::replaces)
                 && wait.may_replace(client),
-            now,
+            now: backend::tick(),
             min_age: settings.replace_min_age,
             idle_after: settings.replace_idle_after,
         },
@@ -211,7 +210,7 @@ fn decide(client: &Client, wait: &Wait, asked: &Asked) -> (Verdict, Vec<InUse>) 
             is_idle: &compat::is_idle,
             across: AcrossRules {
                 boottime: &backend::boottime,
-                now,
+                now: backend::tick(),
                 timeout: settings::servers::etcd_timeout(),
                 on_unreachable: settings::servers::on_unreachable(),
             },

@@ -62,7 +62,7 @@ pub struct Holder {
 pub struct OfSlot {
     /// Each one more than its number; 0: none.
     pub(crate) numbers: [u32; PLACES_A_SLOT],
-    /// Since this tick it waits, and lacks nothing but places; 0: it does not.
+    /// Since this tick it waits, and lacks nothing but places, and etcd can be asked; 0: it does not wait for places.
     asks_since: u64,
     /// It waits only for an answer of etcd. That is not counted as waiting for room.
     only_asks: bool,
@@ -295,13 +295,20 @@ impl<'a> Places<'a> {
     }
 
     /// The owner of `slot` waits, at this tick.
-    pub(crate) fn wait(&mut self, slot: usize, asks: bool, only_asks: bool, now: u64) {
+    pub(crate) fn wait(
+        &mut self,
+        slot: usize,
+        asks: bool,
+        only_asks: bool,
+        can_ask: bool,
+        now: u64,
+    ) {
         if let Some(of_slot) = self.of_slots.get_mut(slot) {
             of_slot.only_asks = only_asks;
-            of_slot.asks_since = match (asks, of_slot.asks_since) {
-                (true, 0) => now.max(1),
-                (true, since) => since,
-                (false, _) => 0,
+            of_slot.asks_since = match of_slot.asks_since {
+                _ if !asks => 0,
+                since if since > 0 && can_ask => since,
+                _ => now.max(1),
             };
         }
     }
@@ -329,7 +336,7 @@ impl<'a> Places<'a> {
                 place.spare_since = 0;
             }
         }
-        self.wait(slot, false, false, 0);
+        self.wait(slot, false, false, false, 0);
     }
 }
 

@@ -326,14 +326,13 @@ impl Protocol {
         Ok(())
     }
 
-    /// The server stops: if no session is left that has places, nothing is held here any more. Says whether it is so; then
-    /// `farewell` is sent. Walsenders end after this worker.
+    /// The server stops: if no session is left, nothing is held here any more. Says whether it is so; then `farewell` is sent.
+    /// Walsenders end after this worker. Those with places are waited for all the same: perhaps only this worker ends.
     pub fn leave(&mut self, table: &mut Table) -> bool {
-        let has_places = |slot| table.places.of(slot).next().is_some();
-        let stays = |slot| table.session(slot).is_some_and(|it| !it.walsender);
+        let is_walsender = |slot| table.session(slot).is_some_and(|it| it.walsender);
+        let may_stay = |slot| is_walsender(slot) && table.places.of(slot).next().is_none();
         let mut claimed = table.shared.claims().map(|(slot, _)| slot);
-        let is_empty = !claimed.any(|slot| has_places(slot) && stays(slot))
-            && table.waiters().next().is_none();
+        let is_empty = claimed.all(may_stay) && table.waiters().next().is_none();
         if is_empty {
             (table.places.reach.valid_until, table.places.reach.life) = (0, (0, 0));
             self.rounds.be_born(table);

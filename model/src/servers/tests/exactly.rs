@@ -611,3 +611,33 @@ fn a_moment_without_a_life_ends_nobodys_contact() {
     assert!(is_waiting(world.wake(0, 1)));
     assert!(world.servers[0].memory.table().places.reach.answers);
 }
+
+#[test]
+fn whoever_was_answered_once_goes_in_alone_when_the_worker_stands_still() {
+    let mut world = joined_local(2, 1);
+    world.max_wait = Duration::from_secs(60);
+    world.log_in_and_rest(0, 0, ALICE);
+    world.log_in_and_rest(0, 1, ALICE);
+    world.now += 3 * TIMEOUT.as_micros() as u64;
+    world.log_out(0, 0);
+    world.wake(0, 1);
+    assert_eq!(world.sessions(0, of_role(ALICE)), 1);
+}
+
+#[test]
+fn the_patience_begins_when_etcd_is_back() {
+    let mut world = joined_local(2, 1);
+    world.max_wait = Duration::from_secs(60);
+    world.log_in_and_rest(0, 0, ALICE);
+    world.servers[0].memory.table().places.reach.answers = false;
+    assert!(is_waiting(world.log_in(0, 1, ALICE)));
+    for _ in 0..5 {
+        world.now += ANSWER_WITHIN.as_micros() as u64 / 2;
+        assert!(is_waiting(world.wake(0, 1)));
+    }
+    // It joins anew.
+    let reach = &mut *world.servers[0].memory.table().places.reach;
+    (reach.answers, reach.valid_until) = (true, 0);
+    assert!(is_waiting(world.wake(0, 1)));
+    assert!(world.servers[0].memory.table().places.reach.answers);
+}

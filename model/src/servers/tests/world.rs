@@ -325,6 +325,7 @@ impl World {
     /// waiters of each server.
     pub fn rest(&mut self) -> Vec<(usize, usize, Verdict)> {
         let mut verdicts = Vec::new();
+        let mut was_quiet = false;
         for _ in 0..100 {
             let mut quiet = true;
             for index in 0..self.servers.len() {
@@ -338,9 +339,11 @@ impl World {
                 let server = &self.servers[index];
                 quiet &= server.pending.is_some() || !server.protocol.rest(now).is_zero();
             }
-            if quiet {
+            // Whoever was woken may ask for something.
+            if quiet && was_quiet {
                 return verdicts;
             }
+            was_quiet = quiet;
         }
         panic!("the servers do not come to rest");
     }
