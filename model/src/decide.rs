@@ -103,7 +103,7 @@ fn decide(
                         .is_none();
                 note_extra(table, counter, login);
                 let now = login.across.now;
-                let can_ask = matches!(contact, Contact::Good | Contact::Joining);
+                let can_ask = contact.may_answer();
                 table.places.wait(login.slot, asks, only_asks, can_ask, now);
                 return Ok(Verdict::Waiting);
             }

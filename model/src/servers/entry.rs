@@ -54,12 +54,11 @@ impl Table<'_> {
     /// Nobody waits for room under a limit that lets in nobody here as long as etcd cannot be reached, or asked.
     pub fn wait_for_nothing(&self, limits: &mut [Limit], rules: &AcrossRules) {
         let contact = self.places.contact((rules.boottime)());
-        let may_answer = matches!(contact, Contact::Good | Contact::Joining);
         for limit in limits {
             let Some(number) = limit.place else {
                 continue;
             };
-            let is_asked = may_answer && self.places.get(number).is_some();
+            let is_asked = contact.may_answer() && self.places.get(number).is_some();
             if !is_asked && self.bound(&limit.condition(), contact, rules.on_unreachable) == 0 {
                 limit.max_wait = Duration::ZERO;
             }

@@ -105,6 +105,13 @@ pub enum Contact {
     Lost,
 }
 
+impl Contact {
+    /// Whether etcd may answer a login that asks now.
+    pub fn may_answer(self) -> bool {
+        matches!(self, Contact::Good | Contact::Joining)
+    }
+}
+
 /// What a limit across servers lets in without etcd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnUnreachable {
